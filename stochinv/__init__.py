@@ -1,0 +1,58 @@
+"""Stochastic inverse problems without direct supervision.
+
+A signal is never observed; measurements of it through a known differentiable forward model are. From measurements alone,
+stochinv trains a conditional diffusion model that samples the posterior of the signal.
+"""
+
+import importlib.metadata
+
+from . import forward as forward, nn as nn
+from ._data_info import DataInfo as DataInfo
+from ._denoiser.back_projection import BackProjection as BackProjection
+from ._denoiser.base import AbstractDenoiser as AbstractDenoiser
+from ._denoiser.flatten import Flatten as Flatten
+from ._denoiser.gaussian import GaussianDenoiser as GaussianDenoiser
+from ._denoiser.network import (
+    AbstractEncoder as AbstractEncoder,
+    Features as Features,
+    NetworkDenoiser as NetworkDenoiser,
+)
+from ._ema import AbstractEMA as AbstractEMA, ExponentialEMA as ExponentialEMA, PowerEMA as PowerEMA
+from ._fit import Fit as Fit, fit as fit, History as History, Progress as Progress
+from ._forward.base import (
+    AbstractForwardModel as AbstractForwardModel,
+    AbstractLinearForwardModel as AbstractLinearForwardModel,
+    Composed as Composed,
+    ForwardFunction as ForwardFunction,
+    MultiView as MultiView,
+)
+from ._frozen import Frozen as Frozen
+from ._objective.base import AbstractObjective as AbstractObjective
+from ._objective.energy_score import EnergyScore as EnergyScore
+from ._objective.squared_error import SquaredError as SquaredError
+from ._posterior import Posterior as Posterior
+from ._problem import StochasticInverseProblem as StochasticInverseProblem
+from ._sampler.ancestral import Ancestral as Ancestral
+from ._sampler.autoregressive import Autoregressive as Autoregressive
+from ._sampler.base import AbstractSampler as AbstractSampler, Sample as Sample
+from ._sampler.exponential_adams import ExponentialAdams as ExponentialAdams
+from ._sampler.grid import (
+    AbstractTimeGrid as AbstractTimeGrid,
+    Karras as Karras,
+    UniformLogSNR as UniformLogSNR,
+    UniformTime as UniformTime,
+)
+from ._sampler.probability_flow import ProbabilityFlow as ProbabilityFlow
+from ._sampler.reverse_sde import ReverseSDE as ReverseSDE
+from ._schedule import (
+    AbstractNoiseSchedule as AbstractNoiseSchedule,
+    CosineSchedule as CosineSchedule,
+    NoiseLevel as NoiseLevel,
+    RectifiedFlow as RectifiedFlow,
+    VarianceExploding as VarianceExploding,
+    VariancePreserving as VariancePreserving,
+)
+from ._view import Example as Example, RandomViews as RandomViews, View as View
+
+
+__version__ = importlib.metadata.version("stochinv")

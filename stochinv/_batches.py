@@ -1,0 +1,117 @@
+r"""Where a training step's records come from: arrays in memory, or any iterable of batches."""
+
+import base64
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._view import Example, View
+
+
+class ArrayBatches:
+    """Batches of arrays in memory, shuffled anew in every epoch; an incomplete last batch is left out.
+
+    The batch of a step depends on the seed and the step alone.
+    """
+
+    def __init__(self, records: Any, batch_size: int, seed: tuple[int, ...]):
+        self.records = jax.tree.map(jnp.asarray, records)
+        self.batch_size = batch_size
+        self.num_records = jax.tree.leaves(records)[0].shape[0]
+        self._seed = seed
+        self._epoch = None
+        self._order = np.arange(self.num_records)
+
+    def batch(self, step: int) -> np.ndarray:
+        """The indices of the records of step `step = 0, 1, …`."""
+        epoch, position = divmod(step, self.num_records // self.batch_size)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([*self._seed, epoch]).permutation(self.num_records).astype(np.int32)
+            self._epoch = epoch
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def state(self) -> None:
+        return None
+
+    def restore(self, state: None, step: int):
+        pass
+
+
+class IterableBatches:
+    """Batches from an iterable. One that can be iterated again starts anew when it is exhausted.
+
+    An iterator with `get_state` and `set_state`, as grain's have, resumes where it was; any other by skipping.
+    """
+
+    def __init__(self, iterable: Iterable[Any]):
+        self._iterable = iterable
+        self._iterator = iter(iterable)
+        self._passes = 0
+        self._pushed_back: list[Any] = []
+        self._initial_state = self._get_state()
+
+    def first(self) -> Any:
+        """The first batch, without using it up."""
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise ValueError("`data` is an iterable without a single batch; give at least one.") from None
+        self._pushed_back.append(batch)
+        return batch
+
+    def batch(self, step: int) -> Any:
+        """The next batch, or `None` when there are no more."""
+        if self._pushed_back:
+            return self._pushed_back.pop()
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            if self._iterator is self._iterable:
+                return None
+            self._iterator = iter(self._iterable)
+            self._passes += 1
+            return next(self._iterator, None)
+
+    def _get_state(self):
+        return self._iterator.get_state() if hasattr(self._iterator, "get_state") else None
+
+    def state(self) -> Any:
+        """Where the iterator is, as JSON; `None` where it cannot say."""
+        state = self._initial_state if self._pushed_back else self._get_state()
+        if isinstance(state, bytes):
+            return {"passes": self._passes, "base64": base64.b64encode(state).decode()}
+        return None if state is None else {"passes": self._passes, "state": state}
+
+    def restore(self, state: Any, step: int):
+        """Goes to where the iterator was after `step` steps."""
+        if state is None:
+            for index in range(step):
+                if self.batch(index) is None:
+                    raise ValueError(
+                        f"`data` ended after {index} batches, but {step} were used before; give the same iterable."
+                    )
+            return
+        self._pushed_back.clear()
+        if state["passes"]:
+            self._iterator = iter(self._iterable)
+        self._passes = state["passes"]
+        self._iterator.set_state(base64.b64decode(state["base64"]) if "base64" in state else state["state"])
+
+
+def as_batches(data: Any, batch_size: int, seed: tuple[int, ...]) -> ArrayBatches | IterableBatches:
+    """The batches of the data of a `fit`."""
+    if isinstance(data, Example | View):
+        return ArrayBatches(data, batch_size, seed)
+    if isinstance(data, Iterable):
+        return IterableBatches(data)
+    raise ValueError(
+        f"`data` must be an `Example`, a `View` (with `roles`) or an iterable of these, got {type(data).__name__}."
+    )
+
+
+def warn_exhausted(step: int, steps: int):
+    warnings.warn(f"`data` ended after {step} of {steps} steps; training stops here.", stacklevel=3)

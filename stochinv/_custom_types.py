@@ -1,0 +1,19 @@
+"""Aliases for the array and PyTree types that appear in the library's signatures."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import ArrayLike as ArrayLike
+
+
+Key: TypeAlias = PRNGKeyArray
+FloatScalar: TypeAlias = Float[Array, ""]
+FloatScalarLike: TypeAlias = float | int | Float[Array, ""]
+Signal: TypeAlias = PyTree
+Observation: TypeAlias = PyTree
+Params: TypeAlias = PyTree
+Context: TypeAlias = PyTree
+Structure: TypeAlias = PyTree[jax.ShapeDtypeStruct]
+AnyCallable: TypeAlias = Callable[..., Any]

@@ -1,0 +1,125 @@
+r"""The preconditioned network denoiser.
+
+An encoder turns the noisy target, the context and the parameters into the input of a network and, where it can, into
+a first estimate of the signal; the network is told the noise level and, for a draw, a latent code; its output is
+scaled by how uncertain the first estimate is and added to it:
+
+`ŝ = shift + scale · (estimate + uncertainty · network(features, embedding(log SNR) + W z))`.
+
+It is the preconditioning of Karras et al. 2022 (section 5), with the first estimate in the place of the skip connection.
+"""
+
+import abc
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal, Structure
+from .._schedule import NoiseLevel
+from .base import AbstractDenoiser
+
+
+class Features(eqx.Module):
+    """What an encoder makes of the measurements.
+
+    **Arguments:**
+
+    - `network_input`: an image `(H, W, channels)` or a vector.
+    - `estimate`: a first estimate of the standardised signal, in the shape of the network's output or a scalar.
+    - `uncertainty`: the standard deviation left around it, likewise.
+    """
+
+    network_input: Float[Array, "..."]
+    estimate: Float[Array, "..."]
+    uncertainty: Float[Array, "..."]
+
+
+class AbstractEncoder(eqx.Module):
+    """Turns measurements into the input of a network."""
+
+    @abc.abstractmethod
+    def __call__(self, noisy: Observation, level: NoiseLevel, context: Context, params: Params) -> Features:
+        """Encodes the arguments of a denoiser, see [`stochinv.AbstractDenoiser`][]."""
+
+
+@final
+class NetworkDenoiser(AbstractDenoiser):
+    """A denoiser made of an encoder and a network.
+
+    With a key it draws a latent code `z ~ N(0, I)`, which is added to the embedding of the noise level; without one
+    `z = 0`.
+
+    **Arguments:**
+
+    - `encoder`: an [`stochinv.AbstractEncoder`][].
+    - `network`: a callable `(input, embedding) -> output`, such as those of `stochinv.nn`.
+    - `embedding`: a callable from the log-SNR to a vector.
+    - `embedding_size`: the length of that vector.
+    - `signal`: the `jax.ShapeDtypeStruct`s of the signal. The network's output is an image whose channels are those of all
+        leaves of the signal, or a vector with all their entries.
+    - `latent_size`: the length of `z`; 0 for a denoiser that is deterministic even with a key.
+    - `shift`, `scale`: the mean and the standard deviation of the signal's entries, as far as they are known.
+    - `key`: a PRNG key for the weights.
+    """
+
+    encoder: AbstractEncoder
+    network: AnyCallable
+    embedding: AnyCallable
+    latent_weight: Float[Array, "latent embedding"]
+    signal: Structure
+    shift: float
+    scale: float
+
+    def __init__(
+        self,
+        encoder: AbstractEncoder,
+        network: AnyCallable,
+        embedding: AnyCallable,
+        *,
+        embedding_size: int,
+        signal: Structure,
+        latent_size: int = 64,
+        shift: float = 0.0,
+        scale: float = 1.0,
+        key: Key,
+    ):
+        self.encoder = encoder
+        self.network = network
+        self.embedding = embedding
+        dtype = jnp.result_type(*jax.tree.leaves(signal))
+        scale_of_z = 1 / max(latent_size, 1) ** 0.5
+        self.latent_weight = scale_of_z * jr.normal(key, (latent_size, embedding_size), dtype)
+        self.signal = signal
+        self.shift = shift
+        self.scale = scale
+
+    def __call__(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
+    ) -> Signal:
+        features = self.encoder(noisy, level, context, params)
+        embedding = self.embedding(level.log_snr)
+        if key is not None:
+            code = jr.normal(key, self.latent_weight.shape[:1], self.latent_weight.dtype)
+            embedding = embedding + code @ self.latent_weight
+        output = self.network(features.network_input, embedding)
+        output = self.shift + self.scale * (features.estimate + features.uncertainty * output)
+        return split_signal(output, self.signal)
+
+
+def is_image(signal: Structure) -> bool:
+    """Whether every leaf of a signal is an image `(H, W, channels)`, all of the same size."""
+    leaves = jax.tree.leaves(signal)
+    return all(x.ndim == 3 and x.shape[:2] == leaves[0].shape[:2] for x in leaves)
+
+
+def split_signal(output: Float[Array, "..."], signal: Structure) -> Signal:
+    """A network's output as a signal: the channels of an image, or the entries of a vector, shared out over the leaves."""
+    leaves, treedef = jax.tree.flatten(signal)
+    sizes = [x.shape[-1] if output.ndim == 3 else x.size for x in leaves]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    parts = [output[..., end - size : end].reshape(x.shape) for x, size, end in zip(leaves, sizes, ends, strict=True)]
+    return jax.tree.unflatten(treedef, [p.astype(x.dtype) for p, x in zip(parts, leaves, strict=True)])

@@ -1,0 +1,37 @@
+from typing import Any, final
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+
+@final
+class Frozen(eqx.Module):
+    """Holds something that a denoiser uses but that is never trained, nor saved with it.
+
+    **Arguments:**
+
+    - `value`: any PyTree, such as a forward model.
+    """
+
+    value: Any
+
+
+def trainable(tree: PyTree) -> PyTree:
+    """`True` for each floating-point array of a module that is not inside a [`stochinv.Frozen`][]."""
+
+    def mark(x):
+        if isinstance(x, Frozen):
+            return jax.tree.map(lambda _: False, x)
+        return eqx.is_inexact_array(x)
+
+    return jax.tree.map(mark, tree, is_leaf=lambda x: isinstance(x, Frozen))
+
+
+def owned_arrays(tree: PyTree) -> PyTree:
+    """`True` for each array of a module that is not inside a [`stochinv.Frozen`][]."""
+
+    def mark(x):
+        return jax.tree.map(lambda _: False, x) if isinstance(x, Frozen) else eqx.is_array(x)
+
+    return jax.tree.map(mark, tree, is_leaf=lambda x: isinstance(x, Frozen))

@@ -1,0 +1,126 @@
+r"""The energy score of predicted measurements: a proper score of their whole law, for stochastic denoisers."""
+
+from typing import Any, ClassVar, final
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
+
+from .._custom_types import AnyCallable, FloatScalar, Key
+from .._forward.base import as_multi_view
+from .._noise import noise_target, scaled_normal
+from .._view import Example, View, view_mask
+from .base import AbstractObjective
+from .squared_error import unit_weight
+
+
+@final
+class EnergyScore(AbstractObjective):
+    """`mean_m ‖v̂_m − v‖^β − ½ mean_{m≠n} ‖v̂_m − v̂_n‖^β` for draws `v̂_m` of the denoiser's predicted measurements.
+
+    `v` joins the target, the novel views and, if it has a weight, the context. The score is strictly proper: its
+    minimiser's predictions follow the true *joint* law of `v` given `(o_t, c)`, for any forward model. The norm is the
+    root of the weighted mean square over all entries of `v`.
+
+    **Arguments:**
+
+    - `num_samples`: the number `M ≥ 2` of draws per record; the estimator is unbiased for each.
+    - `beta`: the exponent, `0 < β < 2`.
+    - `weighting`: the weight of a record as a function of its [`stochinv.NoiseLevel`][].
+    - `target_weight`, `novel_weight`, `context_weight`: the weights of squared differences in the norm, at least 0. The
+        context may be scored only where measurements have no noise.
+    - `regulariser`: a callable `(signal, params) -> scalar` added to the loss, its weight included, or `None`.
+    - `sample_time`: draws `t ∈ [0, 1]` from a key.
+
+    ??? cite "Source"
+
+        Gneiting and Raftery 2007, "Strictly proper scoring rules", section 5.1; De Bortoli et al. 2025, "Distributional
+        diffusion models with scoring rules".
+    """
+
+    num_samples: int = 4
+    beta: float = 1.0
+    weighting: AnyCallable = unit_weight
+    target_weight: float = 1.0
+    novel_weight: float = 1.0
+    context_weight: float = 0.0
+    regulariser: AnyCallable | None = None
+    sample_time: AnyCallable = jr.uniform
+    stochastic: ClassVar[bool] = True
+
+    def __check_init__(self):
+        if self.num_samples < 2:
+            raise ValueError(f"EnergyScore: `num_samples` must be at least 2, got {self.num_samples}.")
+        if not 0 < self.beta < 2:
+            raise ValueError(f"EnergyScore: `beta` must lie strictly between 0 and 2, got {self.beta}.")
+        for name in ("target_weight", "novel_weight", "context_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"EnergyScore: `{name}` must be at least 0, got {getattr(self, name)}.")
+
+    def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
+        target, novel, context = example.target, example.novel, example.context
+        time_key, noise_key, draws_key = jr.split(key, 3)
+        noisy, level = noise_target(problem.schedule, target.observation, self.sample_time(time_key), noise_key)
+        scored: list[tuple[View, float]] = [] if novel is None else [(novel, self.novel_weight)]
+        if self.context_weight > 0:
+            if not isinstance(context, View):
+                raise ValueError("EnergyScore: `context_weight` needs a context that is a `View`; set it to 0.")
+            scored.append((context, self.context_weight))
+
+        def predict(key):
+            denoise_key, target_key, novel_key = jr.split(key, 3)
+            sample = problem.denoise(noisy, level, context, target.params, key=denoise_key)
+            predicted = [problem.measured(noisy, level, sample.observation, key=target_key)]
+            for view, _ in scored:
+                stack = problem.standardise(as_multi_view(problem.forward)(sample.signal, view.params))
+                noise = scaled_normal(stack, problem.noise_scale(stack), novel_key)
+                predicted.append(jax.tree.map(jnp.add, stack, noise))
+            penalty = 0.0 if self.regulariser is None else self.regulariser(sample.signal, target.params)
+            return ravel_pytree(predicted)[0], jnp.asarray(penalty, level.alpha.dtype)
+
+        observed, _ = ravel_pytree([target.observation, *(view.observation for view, _ in scored)])
+        weights = [jax.tree.map(lambda x: jnp.full(x.shape, self.target_weight), target.observation)]
+        for view, weight in scored:
+            per_view = weight * view_mask(view)
+            weights.append(
+                jax.tree.map(lambda x, w=per_view: jnp.broadcast_to(_expand(w, x.ndim), x.shape), view.observation)
+            )
+        weights = ravel_pytree(weights)[0].astype(observed.dtype)
+        predicted, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
+        error, spread = energy_terms(predicted, observed, weights / weights.size, self.beta)
+        score = error - spread
+        parts = {"error": error, "spread": spread}
+        loss = self.weighting(level) * score
+        if self.regulariser is not None:
+            parts["regulariser"] = jnp.mean(penalty)
+            loss = loss + parts["regulariser"]
+        return loss, parts
+
+
+def energy_terms(predicted: Any, observed: Any, weights: Any, beta: float) -> tuple[FloatScalar, FloatScalar]:
+    """`mean_m ‖v̂_m − v‖^β` and the unbiased `½ mean_{m≠n} ‖v̂_m − v̂_n‖^β`, with a weighted norm.
+
+    **Arguments:**
+
+    - `predicted`: the draws, shape `(M, n)`.
+    - `observed`: the observed vector, shape `(n,)`.
+    - `weights`: weights of the squares, shape `(n,)`.
+    - `beta`: the exponent.
+    """
+    num_samples = predicted.shape[0]
+    error = jnp.mean(jax.vmap(lambda v: _norm_power(v - observed, weights, beta))(predicted))
+    rows, columns = jnp.triu_indices(num_samples, 1)
+    pairs = jax.vmap(lambda m, n: _norm_power(predicted[m] - predicted[n], weights, beta))(rows, columns)
+    return error, 0.5 * jnp.mean(pairs)
+
+
+def _norm_power(difference, weights, beta):
+    """`‖d‖^β` with a gradient that is 0, not NaN, at `d = 0`."""
+    square = jnp.sum(weights * difference**2)
+    positive = square > 0
+    return jnp.where(positive, jnp.where(positive, square, 1.0) ** (beta / 2), 0.0)
+
+
+def _expand(x, ndim):
+    return x.reshape(x.shape + (1,) * (ndim - 1))

@@ -1,0 +1,77 @@
+r"""The squared error of predicted measurements: the objective of "Diffusion with Forward Models"."""
+
+from typing import Any, ClassVar, final
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from .._custom_types import AnyCallable, FloatScalar, Key
+from .._forward.base import as_multi_view
+from .._noise import noise_target
+from .._schedule import NoiseLevel
+from .._view import Example, view_mask
+from .base import AbstractObjective
+
+
+def unit_weight(level: NoiseLevel) -> FloatScalar:
+    """The weight 1 at every noise level."""
+    return jnp.ones_like(level.alpha)
+
+
+@final
+class SquaredError(AbstractObjective):
+    """`w(t) ‖o − f(ŝ, φ)‖² + κ ‖o' − f(ŝ, φ')‖² + regulariser(ŝ, φ)`.
+
+    Its minimiser predicts the mean of the measurement, so that the samples' *measurements* follow their true law for
+    every forward model that can express that mean (all linear ones). Squared norms are means over the entries of a
+    measurement, and over the novel views that count. With measurement noise the target is compared with
+    `E[o | o_t, c] = ô + k (o_t − α ô)`, `k = α τ² / (α² τ² + σ²)`.
+
+    **Arguments:**
+
+    - `weighting`: the weight `w` of the target as a function of its [`stochinv.NoiseLevel`][].
+    - `novel_weight`: the weight `κ ≥ 0` of novel views.
+    - `regulariser`: a callable `(signal, params) -> scalar` added to the loss, its weight included, or `None`.
+    - `sample_time`: draws `t ∈ [0, 1]` from a key.
+
+    ??? cite "Source"
+
+        Tewari et al. 2023, "Diffusion with forward models", equation 6.
+    """
+
+    weighting: AnyCallable = unit_weight
+    novel_weight: float = 1.0
+    regulariser: AnyCallable | None = None
+    sample_time: AnyCallable = jr.uniform
+    stochastic: ClassVar[bool] = False
+
+    def __check_init__(self):
+        if self.novel_weight < 0:
+            raise ValueError(f"SquaredError: `novel_weight` must be at least 0, got {self.novel_weight}.")
+
+    def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
+        target = example.target
+        time_key, noise_key = jr.split(key)
+        noisy, level = noise_target(problem.schedule, target.observation, self.sample_time(time_key), noise_key)
+        sample = problem.denoise(noisy, level, example.context, target.params)
+        expected = problem.measured(noisy, level, sample.observation)
+        parts = {"target": mean_square(expected, target.observation)}
+        loss = self.weighting(level) * parts["target"]
+        if example.novel is not None:
+            forward = as_multi_view(problem.forward)
+            predicted = problem.standardise(forward(sample.signal, example.novel.params))
+            errors = jax.vmap(mean_square)(predicted, example.novel.observation)
+            mask = view_mask(example.novel)
+            parts["novel"] = jnp.sum(jnp.where(mask, errors, 0)) / jnp.maximum(jnp.sum(mask), 1)
+            loss = loss + self.novel_weight * parts["novel"]
+        if self.regulariser is not None:
+            parts["regulariser"] = self.regulariser(sample.signal, target.params)
+            loss = loss + parts["regulariser"]
+        return loss, parts
+
+
+def mean_square(a: Any, b: Any) -> FloatScalar:
+    """The mean of squared differences over all entries of two PyTrees."""
+    total = sum(jnp.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return total / sum(x.size for x in jax.tree.leaves(a))

@@ -1,0 +1,333 @@
+r"""A stochastic inverse problem: a forward model, a denoiser, a noise schedule and an objective.
+
+The score of the noisy target measurement follows from the denoiser through the forward model, with
+`ô = f(D(o_t; α, σ, c, φ), φ)` and measurement noise `τ`:
+
+`∇ log p_t(o_t | c) = (α ô − o_t) / (σ² + α² τ²)`.
+
+Training and sampling are derived from it and from the schedule alone.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import PyTree
+
+from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Structure
+from ._data_info import DataInfo, check_structure
+from ._denoiser.base import AbstractDenoiser
+from ._forward.base import AbstractForwardModel, as_forward_model
+from ._noise import scaled_normal
+from ._objective.base import AbstractObjective
+from ._objective.squared_error import SquaredError
+from ._sampler.autoregressive import Autoregressive
+from ._sampler.base import AbstractSampler, Sample
+from ._sampler.default import default_sampler
+from ._schedule import AbstractNoiseSchedule, CosineSchedule, NoiseLevel
+from ._view import Example, View
+
+
+if TYPE_CHECKING:
+    from ._fit import Fit
+    from ._posterior import Posterior
+
+
+@final
+class StochasticInverseProblem(eqx.Module):
+    """Signals that are never observed, measured by a known forward model.
+
+    **Arguments:**
+
+    - `forward`: the forward model `f(s, φ)`: an [`stochinv.AbstractForwardModel`][] or any callable
+        `(signal, params) -> observation`.
+    - `denoiser`: an [`stochinv.AbstractDenoiser`][] or a callable of its signature; `None` to have one made from the data
+        by `fit`.
+    - `schedule`: the noise schedule.
+    - `objective`: what training minimises.
+    - `noise`: the standard deviation `τ ≥ 0` of Gaussian noise on every measurement, in raw units: a scalar, or a PyTree
+        of scalars in the structure of an observation.
+    - `signal`: the PyTree of `jax.ShapeDtypeStruct` of the signal; needed where neither `forward` nor a fit tells it.
+    - `data_info`: structures and units of the data; set by `fit`.
+    """
+
+    forward: AbstractForwardModel
+    denoiser: AbstractDenoiser | AnyCallable | None
+    schedule: AbstractNoiseSchedule
+    objective: AbstractObjective
+    noise: PyTree
+    signal: Structure | None
+    data_info: DataInfo | None
+
+    def __init__(
+        self,
+        forward: AbstractForwardModel | AnyCallable,
+        denoiser: AbstractDenoiser | AnyCallable | None = None,
+        *,
+        schedule: AbstractNoiseSchedule = CosineSchedule(),
+        objective: AbstractObjective = SquaredError(),
+        noise: PyTree = 0.0,
+        signal: Structure | None = None,
+        data_info: DataInfo | None = None,
+    ):
+        self.forward = as_forward_model(forward)
+        self.denoiser = denoiser
+        self.schedule = schedule
+        self.objective = objective
+        self.noise = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), noise)
+        self.signal = signal
+        self.data_info = data_info
+
+    def __check_init__(self):
+        if self.denoiser is not None and not callable(self.denoiser):
+            raise ValueError(f"`denoiser` must be callable or None, got {self.denoiser!r}.")
+        for noise in jax.tree.leaves(self.noise):
+            if jnp.shape(noise) != ():
+                raise ValueError(f"`noise` must consist of scalars, got one of shape {jnp.shape(noise)}.")
+
+    def standardise(self, observation: Observation) -> Observation:
+        """A raw measurement, or a stack of them, in standardised units."""
+        return observation if self.data_info is None else self.data_info.standardise(observation)
+
+    def destandardise(self, observation: Observation) -> Observation:
+        """A standardised measurement, or a stack of them, in raw units."""
+        return observation if self.data_info is None else self.data_info.destandardise(observation)
+
+    def standardise_context(self, context: Context) -> Context:
+        """A context whose measurements are in standardised units; one that is not a [`stochinv.View`][] is left alone."""
+        if not isinstance(context, View):
+            return context
+        return View(self.standardise(context.observation), context.params, context.mask)
+
+    def noise_scale(self, observation: Observation, *, full: bool = False) -> PyTree:
+        """The standard deviation `τ` of measurement noise in standardised units.
+
+        **Arguments:**
+
+        - `observation`: a measurement, for its structure and dtype.
+        - `full`: broadcast to the shape of the measurement instead of scalars.
+        """
+        noise = self.noise
+        if jax.tree.structure(noise) == jax.tree.structure(0.0):
+            noise = jax.tree.map(lambda x: noise, observation)
+        elif jax.tree.structure(noise) != jax.tree.structure(observation):
+            raise ValueError(
+                f"`noise` must be a scalar or have the structure of an observation, {jax.tree.structure(observation)}, "
+                f"got {jax.tree.structure(noise)}."
+            )
+        if self.data_info is not None:
+            noise = jax.tree.map(lambda n, s: n / s, noise, self.data_info.std)
+        noise = jax.tree.map(lambda n, x: n.astype(x.dtype), noise, observation)
+        return jax.tree.map(lambda n, x: jnp.broadcast_to(n, x.shape), noise, observation) if full else noise
+
+    def measured(
+        self, noisy: Observation, level: NoiseLevel, observation: Observation, *, key: Key | None = None
+    ) -> Observation:
+        """What the *noisy* measurement is, given its noised version and the noise-free prediction `ô`.
+
+        Without a key its mean `ô + k (o_t − α ô)`, `k = α τ² / (α² τ² + σ²)`; with a key a draw around that, of variance
+        `τ² σ² / (α² τ² + σ²)`. Without measurement noise it is `ô`. All in standardised units.
+        """
+        scale = self.noise_scale(observation)
+        total = jax.tree.map(lambda n: (level.alpha * n) ** 2 + level.sigma**2, scale)
+        pull = lambda o, x, n, v: o + level.alpha * n**2 / v * (x - level.alpha * o)
+        mean = jax.tree.map(pull, observation, noisy, scale, total)
+        if key is None:
+            return mean
+        spread = jax.tree.map(lambda n, v: n * level.sigma / jnp.sqrt(v), scale, total)
+        return jax.tree.map(jnp.add, mean, scaled_normal(observation, spread, key))
+
+    def observation_structure(self, params: Params) -> Structure:
+        """The `jax.ShapeDtypeStruct`s of a measurement with parameters `params`."""
+        if self.signal is None:
+            raise ValueError(
+                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of `jax.ShapeDtypeStruct` "
+                "of a signal, or use a fitted problem."
+            )
+        return eqx.filter_eval_shape(self.forward, self.signal, params)
+
+    def denoise(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
+    ) -> Sample:
+        """Denoises a measurement by way of the signal.
+
+        **Arguments:**
+
+        - `noisy`: the noisy target `o_t`, in standardised units.
+        - `level`: its [`stochinv.NoiseLevel`][].
+        - `context`: the context, its measurements in standardised units.
+        - `params`: the parameters `φ` of the target.
+        - `key`: a PRNG key for a draw of a stochastic denoiser; `None` for a deterministic answer.
+
+        **Returns:**
+
+        A [`stochinv.Sample`][]: the signal `ŝ`, and `ô = f(ŝ, φ)` in standardised units.
+        """
+        if self.denoiser is None:
+            raise ValueError("The problem is not trained (`denoiser=None`): call `fit`, `load`, or give a denoiser.")
+        signal = self.denoiser(noisy, level, context, params, key=key)
+        return Sample(signal, self.standardise(self.forward(signal, params)))
+
+    def score(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
+    ) -> Observation:
+        """The score `∇ log p_t(o_t | c)` of the noisy target measurement.
+
+        **Arguments:**
+
+        - `noisy`: the noisy target in raw units: `mean + std · o_t`, where `o_t = α o + σ ε` is standardised.
+        - `level`, `params`, `key`: as in `denoise`.
+        - `context`: the context in raw units.
+
+        **Returns:**
+
+        The gradient with respect to `noisy`, in its structure.
+        """
+        standardised = self.standardise(noisy)
+        context = self.standardise_context(context)
+        predicted = self.denoise(standardised, level, context, params, key=key).observation
+        noise = self.noise_scale(predicted)
+        std = jax.tree.map(jnp.ones_like, noise) if self.data_info is None else self.data_info.std
+        score = lambda o, x, n, s: (level.alpha * o - x) / (level.sigma**2 + (level.alpha * n) ** 2) / s
+        return jax.tree.map(score, predicted, standardised, noise, std)
+
+    def loss(self, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
+        """The training loss of one record in raw units, and a dictionary of its parts."""
+        return self.objective(self, self.standardise_example(example), key=key)
+
+    def standardise_example(self, example: Example) -> Example:
+        """A record with all its measurements in standardised units."""
+        target, novel = example.target, example.novel
+        return Example(
+            self.standardise_context(example.context),
+            View(self.standardise(target.observation), target.params),
+            None if novel is None else self.standardise_context(novel),
+        )
+
+    def check_inputs(self, context: Context, params: Params, *, stacked: bool = False):
+        """Raises a `ValueError` if context or parameters are not of the structure that the problem was fitted to.
+
+        With `stacked`, `params` has a leading axis, one entry per target.
+        """
+        if self.data_info is None:
+            return
+        check_structure("context", context, self.data_info.context, "give a context like those of the training data")
+        remedy = "give the parameters of one target measurement, as in the training data"
+        if stacked:
+            params = jax.tree.map(lambda x: x[0], params)
+        check_structure("params", params, self.data_info.params, remedy)
+
+    def sample(
+        self,
+        context: Context,
+        params: Params = None,
+        *,
+        key: Key,
+        sampler: AbstractSampler | AnyCallable | None = None,
+        num_samples: int | None = None,
+        chunk_size: int = 1024,
+    ) -> Sample:
+        """Draws signals, and the target measurements they explain, from their law given the context.
+
+        **Arguments:**
+
+        - `context`: the context in raw units, structured as in training.
+        - `params`: the parameters `φ` of the target measurement. Where context and target determine the signal, any choice
+            gives the same law.
+        - `key`: a PRNG key.
+        - `sampler`: the sampler; by default `Ancestral()` for a stochastic objective and `ExponentialAdams()` for others.
+        - `num_samples`: how many; `None` draws one, without a leading axis.
+        - `chunk_size`: how many are drawn at once; memory grows with it and not with `num_samples`.
+
+        **Returns:**
+
+        A [`stochinv.Sample`][] in raw units, its leaves with a leading axis of `num_samples`.
+
+        **Raises:**
+
+        `ValueError` if the problem is not trained, or if the context or the parameters are not as in training.
+        """
+        if self.denoiser is None:
+            raise ValueError("The problem is not trained (`denoiser=None`): call `fit`, `load`, or give a denoiser.")
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+        if chunk_size < 1:
+            raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+        sampler = default_sampler(self.objective) if sampler is None else sampler
+        context, params = jax.tree.map(jnp.asarray, (context, params))
+        self.check_inputs(context, params, stacked=isinstance(sampler, Autoregressive))
+        keys = key if num_samples is None else jr.split(key, num_samples)
+        return _sample(self, sampler, context, params, keys, None if num_samples is None else chunk_size)
+
+    def posterior(
+        self, context: Context, params: Params = None, *, sampler: AbstractSampler | AnyCallable | None = None
+    ) -> "Posterior":
+        """The posterior of the signal given a context, as an object.
+
+        **Arguments:** as in `sample`.
+
+        **Returns:**
+
+        A [`stochinv.Posterior`][].
+        """
+        from ._posterior import Posterior
+
+        return Posterior(self, context, params, sampler)
+
+    def fit(self, data: Example | View | Iterable[Any], *, key: Key, **options: Any) -> "Fit":
+        """Trains the denoiser from measurements alone. See [`stochinv.fit`][] for the arguments.
+
+        **Returns:**
+
+        A [`stochinv.Fit`][]: the trained problem and the history of its training.
+        """
+        from ._fit import fit
+
+        return fit(self, data, key=key, **options)
+
+    def save(self, path: str | os.PathLike):
+        """Writes what training determined (the denoiser's arrays and the units) to one file.
+
+        The forward model, the schedule and the objective are code, and not stored.
+
+        **Arguments:**
+
+        - `path`: the file; an existing one is replaced in one step.
+        """
+        from ._save import save
+
+        save(self, path)
+
+    def load(self, path: str | os.PathLike) -> "StochasticInverseProblem":
+        """This problem as it was trained and saved.
+
+        **Arguments:**
+
+        - `path`: a file written by `save` of a problem with the same forward model and denoiser.
+
+        **Returns:**
+
+        The trained problem.
+
+        **Raises:**
+
+        `ValueError` if the file is damaged or was written by another kind of problem; `FileNotFoundError` if it is missing.
+        """
+        from ._save import load
+
+        return load(self, path)
+
+
+@eqx.filter_jit
+def _sample(problem, sampler, context, params, keys, chunk_size):
+    context = problem.standardise_context(context)
+    draw = lambda key: sampler(problem, context, params, key=key)
+    if chunk_size is None:
+        return draw(keys)
+    if keys.shape[0] <= chunk_size:
+        return jax.vmap(draw)(keys)
+    return jax.lax.map(draw, keys, batch_size=chunk_size)

@@ -1,0 +1,64 @@
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from .._custom_types import AnyCallable, Context, Key, Params
+from .._noise import noise_level, scaled_normal
+from .base import AbstractSampler, Sample, final_sample, initial_noisy
+from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
+
+
+@final
+class Ancestral(AbstractSampler):
+    """From noise level to noise level by the Gaussian bridge `q(o_u | o_t, ô)` to the denoised measurement.
+
+    `o_u = α_u ô + √(σ_u² − ς²) (o_t − α_t ô)/σ_t + ς ε` with `ς = η σ_u √(1 − SNR_t/SNR_u)`. With `eta = 1` it is DDPM's
+    ancestral step, with `eta = 0` DDIM's.
+
+    With a *stochastic* denoiser that draws from `p(s | o_t, c)`, every bridge is exact, for any `eta` and **any number of
+    steps, one included**. With a deterministic one it is of first order in the step.
+
+    **Arguments:**
+
+    - `num_steps`: how many noise levels are visited, `t = 0` included: the number of denoiser evaluations.
+    - `eta`: `η ∈ [0, 1]`, the share of fresh noise.
+    - `grid`: the time grid, `(schedule, num_steps) -> times`.
+
+    ??? cite "Source"
+
+        Ho et al. 2020, equation 7; Song et al. 2021, "Denoising diffusion implicit models", equation 12;
+        De Bortoli et al. 2025, "Distributional diffusion models with scoring rules".
+    """
+
+    num_steps: int = 32
+    eta: float | Float[Array, ""] = 1.0
+    grid: AbstractTimeGrid | AnyCallable = UniformLogSNR()
+
+    def __check_init__(self):
+        check_num_steps("Ancestral", self.num_steps)
+
+    def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
+        start_key, steps_key, final_key = jr.split(key, 3)
+        times = self.grid(problem.schedule, self.num_steps)
+        noisy = initial_noisy(problem, params, times[0], start_key)
+
+        def step(noisy, inputs):
+            t, u, key = inputs
+            denoise_key, measurement_key, bridge_key = jr.split(key, 3)
+            now, then = noise_level(problem.schedule, t, noisy), noise_level(problem.schedule, u, noisy)
+            draw_key = denoise_key if problem.objective.stochastic else None
+            observation = problem.denoise(noisy, now, context, params, key=draw_key).observation
+            measured = problem.measured(
+                noisy, now, observation, key=measurement_key if problem.objective.stochastic else None
+            )
+            fresh = self.eta * then.sigma * jnp.sqrt(-jnp.expm1(now.log_snr - then.log_snr))
+            kept = jnp.sqrt(then.sigma**2 - fresh**2) / now.sigma
+            bridge = lambda o, x, e: then.alpha * o + kept * (x - now.alpha * o) + e
+            return jax.tree.map(bridge, measured, noisy, scaled_normal(noisy, fresh, bridge_key)), None
+
+        keys = jr.split(steps_key, self.num_steps - 1)
+        noisy, _ = jax.lax.scan(step, noisy, (times[:-1], times[1:], keys))
+        return final_sample(problem, noisy, times[-1], context, params, final_key)

@@ -1,0 +1,80 @@
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from .._custom_types import Context, Key, Params
+from .._forward.base import MultiView, as_multi_view
+from .._noise import scaled_normal
+from .._view import View, num_views, view_mask
+from .base import AbstractSampler, Sample
+
+
+@final
+class Autoregressive(AbstractSampler):
+    """Draws several target measurements one after the other, each appended to the context of the next.
+
+    The context is a [`stochinv.View`][] with a mask and room for the targets: a stack with at least as many
+    masked-out entries as there are targets but the last. `params` has a leading axis, one entry per target. With
+    measurement noise, what is appended is a noisy measurement.
+
+    The answer's signal is that of the last target, drawn given all the others; its observation is the stack of its
+    measurements at all the targets' parameters.
+
+    **Arguments:**
+
+    - `sampler`: the sampler of one target.
+    """
+
+    sampler: AbstractSampler
+
+    def __check_init__(self):
+        if isinstance(self.sampler, Autoregressive):
+            raise ValueError("Autoregressive: `sampler` must draw one target; it is an Autoregressive itself.")
+
+    def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
+        num_targets = _num_targets(params)
+        if not isinstance(context, View):
+            raise ValueError(
+                f"Autoregressive: `context` must be a `View` with a views axis, got {type(context).__name__}."
+            )
+        if isinstance(problem.forward, MultiView):
+            raise ValueError("Autoregressive: the forward model must measure one view, but it is a `MultiView`.")
+        mask = view_mask(context)
+        if num_views(context) < num_targets:
+            raise ValueError(
+                f"Autoregressive: `context` has room for {num_views(context)} views, but {num_targets - 1} of {num_targets} "
+                "targets are to be appended to at least one; give a longer stack, its unused entries masked out."
+            )
+        used = jnp.sum(mask)
+
+        def step(context, inputs):
+            index, target_params, key = inputs
+            sample_key, noise_key = jr.split(key)
+            sample = self.sampler(problem, context, target_params, key=sample_key)
+            observation = problem.standardise(sample.observation)
+            noise = scaled_normal(observation, problem.noise_scale(observation), noise_key)
+            slot = jnp.argsort(view_mask(context), stable=True)[0]
+            put = lambda stack, x: stack.at[slot].set(x)
+            appended = View(
+                jax.tree.map(lambda stack, o, e: put(stack, o + e), context.observation, observation, noise),
+                jax.tree.map(put, context.params, target_params),
+                put(view_mask(context), True),
+            )
+            return appended, sample.signal
+
+        context = View(context.observation, context.params, mask)
+        keys = jr.split(key, num_targets)
+        leading = jax.tree.map(lambda x: x[:-1], params)
+        context, _ = jax.lax.scan(step, context, (jnp.arange(num_targets - 1), leading, keys[:-1]))
+        last = jax.tree.map(lambda x: x[-1], params)
+        signal = self.sampler(problem, context, last, key=keys[-1]).signal
+        return Sample(signal, as_multi_view(problem.forward)(signal, params))
+
+
+def _num_targets(params: Params) -> int:
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise ValueError("Autoregressive: `params` must have a leading axis, one entry per target, but it is empty.")
+    return leaves[0].shape[0]

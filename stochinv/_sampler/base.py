@@ -1,0 +1,86 @@
+r"""Samplers: from noise to a signal, through a trained problem."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from .._custom_types import Context, FloatScalar, Key, Observation, Params, Signal
+from .._noise import noise_level, scaled_normal
+from .._schedule import NoiseLevel
+
+
+class Sample(eqx.Module):
+    """A signal together with its noise-free measurement.
+
+    **Arguments:**
+
+    - `signal`: the signal `ŝ`.
+    - `observation`: `f(ŝ, φ)`.
+    """
+
+    signal: Signal
+    observation: Observation
+
+
+class AbstractSampler(eqx.Module):
+    """Draws a signal, and the target measurement it explains, given the context.
+
+    Samplers are written for one sample and work on standardised measurements; `problem.sample` standardises, maps
+    over samples and compiles.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
+        """Draws one sample.
+
+        **Arguments:**
+
+        - `problem`: a [`stochinv.StochasticInverseProblem`][] with a denoiser.
+        - `context`: the context, its measurements in standardised units.
+        - `params`: the parameters `φ` of the target measurement.
+        - `key`: a PRNG key.
+
+        **Returns:**
+
+        A [`stochinv.Sample`][] in raw units: the signal, and `forward(signal, params)`.
+        """
+
+
+def initial_noisy(problem: Any, params: Params, t: FloatScalar, key: Key) -> Observation:
+    """A draw from `N(0, α² + σ²)`, the law of a standardised noisy measurement before anything is known of it."""
+    observation = problem.observation_structure(params)
+    level = noise_level(problem.schedule, t, observation)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), observation)
+    return scaled_normal(zeros, jnp.sqrt(level.alpha**2 + level.sigma**2), key)
+
+
+def draw_keys(problem: Any, num_draws: int, key: Key) -> Key | None:
+    """The keys of the draws over which a stochastic denoiser is averaged; `None` for a deterministic one.
+
+    They are the same at every noise level, so that a solver sees a smooth vector field.
+    """
+    return jr.split(key, num_draws) if problem.objective.stochastic else None
+
+
+def mean_observation(
+    problem: Any, noisy: Observation, level: NoiseLevel, context: Context, params: Params, keys: Key | None
+) -> Observation:
+    """`E[f(s, φ) | o_t, c]` in standardised units, averaged over the draws of a stochastic denoiser."""
+    if keys is None:
+        return problem.denoise(noisy, level, context, params).observation
+    draws = jax.vmap(lambda key: problem.denoise(noisy, level, context, params, key=key).observation)(keys)
+    return jax.tree.map(lambda x: jnp.mean(x, 0), draws)
+
+
+def final_sample(
+    problem: Any, noisy: Observation, t: FloatScalar, context: Context, params: Params, key: Key
+) -> Sample:
+    """The answer: the signal behind the last noisy measurement, and what it looks like."""
+    level = noise_level(problem.schedule, t, noisy)
+    key = key if problem.objective.stochastic else None
+    signal = problem.denoise(noisy, level, context, params, key=key).signal
+    return Sample(signal, problem.forward(signal, params))

@@ -1,0 +1,87 @@
+from typing import Any, final
+
+import diffrax as dfx
+import jax
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from .._custom_types import AnyCallable, Context, Key, Params
+from .base import AbstractSampler, Sample, draw_keys, final_sample, initial_noisy
+from .diffrax_terms import reverse_diffusion, reverse_drift, solve
+from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
+
+
+@final
+class ReverseSDE(AbstractSampler):
+    """The reverse-time stochastic differential equation, solved by diffrax.
+
+    Every solver of stochastic differential equations with additive noise in diffrax can be used. `churn` scales the
+    noise that is added on the way: 1 is the reverse of the noising process, 0 the probability-flow ODE; the marginals
+    are the same for all.
+
+    **Arguments:**
+
+    - `num_steps`: how many noise levels are visited, `t = 0` included: `num_steps − 1` solver steps and a last denoising.
+    - `solver`: the diffrax solver.
+    - `churn`: `χ ∈ [0, 1]`.
+    - `grid`: the time grid, `(schedule, num_steps) -> times`.
+    - `brownian_path`: a diffrax class of Brownian paths. `diffrax.UnsafeBrownianPath` is fast, for fixed steps and
+        without reverse-mode differentiation; `diffrax.VirtualBrownianTree` serves for both, and is slower.
+    - `brownian_tolerance`: the tolerance of a `diffrax.VirtualBrownianTree`, in `t`.
+    - `stepsize_controller`: a diffrax controller for adaptive steps, instead of the grid.
+    - `max_steps`: the largest number of adaptive steps; more raise an error.
+    - `num_draws`: how many draws of a stochastic denoiser are averaged per evaluation.
+
+    ??? cite "Source"
+
+        Anderson 1982; Song et al. 2021, equation 6; the family with churn: Zhang and Chen 2023, "Fast sampling of
+        diffusion models with exponential integrator", equation 6.
+    """
+
+    num_steps: int = 64
+    solver: dfx.AbstractSolver = dfx.ShARK()
+    churn: float | Float[Array, ""] = 1.0
+    grid: AbstractTimeGrid | AnyCallable = UniformLogSNR()
+    brownian_path: type[dfx.AbstractBrownianPath] = dfx.UnsafeBrownianPath
+    brownian_tolerance: float = 1e-3
+    stepsize_controller: dfx.AbstractStepSizeController | None = None
+    max_steps: int = 4096
+    num_draws: int = 16
+
+    def __check_init__(self):
+        check_num_steps("ReverseSDE", self.num_steps)
+        if self.stepsize_controller is not None and self.brownian_path is dfx.UnsafeBrownianPath:
+            raise ValueError(
+                "ReverseSDE: adaptive steps (`stepsize_controller`) may be rejected and tried again, which "
+                "`UnsafeBrownianPath` does not support; use `brownian_path=diffrax.VirtualBrownianTree`."
+            )
+
+    def _path(self, flat, key):
+        shape = jax.ShapeDtypeStruct(flat.shape, flat.dtype)
+        needed = getattr(self.solver, "minimal_levy_area", dfx.BrownianIncrement)
+        kinds = (dfx.BrownianIncrement, dfx.SpaceTimeLevyArea, dfx.SpaceTimeTimeLevyArea)
+        levy_area = next(kind for kind in kinds if issubclass(kind, needed))
+        if self.brownian_path is dfx.VirtualBrownianTree:
+            return dfx.VirtualBrownianTree(0.0, 1.0, self.brownian_tolerance, shape, key, levy_area)
+        return self.brownian_path(shape=shape, key=key, levy_area=levy_area)
+
+    def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
+        start_key, path_key, draws_key, final_key = jr.split(key, 4)
+        times = self.grid(problem.schedule, self.num_steps)
+        flat, unravel = ravel_pytree(initial_noisy(problem, params, times[0], start_key))
+        keys = draw_keys(problem, self.num_draws, draws_key)
+        churn = self.churn if isinstance(self.churn, float) else self.churn.astype(flat.dtype)
+        drift = reverse_drift(problem, context, params, keys, unravel, churn)
+        diffusion = reverse_diffusion(problem, churn, self._path(flat, path_key))
+        unsafe = self.brownian_path is dfx.UnsafeBrownianPath
+        flat = solve(
+            dfx.MultiTerm(drift, diffusion),
+            self.solver,
+            flat,
+            times,
+            controller=self.stepsize_controller,
+            adjoint=dfx.ForwardMode() if unsafe else dfx.RecursiveCheckpointAdjoint(),
+            max_steps=self.max_steps,
+        )
+        return final_sample(problem, unravel(flat), times[-1], context, params, final_key)

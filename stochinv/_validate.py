@@ -1,0 +1,215 @@
+r"""What `fit` checks before the first step: each failure says in one sentence what is wrong and what to do."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+
+from ._custom_types import Key, Structure
+from ._data_info import describe
+from ._forward.base import AbstractForwardModel, MultiView, known_signal_structure
+from ._view import Example, RandomViews, View, structure
+
+
+def check_records(name: str, records: Any, batch_size: int):
+    """Arrays in memory: a common, sufficient number of records."""
+    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(records)}
+    if () in lengths or len(lengths) != 1:
+        raise ValueError(
+            f"`{name}`: every array must have the same leading record axis, but their lengths are {sorted(lengths)}."
+        )
+    (number,) = lengths.pop()
+    if number == 0:
+        raise ValueError(f"`{name}` has no records; give at least one.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if batch_size > number:
+        raise ValueError(f"`batch_size` is {batch_size}, but `{name}` has {number} records; use at most {number}.")
+
+
+def check_roles(data: Any, roles: RandomViews | None, forward: AbstractForwardModel):
+    """Whether the data need roles, and whether the roles fit the forward model."""
+    if isinstance(data, View) and roles is None:
+        raise ValueError(
+            "`data` is a `View`, so `roles` is needed: `roles=RandomViews(context=..., target=..., novel=...)`."
+        )
+    if isinstance(data, Example) and roles is not None:
+        raise ValueError("`data` is an `Example`, whose roles are dealt already; leave out `roles`, or give a `View`.")
+    if isinstance(data, View) and not jax.tree.leaves(data.params):
+        raise ValueError(
+            "`data.params` is None, but several views of one signal need the parameters that tell them apart."
+        )
+    if roles is not None and (roles.target > 1) != isinstance(forward, MultiView):
+        needed, got = (
+            ("MultiView(forward)", "one view")
+            if roles.target > 1
+            else ("the forward model of one view", "a `MultiView`")
+        )
+        raise ValueError(
+            f"`roles` deals {roles.target} target view(s), which need {needed}, but `forward` measures {got}."
+        )
+
+
+def check_values(name: str, tree: Any):
+    """Finite numbers, in one floating-point format."""
+    for path, x in jtu.tree_flatten_with_path(tree)[0]:
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            bad = int(jnp.sum(~jnp.isfinite(x)))
+            if bad:
+                raise ValueError(
+                    f"`{name}{jtu.keystr(path)}` has {bad} NaN or infinite values of {jnp.size(x)}; remove or fill them "
+                    "(missing parts belong in `params`, as a mask)."
+                )
+
+
+def check_example(example: Example, forward: AbstractForwardModel):
+    """One record: floating-point measurements in one number format, parameters for every stack of views."""
+    dtypes = {}
+    views = {"target": example.target, "novel": example.novel}
+    if isinstance(example.context, View):
+        views["context"] = example.context
+    for name, view in views.items():
+        if view is None:
+            continue
+        for path, x in jtu.tree_flatten_with_path(view.observation)[0]:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                raise ValueError(
+                    f"`{name}.observation{jtu.keystr(path)}` is {x.dtype}, but measurements must be floating-point arrays; "
+                    "convert with `.astype(jnp.float32)`."
+                )
+            dtypes[f"{name}.observation{jtu.keystr(path)}"] = x.dtype
+        if name != "target" and not jax.tree.leaves(view.params):
+            raise ValueError(f"`{name}.params` is None, but a stack of views needs the parameters of each.")
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise ValueError(f"Measurements mix number formats ({listed}); convert all of them to the same.")
+    target = structure(example.target.observation)
+    stacked = isinstance(forward, MultiView)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), target) if stacked else target
+    for name in ("novel", "context"):
+        view = views.get(name)
+        if view is None:
+            continue
+        stack = structure(view.observation)
+        each = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
+        if describe(each) != describe(one):
+            raise ValueError(
+                f"`{name}.observation` is {describe(stack)} and `target.observation` {describe(target)}, but `{name}` must "
+                "be a stack of measurements like the target's; give a context of another kind as a plain PyTree."
+            )
+
+
+def check_forward(forward: AbstractForwardModel, signal: Structure, example: Example, key: Key) -> bool:
+    """Shapes, number format and differentiability of the forward model.
+
+    **Returns:**
+
+    Whether it was found to be affine in the signal.
+    """
+    params, expected = example.target.params, structure(example.target.observation)
+    try:
+        output = eqx.filter_eval_shape(forward, signal, params)
+    except Exception as error:
+        raise ValueError(
+            f"`forward` fails on a signal {describe(signal)} with params {describe(params)} ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}); it must be traceable by JAX and take what the data give."
+        ) from error
+    for path, x in jtu.tree_flatten_with_path(output)[0]:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"`forward` returns {x.dtype} at output{jtu.keystr(path)}, but measurements must be floating-point and "
+                "differentiable in the signal."
+            )
+    same = jax.tree.structure(output) == jax.tree.structure(expected)
+    pairs = list(zip(jax.tree.leaves(output), jax.tree.leaves(expected), strict=False))
+    if not same or any(a.shape != b.shape for a, b in pairs):
+        raise ValueError(
+            f"`forward` returns {describe(output)} for a signal {describe(signal)}, but the data's measurements are "
+            f"{describe(expected)}; change `forward`, `signal` or the data."
+        )
+    if any(a.dtype != b.dtype for a, b in pairs):
+        raise ValueError(
+            f"`forward` returns {describe(output)}, but the data are {describe(expected)}; use one number format, for "
+            "instance by converting the data with `.astype(jnp.float32)`."
+        )
+    return _probe(forward, signal, params, key)
+
+
+def _probe(forward, signal, params, key):
+    random = lambda key: jax.tree.unflatten(
+        jax.tree.structure(signal),
+        [
+            jr.normal(k, x.shape, x.dtype)
+            for k, x in zip(jr.split(key, len(jax.tree.leaves(signal))), jax.tree.leaves(signal), strict=True)
+        ],
+    )
+
+    @eqx.filter_jit
+    def probe(forward, params, key):
+        first_key, second_key = jr.split(key)
+        first, second = random(first_key), random(second_key)
+        middle = jax.tree.map(lambda a, b: 0.5 * (a + b), first, second)
+        measure = lambda s: forward(s, params)
+        at_first, pull_back = jax.vjp(measure, first)
+        (gradient,) = pull_back(jax.tree.map(jnp.ones_like, at_first))
+        tangent = jax.jvp(measure, (first,), (second,))[1]
+        largest = lambda tree: jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
+        gap = jax.tree.map(lambda a, b, m: a + b - 2 * m, at_first, measure(second), measure(middle))
+        derivative = jnp.maximum(largest(gradient), largest(tangent))
+        return derivative, largest(gap), largest(at_first) + largest(measure(second))
+
+    try:
+        derivatives, gaps, sizes = zip(*(probe(forward, params, k) for k in jr.split(key, 3)), strict=True)
+    except Exception as error:
+        raise ValueError(
+            f"`forward` cannot be differentiated with respect to the signal ({type(error).__name__}); write it with "
+            "differentiable JAX operations, or give it a `jax.custom_vjp`."
+        ) from error
+    derivatives, gaps, sizes = (jnp.stack(x) for x in (derivatives, gaps, sizes))
+    if not bool(jnp.all(jnp.isfinite(derivatives))):
+        raise ValueError(
+            "`forward` has NaN or infinite derivatives at random signals; make it differentiable everywhere."
+        )
+    if bool(jnp.all(derivatives == 0)):
+        raise ValueError(
+            "`forward` has zero derivative at random signals, so nothing can be learned through it; replace rounding, "
+            "comparisons and integer conversions by differentiable operations."
+        )
+    tolerance = 1e3 * jnp.finfo(sizes.dtype).eps
+    return bool(jnp.all(gaps <= tolerance * jnp.maximum(sizes, 1e-30)))
+
+
+def find_signal(problem: Any, example: Example) -> Structure:
+    """The structure of the signal: as given, as the denoiser returns it, or as the forward model knows it."""
+    target = structure(example.target)
+    if problem.denoiser is not None:
+        level = problem.schedule.level(0.5)
+        dtype = jax.tree.leaves(example.target.observation)[0].dtype
+        level = jax.tree.map(lambda x: x.astype(dtype), level)
+        try:
+            signal = eqx.filter_eval_shape(
+                lambda e: problem.denoiser(e.target.observation, level, e.context, e.target.params, key=None), example
+            )
+        except Exception as error:
+            raise ValueError(
+                f"`denoiser` fails on a record of the data ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else ''})."
+            ) from error
+        if problem.signal is not None and describe(problem.signal) != describe(signal):
+            raise ValueError(f"`denoiser` returns {describe(signal)}, but `signal` is {describe(problem.signal)}.")
+    else:
+        signal = problem.signal
+        if signal is None:
+            signal = known_signal_structure(problem.forward, target.observation, target.params)
+        if signal is None:
+            raise ValueError(
+                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of `jax.ShapeDtypeStruct` of a "
+                "signal, or a denoiser."
+            )
+    for x in jax.tree.leaves(signal):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"`signal` must consist of floating-point arrays, got {describe(signal)}.")
+    return signal

@@ -1,0 +1,10 @@
+"""Ready-made forward models.
+
+Images are channels-last, `(height, width, channels)`.
+"""
+
+from ._blur import Blur as Blur
+from ._channel_mix import ChannelMix as ChannelMix
+from ._downsample import Downsample as Downsample
+from ._linear import Linear as Linear
+from ._mask import Mask as Mask, Window as Window

@@ -1,0 +1,51 @@
+from typing import Literal, final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._custom_types import Params, Structure
+from .._forward.base import AbstractLinearForwardModel
+
+
+@final
+class Blur(AbstractLinearForwardModel):
+    """Convolves each channel of an image with a kernel; the size stays the same.
+
+    **Arguments:**
+
+    - `kernel`: shape `(height, width)`, odd sizes in pixels; `None` if the parameters of each measurement are its kernel.
+    - `boundary`: what lies outside of the image: its `"edge"` pixels, its reflection (`"reflect"`), zeros (`"constant"`),
+        or its opposite side (`"wrap"`).
+    """
+
+    kernel: Float[Array, "height width"] | None = None
+    boundary: Literal["edge", "reflect", "constant", "wrap"] = "reflect"
+
+    def __check_init__(self):
+        if self.kernel is not None and not all(n % 2 for n in self.kernel.shape):
+            raise ValueError(f"Blur: `kernel` must have odd sizes, got {self.kernel.shape}.")
+        if self.boundary not in ("edge", "reflect", "constant", "wrap"):
+            raise ValueError(f"Blur: `boundary` must be edge, reflect, constant or wrap, got {self.boundary!r}.")
+
+    def __call__(
+        self, signal: Float[Array, "height width channels"], params: Params
+    ) -> Float[Array, "height width channels"]:
+        kernel = params if self.kernel is None else self.kernel
+        if kernel is None or kernel.ndim != 2 or not all(n % 2 for n in kernel.shape):
+            raise ValueError("Blur: without `kernel`, `params` must be a kernel (height, width) of odd sizes.")
+        rows, columns = (n // 2 for n in kernel.shape)
+        padded = jnp.pad(signal, ((rows, rows), (columns, columns), (0, 0)), mode=self.boundary)
+        # Channels as a batch: one plain convolution, which is faster than a grouped one. XLA correlates, hence the flip.
+        blurred = jax.lax.conv_general_dilated(
+            jnp.moveaxis(padded, -1, 0)[..., None],
+            jnp.flip(kernel).astype(signal.dtype)[:, :, None, None],
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return jnp.moveaxis(blurred[..., 0], 0, -1)
+
+    def signal_structure(self, observation: Structure, params: Params) -> Structure:
+        """The structure of the measurement, which is that of the signal."""
+        return observation

@@ -1,0 +1,48 @@
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+
+from .._custom_types import Observation, Params, Signal, Structure
+from .._forward.base import AbstractLinearForwardModel
+
+
+@final
+class Linear(AbstractLinearForwardModel):
+    """Any matrix: a lineax linear operator, whose input structure is that of the signal.
+
+    **Arguments:**
+
+    - `operator`: a `lineax.AbstractLinearOperator` or a matrix `(observation, signal)`; `None` if the parameters of each
+        measurement are its matrix or operator.
+    """
+
+    operator: lx.AbstractLinearOperator | None
+
+    def __init__(self, operator: lx.AbstractLinearOperator | jax.Array | None = None):
+        self.operator = None if operator is None else _as_operator(operator)
+
+    def __call__(self, signal: Signal, params: Params) -> Observation:
+        return self._operator(params).mv(signal)
+
+    def _operator(self, params):
+        if self.operator is not None:
+            return self.operator
+        if params is None:
+            raise ValueError("Linear: without `operator`, `params` must be a matrix or a lineax operator.")
+        return _as_operator(params)
+
+    def signal_structure(self, observation: Structure, params: Params) -> Structure:
+        """The input structure of the operator."""
+        if self.operator is None and isinstance(params, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(params.shape[-1:], params.dtype)
+        return self._operator(params).in_structure()
+
+
+def _as_operator(matrix):
+    if isinstance(matrix, lx.AbstractLinearOperator):
+        return matrix
+    if jnp.ndim(matrix) != 2:
+        raise ValueError(f"Linear: a matrix must have shape (observation, signal), got {jnp.shape(matrix)}.")
+    return lx.MatrixLinearOperator(jnp.asarray(matrix))

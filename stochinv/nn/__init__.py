@@ -1,0 +1,18 @@
+"""Networks, and the layers they are made of.
+
+Every network is an `equinox.Module` for one example, `network(x, embedding) -> y`,
+where `embedding` is a vector that carries the noise level and whatever else conditions
+the network. Batches are the caller's, by `jax.vmap`. Images are channels-last. A
+network computes in the type of its parameters, and a fresh one returns zeros.
+"""
+
+from ._attention import SelfAttention as SelfAttention
+from ._conv import Conv2d as Conv2d
+from ._default import default_denoiser as default_denoiser
+from ._embedding import NoiseEmbedding as NoiseEmbedding
+from ._film import FiLM as FiLM
+from ._linear import Linear as Linear
+from ._mlp import MLP as MLP
+from ._norm import GroupNorm as GroupNorm
+from ._transformer import PatchTransformer as PatchTransformer
+from ._unet import UNet as UNet

@@ -1,7 +1,7 @@
 """Stochastic inverse problems without direct supervision.
 
-A signal is never observed; measurements of it through a known differentiable forward model are. From measurements alone,
-stochinv trains a conditional diffusion model that samples the posterior of the signal.
+A signal is never observed; measurements of it through a known differentiable forward model are. From measurements
+alone, stochinv trains a conditional diffusion model that samples the posterior of the signal.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ from ._denoiser.network import (
     NetworkDenoiser as NetworkDenoiser,
 )
 from ._ema import AbstractEMA as AbstractEMA, ExponentialEMA as ExponentialEMA, PowerEMA as PowerEMA
-from ._fit import Fit as Fit, fit as fit, History as History, Progress as Progress
+from ._fit import Fit as Fit, History as History, Progress as Progress, fit as fit
 from ._forward.base import (
     AbstractForwardModel as AbstractForwardModel,
     AbstractLinearForwardModel as AbstractLinearForwardModel,
@@ -53,6 +53,5 @@ from ._schedule import (
     VariancePreserving as VariancePreserving,
 )
 from ._view import Example as Example, RandomViews as RandomViews, View as View
-
 
 __version__ = importlib.metadata.version("stochinv")

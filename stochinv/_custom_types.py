@@ -4,9 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from jaxtyping import ArrayLike as ArrayLike
-
+from jaxtyping import Array, ArrayLike as ArrayLike, Float, PRNGKeyArray, PyTree
 
 Key: TypeAlias = PRNGKeyArray
 FloatScalar: TypeAlias = Float[Array, ""]

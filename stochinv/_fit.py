@@ -36,7 +36,8 @@ class History:
     **Arguments:**
 
     - `loss`: the mean loss of each step's batch, shape `(steps,)`.
-    - `validation_steps`, `validation_loss`: after how many steps the loss of held-out records was taken, and its values.
+    - `validation_steps`, `validation_loss`: after how many steps the loss of held-out records was taken, and its
+        values.
     - `seconds`: how long training took, compilation included.
     """
 

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 class SampledDistribution(dist.Distribution):
     """A distribution over raveled signals that can be sampled, and has no density."""
 
-    support = dist.constraints.real_vector
+    support: Any = dist.constraints.real_vector
     pytree_data_fields = ("posterior",)
     pytree_aux_fields = ("unravel",)
 
@@ -24,7 +24,7 @@ class SampledDistribution(dist.Distribution):
         flat = [x.reshape(sample_shape + (-1,)) for x in jax.tree.leaves(signals)]
         return jnp.concatenate(flat, -1)
 
-    def log_prob(self, value):
+    def log_prob(self, value, intermediates=None):
         raise NotImplementedError(
             "This posterior is known by its samples and has no `log_prob`, so MCMC cannot run on it; "
             "draw from it with `numpyro.infer.Predictive` or `sample`."

@@ -31,7 +31,6 @@ from ._sampler.default import default_sampler
 from ._schedule import AbstractNoiseSchedule, CosineSchedule, NoiseLevel
 from ._view import Example, View
 
-
 if TYPE_CHECKING:
     from ._fit import Fit
     from ._posterior import Posterior
@@ -45,12 +44,12 @@ class StochasticInverseProblem(eqx.Module):
 
     - `forward`: the forward model `f(s, φ)`: an [`stochinv.AbstractForwardModel`][] or any callable
         `(signal, params) -> observation`.
-    - `denoiser`: an [`stochinv.AbstractDenoiser`][] or a callable of its signature; `None` to have one made from the data
-        by `fit`.
+    - `denoiser`: an [`stochinv.AbstractDenoiser`][] or a callable of its signature; `None` to have one made from the
+        data by `fit`.
     - `schedule`: the noise schedule.
     - `objective`: what training minimises.
-    - `noise`: the standard deviation `τ ≥ 0` of Gaussian noise on every measurement, in raw units: a scalar, or a PyTree
-        of scalars in the structure of an observation.
+    - `noise`: the standard deviation `τ ≥ 0` of Gaussian noise on every measurement, in raw units: a scalar, or a
+        PyTree of scalars in the structure of an observation.
     - `signal`: the PyTree of `jax.ShapeDtypeStruct` of the signal; needed where neither `forward` nor a fit tells it.
     - `data_info`: structures and units of the data; set by `fit`.
     """
@@ -98,7 +97,7 @@ class StochasticInverseProblem(eqx.Module):
         return observation if self.data_info is None else self.data_info.destandardise(observation)
 
     def standardise_context(self, context: Context) -> Context:
-        """A context whose measurements are in standardised units; one that is not a [`stochinv.View`][] is left alone."""
+        """A context with its measurements in standardised units; one that is not a `View` is left alone."""
         if not isinstance(context, View):
             return context
         return View(self.standardise(context.observation), context.params, context.mask)
@@ -129,8 +128,8 @@ class StochasticInverseProblem(eqx.Module):
     ) -> Observation:
         """What the *noisy* measurement is, given its noised version and the noise-free prediction `ô`.
 
-        Without a key its mean `ô + k (o_t − α ô)`, `k = α τ² / (α² τ² + σ²)`; with a key a draw around that, of variance
-        `τ² σ² / (α² τ² + σ²)`. Without measurement noise it is `ô`. All in standardised units.
+        Without a key its mean `ô + k (o_t − α ô)`, `k = α τ² / (α² τ² + σ²)`; with a key a draw around that, of
+        variance `τ² σ² / (α² τ² + σ²)`. Without measurement noise it is `ô`. All in standardised units.
         """
         scale = self.noise_scale(observation)
         total = jax.tree.map(lambda n: (level.alpha * n) ** 2 + level.sigma**2, scale)
@@ -145,8 +144,8 @@ class StochasticInverseProblem(eqx.Module):
         """The `jax.ShapeDtypeStruct`s of a measurement with parameters `params`."""
         if self.signal is None:
             raise ValueError(
-                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of `jax.ShapeDtypeStruct` "
-                "of a signal, or use a fitted problem."
+                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
+                "`jax.ShapeDtypeStruct` of a signal, or use a fitted problem."
             )
         return eqx.filter_eval_shape(self.forward, self.signal, params)
 
@@ -236,10 +235,11 @@ class StochasticInverseProblem(eqx.Module):
         **Arguments:**
 
         - `context`: the context in raw units, structured as in training.
-        - `params`: the parameters `φ` of the target measurement. Where context and target determine the signal, any choice
-            gives the same law.
+        - `params`: the parameters `φ` of the target measurement. Where context and target determine the signal, any
+            choice gives the same law.
         - `key`: a PRNG key.
-        - `sampler`: the sampler; by default `Ancestral()` for a stochastic objective and `ExponentialAdams()` for others.
+        - `sampler`: the sampler; by default `Ancestral()` for a stochastic objective and `ExponentialAdams()` for
+            others.
         - `num_samples`: how many; `None` draws one, without a leading axis.
         - `chunk_size`: how many are drawn at once; memory grows with it and not with `num_samples`.
 
@@ -315,7 +315,8 @@ class StochasticInverseProblem(eqx.Module):
 
         **Raises:**
 
-        `ValueError` if the file is damaged or was written by another kind of problem; `FileNotFoundError` if it is missing.
+        `ValueError` if the file is damaged or was written by another kind of problem; `FileNotFoundError` if it is
+        missing.
         """
         from ._save import load
 

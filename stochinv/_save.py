@@ -21,7 +21,6 @@ import numpy as np
 from ._data_info import DataInfo
 from ._frozen import owned_arrays
 
-
 _FORMAT = 1
 _HEADER = "header.json"
 

@@ -76,7 +76,8 @@ class RandomViews(eqx.Module):
         least, most = self.context_range
         if not 0 <= least <= most:
             raise ValueError(
-                f"RandomViews: `context` must be a number >= 0 or a pair (least, most) with 0 <= least <= most, got {self.context}."
+                "RandomViews: `context` must be a number >= 0 or a pair (least, most) with 0 <= least <= most, got "
+                f"{self.context}."
             )
         if self.target < 1:
             raise ValueError(f"RandomViews: `target` must be at least 1, got {self.target}.")
@@ -112,12 +113,13 @@ class RandomViews(eqx.Module):
         available = num_views(views)
         if views.mask is not None:
             raise ValueError(
-                "RandomViews: a stack of views with a `mask` cannot be dealt; give every record the same number of views."
+                "RandomViews: a stack of views with a `mask` cannot be dealt; give every record the same number of "
+                "views."
             )
         if available < self.num_views:
             raise ValueError(
-                f"RandomViews: {self.num_views} views are needed (context {self.context}, target {self.target}, novel {self.novel}), "
-                f"but a record has {available}; give more views or deal fewer."
+                f"RandomViews: {self.num_views} views are needed (context {self.context}, target {self.target}, novel "
+                f"{self.novel}), but a record has {available}; give more views or deal fewer."
             )
         order_key, number_key = jr.split(key)
         order = jr.permutation(order_key, available)
@@ -144,7 +146,7 @@ def take_views(views: View, index: Int[Array, "..."]) -> View:
 
 def view_mask(views: View) -> Bool[Array, " views"]:
     """The mask of a stack of views, all `True` where it has none."""
-    return jnp.ones(num_views(views), bool) if views.mask is None else views.mask
+    return jnp.ones(num_views(views), bool) if views.mask is None else jnp.asarray(views.mask)
 
 
 def structure(tree: Any) -> Any:

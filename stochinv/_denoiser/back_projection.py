@@ -1,15 +1,14 @@
 r"""Measurements of an image by an affine forward model, put where they belong in the image.
 
-For `o = A s + b` with a stack of context views and a noisy target, the back-projections `A_iᵀ (o_i − b)` are images. So are
-the coverages `A_iᵀ A_i 1`, and their ratio is an image in the units of the signal: the pixels themselves for a crop or a mask,
-nearest-neighbour upsampling for downsampling.
+For `o = A s + b` with a stack of context views and a noisy target, the back-projections `A_iᵀ (o_i − b)` are images. So
+are the coverages `A_iᵀ A_i 1`, and their ratio is an image in the units of the signal: the pixels themselves for a crop
+or a mask, nearest-neighbour upsampling for downsampling.
 """
 
 from typing import Any, final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from .._custom_types import Context, FloatScalarLike, Observation, Params, Structure
 from .._forward.base import AbstractForwardModel, as_multi_view
@@ -32,8 +31,8 @@ class BackProjection(AbstractEncoder):
     - `forward`: the forward model.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal: images `(H, W, channels)`.
     - `gain`: how large the forward model makes a signal of ones.
-    - `largest_snr`: the signal-to-noise ratio beyond which the estimate is not relied on: it bounds how far the network's
-        output is scaled down.
+    - `largest_snr`: the signal-to-noise ratio beyond which the estimate is not relied on: it bounds how far the
+        network's output is scaled down.
     """
 
     forward: Frozen

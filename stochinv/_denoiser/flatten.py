@@ -15,11 +15,13 @@ class Flatten(AbstractEncoder):
     """Encodes measurements and parameters as one vector, for a network of vectors.
 
     Each context view, with its parameters, goes through a network of its own; the mean over the views that count is
-    taken, so that their order and number do not matter (Zaheer et al. 2017, "Deep sets"). Any other context is flattened.
+    taken, so that their order and number do not matter (Zaheer et al. 2017, "Deep sets"). Any other context is
+    flattened.
 
     **Arguments:**
 
-    - `view_network`: a callable from the flattened view to a vector; `None` where the context is not a [`stochinv.View`][].
+    - `view_network`: a callable from the flattened view to a vector; `None` where the context is not a
+        [`stochinv.View`][].
     """
 
     view_network: AnyCallable | None = None

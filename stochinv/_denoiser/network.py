@@ -6,7 +6,8 @@ scaled by how uncertain the first estimate is and added to it:
 
 `ŝ = shift + scale · (estimate + uncertainty · network(features, embedding(log SNR) + W z))`.
 
-It is the preconditioning of Karras et al. 2022 (section 5), with the first estimate in the place of the skip connection.
+It is the preconditioning of Karras et al. 2022 (section 5), with the first estimate in the place of the skip
+connection.
 """
 
 import abc
@@ -59,8 +60,8 @@ class NetworkDenoiser(AbstractDenoiser):
     - `network`: a callable `(input, embedding) -> output`, such as those of `stochinv.nn`.
     - `embedding`: a callable from the log-SNR to a vector.
     - `embedding_size`: the length of that vector.
-    - `signal`: the `jax.ShapeDtypeStruct`s of the signal. The network's output is an image whose channels are those of all
-        leaves of the signal, or a vector with all their entries.
+    - `signal`: the `jax.ShapeDtypeStruct`s of the signal. The network's output is an image whose channels are those of
+        all leaves of the signal, or a vector with all their entries.
     - `latent_size`: the length of `z`; 0 for a denoiser that is deterministic even with a key.
     - `shift`, `scale`: the mean and the standard deviation of the signal's entries, as far as they are known.
     - `key`: a PRNG key for the weights.
@@ -117,7 +118,8 @@ def is_image(signal: Structure) -> bool:
 
 
 def split_signal(output: Float[Array, "..."], signal: Structure) -> Signal:
-    """A network's output as a signal: the channels of an image, or the entries of a vector, shared out over the leaves."""
+    """A network's output as a signal: the channels of an image, or the entries of a vector, shared out over
+    the leaves."""
     leaves, treedef = jax.tree.flatten(signal)
     sizes = [x.shape[-1] if output.ndim == 3 else x.size for x in leaves]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]

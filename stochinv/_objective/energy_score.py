@@ -77,7 +77,7 @@ class EnergyScore(AbstractObjective):
                 noise = scaled_normal(stack, problem.noise_scale(stack), novel_key)
                 predicted.append(jax.tree.map(jnp.add, stack, noise))
             penalty = 0.0 if self.regulariser is None else self.regulariser(sample.signal, target.params)
-            return ravel_pytree(predicted)[0], jnp.asarray(penalty, level.alpha.dtype)
+            return ravel_pytree(predicted)[0], jnp.asarray(penalty, observed.dtype)
 
         observed, _ = ravel_pytree([target.observation, *(view.observation for view, _ in scored)])
         weights = [jax.tree.map(lambda x: jnp.full(x.shape, self.target_weight), target.observation)]

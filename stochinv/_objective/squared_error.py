@@ -73,5 +73,5 @@ class SquaredError(AbstractObjective):
 
 def mean_square(a: Any, b: Any) -> FloatScalar:
     """The mean of squared differences over all entries of two PyTrees."""
-    total = sum(jnp.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    return total / sum(x.size for x in jax.tree.leaves(a))
+    squares = [jnp.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    return jnp.sum(jnp.stack(squares)) / sum(x.size for x in jax.tree.leaves(a))

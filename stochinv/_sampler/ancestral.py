@@ -15,11 +15,11 @@ from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
 class Ancestral(AbstractSampler):
     """From noise level to noise level by the Gaussian bridge `q(o_u | o_t, ô)` to the denoised measurement.
 
-    `o_u = α_u ô + √(σ_u² − ς²) (o_t − α_t ô)/σ_t + ς ε` with `ς = η σ_u √(1 − SNR_t/SNR_u)`. With `eta = 1` it is DDPM's
-    ancestral step, with `eta = 0` DDIM's.
+    `o_u = α_u ô + √(σ_u² − ς²) (o_t − α_t ô)/σ_t + ς ε` with `ς = η σ_u √(1 − SNR_t/SNR_u)`. With `eta = 1` it is
+    DDPM's ancestral step, with `eta = 0` DDIM's.
 
-    With a *stochastic* denoiser that draws from `p(s | o_t, c)`, every bridge is exact, for any `eta` and **any number of
-    steps, one included**. With a deterministic one it is of first order in the step.
+    With a *stochastic* denoiser that draws from `p(s | o_t, c)`, every bridge is exact, for any `eta` and **any number
+    of steps, one included**. With a deterministic one it is of first order in the step.
 
     **Arguments:**
 

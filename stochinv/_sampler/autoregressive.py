@@ -44,10 +44,9 @@ class Autoregressive(AbstractSampler):
         mask = view_mask(context)
         if num_views(context) < num_targets:
             raise ValueError(
-                f"Autoregressive: `context` has room for {num_views(context)} views, but {num_targets - 1} of {num_targets} "
-                "targets are to be appended to at least one; give a longer stack, its unused entries masked out."
+                f"Autoregressive: `context` has room for {num_views(context)} views, but {num_targets - 1} of "
+                f"{num_targets} targets are to be appended to at least one; give a longer stack, its unused entries masked out."
             )
-        used = jnp.sum(mask)
 
         def step(context, inputs):
             index, target_params, key = inputs

@@ -81,6 +81,6 @@ def final_sample(
 ) -> Sample:
     """The answer: the signal behind the last noisy measurement, and what it looks like."""
     level = noise_level(problem.schedule, t, noisy)
-    key = key if problem.objective.stochastic else None
-    signal = problem.denoise(noisy, level, context, params, key=key).signal
+    draw_key = key if problem.objective.stochastic else None
+    signal = problem.denoise(noisy, level, context, params, key=draw_key).signal
     return Sample(signal, problem.forward(signal, params))

@@ -1,16 +1,16 @@
 r"""Few evaluations of the probability-flow ODE: an exponential Adams predictor-corrector.
 
-In `y = o_t / α` and the noise-to-signal ratio `r = σ/α` the flow is `dy/dr = (y − D(y, r)) / r` with the denoised measurement
-`D`, hence exactly
+In `y = o_t / α` and the noise-to-signal ratio `r = σ/α` the flow is `dy/dr = (y − D(y, r)) / r` with the denoised
+measurement `D`, hence exactly
 
 `y' = (r'/r) y + r' ∫ D d(1/r)`   from `r` to `r' < r`.
 
 `D` is interpolated by a polynomial through its last values, as in DPM-Solver++ (Lu et al. 2022), but in the variable
-`v = log(1 + ρ/r)` instead of `log(1/r)`. Where the noise exceeds all structure of the data, `D` is linear in `1/r`, and so
-in `v`; where it is small, `v` is `log(1/r)` up to a constant. The integral keeps its exponential form,
-`r' ∫ D d(1/r) = (1 + r'/ρ) ∫ D e^(v − v') dv`, and `ρ → ∞` gives `log(1/r)` back. With equal steps `h` in `v` and the moments
-`I_m = h ∫₀¹ e^(−h(1 − θ)) θ^m dθ`, the predictor uses `D_n, D_{n−1}, D_{n−2}` and the corrector, at no further evaluation of `D`,
-`D_{n+1}, D_n, D_{n−1}` (Zhao et al. 2023, "UniPC", has such a corrector in `log(1/r)`).
+`v = log(1 + ρ/r)` instead of `log(1/r)`. Where the noise exceeds all structure of the data, `D` is linear in `1/r`, and
+so in `v`; where it is small, `v` is `log(1/r)` up to a constant. The integral keeps its exponential form,
+`r' ∫ D d(1/r) = (1 + r'/ρ) ∫ D e^(v − v') dv`, and `ρ → ∞` gives `log(1/r)` back. With equal steps `h` in `v` and the
+moments `I_m = h ∫₀¹ e^(−h(1 − θ)) θ^m dθ`, the predictor uses `D_n, D_{n−1}, D_{n−2}` and the corrector, at no further
+evaluation of `D`, `D_{n+1}, D_n, D_{n−1}` (Zhao et al. 2023, "UniPC", has such a corrector in `log(1/r)`).
 """
 
 from typing import Any, final
@@ -30,16 +30,17 @@ from .grid import check_num_steps
 class ExponentialAdams(AbstractSampler):
     """The probability-flow ODE in few steps, by an exponential Adams predictor-corrector.
 
-    Its noise levels are spaced evenly in `v = log(1 + ρ/r)`, `r = σ/α`, between those of the schedule at 1 and 0. The answer is a
-    deterministic function of the starting noise.
+    Its noise levels are spaced evenly in `v = log(1 + ρ/r)`, `r = σ/α`, between those of the schedule at 1 and 0. The
+    answer is a deterministic function of the starting noise.
 
     **Arguments:**
 
     - `num_steps`: how many noise levels are visited, `t = 0` included: the number of denoiser evaluations.
-    - `order`: the number of past evaluations in the predictor: 1 (that of DDIM), 2 or 3. With steps longer than 0.8 in `v` (fewer
-        than about 13) order 3 falls back to 2, which is more accurate there.
-    - `knee`: `ρ`, where the steps turn from even in `1/r` to even in `log r`. At least four times the largest principal standard
-        deviation of standardised measurements; the default, four times the root of their number of entries, always is.
+    - `order`: the number of past evaluations in the predictor: 1 (that of DDIM), 2 or 3. With steps longer than 0.8 in
+        `v` (fewer than about 13) order 3 falls back to 2, which is more accurate there.
+    - `knee`: `ρ`, where the steps turn from even in `1/r` to even in `log r`. At least four times the largest principal
+        standard deviation of standardised measurements; the default, four times the root of their number of entries,
+        always is.
     - `num_draws`: how many draws of a stochastic denoiser are averaged per evaluation.
     """
 

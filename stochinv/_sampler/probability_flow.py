@@ -19,7 +19,8 @@ class ProbabilityFlow(AbstractSampler):
 
     **Arguments:**
 
-    - `num_steps`: how many noise levels are visited, `t = 0` included: `num_steps − 1` solver steps and a last denoising.
+    - `num_steps`: how many noise levels are visited, `t = 0` included: `num_steps − 1` solver steps and a last
+        denoising.
     - `solver`: the diffrax solver.
     - `grid`: the time grid, `(schedule, num_steps) -> times`.
     - `stepsize_controller`: a diffrax controller for adaptive steps, instead of the grid.

@@ -22,7 +22,8 @@ class ReverseSDE(AbstractSampler):
 
     **Arguments:**
 
-    - `num_steps`: how many noise levels are visited, `t = 0` included: `num_steps − 1` solver steps and a last denoising.
+    - `num_steps`: how many noise levels are visited, `t = 0` included: `num_steps − 1` solver steps and a last
+        denoising.
     - `solver`: the diffrax solver.
     - `churn`: `χ ∈ [0, 1]`.
     - `grid`: the time grid, `(schedule, num_steps) -> times`.

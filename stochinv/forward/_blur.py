@@ -14,9 +14,10 @@ class Blur(AbstractLinearForwardModel):
 
     **Arguments:**
 
-    - `kernel`: shape `(height, width)`, odd sizes in pixels; `None` if the parameters of each measurement are its kernel.
-    - `boundary`: what lies outside of the image: its `"edge"` pixels, its reflection (`"reflect"`), zeros (`"constant"`),
-        or its opposite side (`"wrap"`).
+    - `kernel`: shape `(height, width)`, odd sizes in pixels; `None` if the parameters of each measurement are its
+        kernel.
+    - `boundary`: what lies outside of the image: its `"edge"` pixels, its reflection (`"reflect"`), zeros
+        (`"constant"`), or its opposite side (`"wrap"`).
     """
 
     kernel: Float[Array, "height width"] | None = None
@@ -36,7 +37,8 @@ class Blur(AbstractLinearForwardModel):
             raise ValueError("Blur: without `kernel`, `params` must be a kernel (height, width) of odd sizes.")
         rows, columns = (n // 2 for n in kernel.shape)
         padded = jnp.pad(signal, ((rows, rows), (columns, columns), (0, 0)), mode=self.boundary)
-        # Channels as a batch: one plain convolution, which is faster than a grouped one. XLA correlates, hence the flip.
+        # Channels as a batch: one plain convolution, which is faster than a grouped one. XLA correlates, hence the
+        # flip.
         blurred = jax.lax.conv_general_dilated(
             jnp.moveaxis(padded, -1, 0)[..., None],
             jnp.flip(kernel).astype(signal.dtype)[:, :, None, None],

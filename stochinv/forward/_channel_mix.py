@@ -14,8 +14,8 @@ class ChannelMix(AbstractLinearForwardModel):
 
     **Arguments:**
 
-    - `matrix`: shape `(measured channels, channels of the signal)`; `None` if the parameters of each measurement are its
-        matrix.
+    - `matrix`: shape `(measured channels, channels of the signal)`; `None` if the parameters of each measurement are
+        its matrix.
     """
 
     matrix: Float[Array, "measured channels"] | None = None

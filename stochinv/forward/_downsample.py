@@ -29,7 +29,8 @@ class Downsample(AbstractLinearForwardModel):
         height, width, channels = signal.shape
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"Downsample: `factor` {self.factor} must divide the image's size {(height, width)}; crop the image or change it."
+                f"Downsample: `factor` {self.factor} must divide the image's size {(height, width)}; crop the image or "
+                "change it."
             )
         blocks = signal.reshape(height // self.factor, self.factor, width // self.factor, self.factor, channels)
         return jnp.mean(blocks, axis=(1, 3))

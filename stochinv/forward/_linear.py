@@ -14,8 +14,8 @@ class Linear(AbstractLinearForwardModel):
 
     **Arguments:**
 
-    - `operator`: a `lineax.AbstractLinearOperator` or a matrix `(observation, signal)`; `None` if the parameters of each
-        measurement are its matrix or operator.
+    - `operator`: a `lineax.AbstractLinearOperator` or a matrix `(observation, signal)`; `None` if the parameters of
+        each measurement are its matrix or operator.
     """
 
     operator: lx.AbstractLinearOperator | None

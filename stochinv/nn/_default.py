@@ -31,8 +31,8 @@ def default_denoiser(
 ) -> NetworkDenoiser:
     """A network denoiser for the shapes of a problem's data.
 
-    Images measured by an affine forward model get a U-Net on back-projected measurements; every other signal gets an MLP on
-    flattened measurements.
+    Images measured by an affine forward model get a U-Net on back-projected measurements; every other signal gets an
+    MLP on flattened measurements.
 
     **Arguments:**
 
@@ -75,7 +75,8 @@ def default_denoiser(
     else:
         if size > 65_536:
             raise ValueError(
-                f"The default network of a signal {describe(signal)} would be an MLP with {size} outputs; give a `denoiser`."
+                f"The default network of a signal {describe(signal)} would be an MLP with {size} outputs; give a "
+                "`denoiser`."
             )
         width = 256 if width is None else width
         view_network, context_size = None, entries(info.context)

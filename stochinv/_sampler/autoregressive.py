@@ -1,5 +1,6 @@
 from typing import Any, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -42,14 +43,16 @@ class Autoregressive(AbstractSampler):
         if isinstance(problem.forward, MultiView):
             raise ValueError("Autoregressive: the forward model must measure one view, but it is a `MultiView`.")
         mask = view_mask(context)
-        if num_views(context) < num_targets:
-            raise ValueError(
-                f"Autoregressive: `context` has room for {num_views(context)} views, but {num_targets - 1} of "
-                f"{num_targets} targets are to be appended to at least one; give a longer stack, its unused entries masked out."
-            )
+        capacity = num_views(context)
+        mask = eqx.error_if(
+            mask,
+            jnp.sum(mask) + num_targets - 1 > capacity,
+            f"Autoregressive: `context` has {capacity} entries, too few unused ones for {num_targets - 1} further "
+            "views; give a longer stack whose unused entries are masked out.",
+        )
 
         def step(context, inputs):
-            index, target_params, key = inputs
+            target_params, key = inputs
             sample_key, noise_key = jr.split(key)
             sample = self.sampler(problem, context, target_params, key=sample_key)
             observation = problem.standardise(sample.observation)
@@ -66,7 +69,7 @@ class Autoregressive(AbstractSampler):
         context = View(context.observation, context.params, mask)
         keys = jr.split(key, num_targets)
         leading = jax.tree.map(lambda x: x[:-1], params)
-        context, _ = jax.lax.scan(step, context, (jnp.arange(num_targets - 1), leading, keys[:-1]))
+        context, _ = jax.lax.scan(step, context, (leading, keys[:-1]))
         last = jax.tree.map(lambda x: x[-1], params)
         signal = self.sampler(problem, context, last, key=keys[-1]).signal
         return Sample(signal, as_multi_view(problem.forward)(signal, params))

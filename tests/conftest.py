@@ -1,0 +1,34 @@
+import os
+
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+
+hypothesis.settings.register_profile(
+    "stochinv",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("stochinv")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clear_caches_between_modules():
+    """Compiled code of a finished module is only a burden on memory."""
+    yield
+    jax.clear_caches()

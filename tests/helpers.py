@@ -1,0 +1,218 @@
+"""Registries of every instance of an abstraction, and problems with a known answer.
+
+Each registry is a function from nothing to a dictionary, so that importing this file creates no arrays.
+"""
+
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+import stochinv as si
+
+
+def schedules() -> dict[str, si.AbstractNoiseSchedule]:
+    return {
+        "variance_preserving": si.VariancePreserving(),
+        "variance_exploding": si.VarianceExploding(),
+        "cosine": si.CosineSchedule(),
+        "rectified_flow": si.RectifiedFlow(),
+    }
+
+
+def samplers() -> dict[str, si.AbstractSampler]:
+    """Every sampler of a single target, in the settings in which the laws are tested."""
+    return {
+        "exponential_adams": si.ExponentialAdams(),
+        "flow_heun": si.ProbabilityFlow(num_steps=64),
+        "flow_tsit5_adaptive": si.ProbabilityFlow(
+            solver=dfx.Tsit5(), stepsize_controller=dfx.PIDController(rtol=1e-3, atol=1e-4)
+        ),
+        "sde_shark": si.ReverseSDE(num_steps=96),
+        "sde_shark_churn_half": si.ReverseSDE(num_steps=96, churn=0.5),
+        "sde_euler": si.ReverseSDE(num_steps=256, solver=dfx.Euler()),
+        "sde_tree": si.ReverseSDE(num_steps=64, brownian_path=dfx.VirtualBrownianTree),
+        "ancestral_ddpm": si.Ancestral(num_steps=512),
+        "ancestral_ddim": si.Ancestral(num_steps=512, eta=0.0),
+    }
+
+
+def objectives() -> dict[str, si.AbstractObjective]:
+    return {
+        "squared_error": si.SquaredError(),
+        "squared_error_weighted": si.SquaredError(
+            weighting=inverse_variance_weight, novel_weight=0.5, regulariser=ridge
+        ),
+        "energy_score": si.EnergyScore(),
+        "energy_score_beta": si.EnergyScore(num_samples=3, beta=1.5, regulariser=ridge),
+    }
+
+
+def inverse_variance_weight(level):
+    return 1 / (level.sigma**2 + 0.1)
+
+
+def ridge(signal, params):
+    return 1e-3 * sum(jnp.sum(x**2) for x in jax.tree.leaves(signal))
+
+
+class ForwardCase(NamedTuple):
+    forward: si.AbstractForwardModel
+    signal: Any
+    params: Any
+
+
+def linear_forward_models() -> dict[str, ForwardCase]:
+    """Every linear forward model, with a signal and parameters."""
+    rng = np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    image, kernel = array(6, 8, 2), array(3, 5)
+    mask = jnp.asarray(rng.integers(0, 2, size=(6, 8, 1)), jnp.float32)
+    corner = jnp.asarray([1, 2])
+    cases = {
+        f"blur_{boundary}": ForwardCase(si.forward.Blur(kernel, boundary), image, None)
+        for boundary in ("edge", "reflect", "constant", "wrap")
+    }
+    return cases | {
+        "blur_kernel_as_params": ForwardCase(si.forward.Blur(), image, kernel),
+        "channel_mix": ForwardCase(si.forward.ChannelMix(array(3, 2)), image, None),
+        "channel_mix_matrix_as_params": ForwardCase(si.forward.ChannelMix(), image, array(1, 2)),
+        "downsample": ForwardCase(si.forward.Downsample(2), image, None),
+        "linear": ForwardCase(si.forward.Linear(array(4, 7)), array(7), None),
+        "linear_matrix_as_params": ForwardCase(si.forward.Linear(), array(7), array(4, 7)),
+        "mask": ForwardCase(si.forward.Mask(), image, mask),
+        "window": ForwardCase(si.forward.Window((6, 8, 2), (3, 4)), image, corner),
+        "composed": ForwardCase(
+            si.Composed(si.forward.Blur(kernel), si.forward.Window((6, 8, 2), (4, 4)), si.forward.Downsample(2)),
+            image,
+            (None, corner, None),
+        ),
+        "multi_view": ForwardCase(
+            si.MultiView(si.forward.Window((6, 8, 2), (3, 4))), image, jnp.asarray([[0, 0], [2, 3], [9, 9]])
+        ),
+    }
+
+
+def forward_models() -> dict[str, ForwardCase]:
+    """Every forward model, the nonlinear ones included."""
+    angle = ForwardCase(si.ForwardFunction(measure_angle), jnp.asarray(0.3), None)
+    return linear_forward_models() | {"forward_function": angle}
+
+
+def measure_angle(signal, params):
+    return jnp.stack([jnp.cos(signal), jnp.sin(signal)])
+
+
+def measure(signal, params):
+    """A measurement of a vector by the matrix that is its parameters."""
+    return params @ signal
+
+
+def measure_tree(signal, params):
+    """The same for a signal and a measurement that are PyTrees."""
+    observation = params @ jnp.concatenate([signal["a"], signal["b"].ravel()])
+    return {"first": observation[:1], "rest": (observation[1:],)}
+
+
+class LinearGaussian(NamedTuple):
+    """A problem with the exact denoiser, and the law of its signal given the context."""
+
+    problem: si.StochasticInverseProblem
+    context: si.View
+    params: Any
+    mean: np.ndarray  # of the signal given the context, raveled
+    covariance: np.ndarray
+    matrix: np.ndarray  # of the target measurement
+    prior_mean: np.ndarray
+    prior_covariance: np.ndarray
+
+
+SIGNAL_SIZE, TARGET_SIZE, CONTEXT_VIEWS = 6, 2, 2
+
+
+def linear_gaussian(
+    seed: int,
+    *,
+    schedule: si.AbstractNoiseSchedule | None = None,
+    objective: si.AbstractObjective | None = None,
+    noise: float = 0.0,
+    conditioning: float = 10.0,
+    num_context: int = 2,
+    tree: bool = False,
+    dtype: Any = jnp.float32,
+) -> LinearGaussian:
+    """A random linear-Gaussian problem: 6 unknowns, a target of 2 entries, a context of up to 2 views of 2 entries.
+
+    With `num_context=2` context and noise-free target determine the signal, with fewer they do not. The eigenvalues
+    of the signal's covariance spread over `conditioning`; the rows of all matrices are orthonormal, so that the
+    law of the target given the context is conditioned no worse.
+    """
+    rng = np.random.default_rng(seed)
+    n, p, views = SIGNAL_SIZE, TARGET_SIZE, CONTEXT_VIEWS
+    basis, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    eigenvalues = 2.0 * conditioning ** -np.linspace(0, 1, n)
+    covariance = basis * eigenvalues @ basis.T
+    mean = 0.5 * rng.normal(size=n)
+    rows, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    matrices = rows.reshape(views + 1, p, n)
+    signal = mean + np.linalg.cholesky(covariance) @ rng.normal(size=n)
+    context_rows = matrices[1:].reshape(views * p, n)
+    observed = context_rows @ signal + noise * rng.normal(size=views * p)
+    used = num_context * p
+    posterior_mean, posterior_covariance = condition(
+        mean, covariance, context_rows[:used], observed[:used], noise**2 * np.eye(used)
+    )
+
+    cast = lambda x: jnp.asarray(x, dtype)
+    forward = measure_tree if tree else measure
+    unravel = (lambda x: {"a": x[:2], "b": x[2:].reshape(2, 2)}) if tree else (lambda x: x)
+    split = (lambda o: {"first": o[:, :1], "rest": (o[:, 1:],)}) if tree else (lambda o: o)
+    prior_mean = unravel(cast(mean))
+    problem = si.StochasticInverseProblem(
+        forward,
+        si.GaussianDenoiser(forward, prior_mean, cast(covariance), noise=noise),
+        schedule=si.CosineSchedule() if schedule is None else schedule,
+        objective=si.SquaredError() if objective is None else objective,
+        noise=noise,
+        signal=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), prior_mean),
+    )
+    context = si.View(split(cast(observed.reshape(views, p))), cast(matrices[1:]), jnp.arange(views) < num_context)
+    return LinearGaussian(
+        problem, context, cast(matrices[0]), posterior_mean, posterior_covariance, matrices[0], mean, covariance
+    )
+
+
+def condition(mean, covariance, rows, observed, noise_covariance):
+    """The Gaussian `N(mean, covariance)` given `rows @ s + noise = observed`."""
+    total = rows @ covariance @ rows.T + noise_covariance
+    gain = np.linalg.solve(total, rows @ covariance).T
+    return mean + gain @ (observed - rows @ mean), covariance - gain @ rows @ covariance
+
+
+def ravel_samples(samples: Any) -> np.ndarray:
+    """Samples with a leading axis as rows of a matrix."""
+    return np.asarray(jax.vmap(lambda x: ravel_pytree(x)[0])(samples), np.float64)
+
+
+def assert_gaussian(samples, mean, covariance, *, bias, k=5.0, name="samples"):
+    """Mean and covariance of samples, in units of the expected ones, within `k` standard errors and a bias.
+
+    In the basis in which the expected law is `N(0, I)`, a mean has the standard error `1/√N`, an entry of the
+    covariance `√((1 + [i = j])/N)`. Directions without variance must have none.
+    """
+    samples = np.asarray(samples, np.float64)
+    eigenvalues, basis = np.linalg.eigh(covariance)
+    kept = eigenvalues > 1e-6 * eigenvalues[-1]
+    centred = (samples - mean) @ basis
+    flat = centred[:, ~kept]
+    assert np.all(np.abs(flat) < 0.02 * np.sqrt(eigenvalues[-1])), f"{name}: variance where there should be none"
+    white = centred[:, kept] / np.sqrt(eigenvalues[kept])
+    number, size = white.shape
+    mean_error = np.abs(white.mean(0)).max()
+    assert mean_error < k / np.sqrt(number) + bias, f"{name}: mean off by {mean_error:.3f} standard deviations"
+    error = np.abs(np.cov(white, rowvar=False).reshape(size, size) - np.eye(size))
+    allowed = k * np.sqrt((1 + np.eye(size)) / number) + bias
+    assert np.all(error < allowed), f"{name}: covariance off by {error.max():.3f} (allowed {allowed.max():.3f})"

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._view import Example, View
+from ._data_info import describe
+from ._view import Example, View, structure
 
 
 class ArrayBatches:
@@ -61,10 +62,26 @@ class IterableBatches:
         except StopIteration:
             raise ValueError("`data` is an iterable without a single batch; give at least one.") from None
         self._pushed_back.append(batch)
+        self._structure = structure(batch)
         return batch
 
     def batch(self, step: int) -> Any:
-        """The next batch, or `None` when there are no more."""
+        """The next batch, or `None` when there are no more.
+
+        **Raises:**
+
+        `ValueError` if it is not of the shapes of the first.
+        """
+        batch = self._next()
+        if batch is not None and structure(batch) != self._structure:
+            raise ValueError(
+                f"`data` gave {describe(batch)} for step {step + 1}, but {describe(self._structure)} before; give "
+                "batches of "
+                "equal structure, and drop an incomplete last one."
+            )
+        return batch
+
+    def _next(self):
         if self._pushed_back:
             return self._pushed_back.pop()
         try:

@@ -57,7 +57,8 @@ class Checkpoints:
                 ]
         except Exception as error:
             raise ValueError(
-                f"{where} cannot be read ({type(error).__name__}): delete the folder {os.path.join(self.folder, str(step))} to go on "
+                f"{where} cannot be read ({type(error).__name__}): delete the folder "
+                f"{os.path.join(self.folder, str(step))} to go on "
                 "from the one before, or give another `checkpoint`."
             ) from error
         if not same:
@@ -77,4 +78,5 @@ class Checkpoints:
 
 
 def _structure(state):
-    return [[list(x.shape), jnp.dtype(x.dtype).name] for x in jax.tree.leaves(state)]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [[jax.tree_util.keystr(path), list(x.shape), jnp.dtype(x.dtype).name] for path, x in leaves]

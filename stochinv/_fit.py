@@ -21,12 +21,12 @@ from tqdm import tqdm
 from ._batches import ArrayBatches, as_batches, warn_exhausted
 from ._checkpoint import Checkpoints
 from ._custom_types import Key, Structure
-from ._data_info import DataInfo, measure_data
+from ._data_info import DataInfo, check_structure, describe, measure_data
 from ._ema import AbstractEMA, PowerEMA
 from ._frozen import trainable
 from ._problem import StochasticInverseProblem
 from ._validate import check_example, check_forward, check_records, check_roles, check_values, find_signal
-from ._view import Example, RandomViews, View
+from ._view import Example, RandomViews, View, structure
 
 
 @dataclasses.dataclass
@@ -154,7 +154,12 @@ def fit(
     start_time = time.perf_counter()
     if steps < 1 or log_every < 1 or checkpoint_every < 1:
         raise ValueError(
-            f"`steps`, `log_every` and `checkpoint_every` must be at least 1, got {steps}, {log_every} and {checkpoint_every}."
+            f"`steps`, `log_every` and `checkpoint_every` must be at least 1, got {steps}, {log_every} and "
+            f"{checkpoint_every}."
+        )
+    if validation is not None and not isinstance(validation, Example | View):
+        raise ValueError(
+            f"`validation` must be an `Example` or a `View` of arrays in memory, got {type(validation).__name__}."
         )
     for name, records in (("data", data), ("validation", validation)):
         if isinstance(records, Example | View):
@@ -170,6 +175,11 @@ def fit(
         seen = batches.records
     else:
         seen = jax.tree.map(jnp.asarray, batches.first())
+        if not isinstance(seen, Example | View):
+            raise ValueError(
+                f"`data` yields batches of type {type(seen).__name__}; make each an `Example` or a `View` (with "
+                "`roles`)."
+            )
         check_roles(seen, roles, problem.forward)
         check_records("data", seen, 1)
         check_values("data", seen)
@@ -177,7 +187,8 @@ def fit(
     noisy_measurements = any(float(x) > 0 for x in jax.tree.leaves(problem.noise))
     if noisy_measurements and _deal(_first(seen), roles, probe_key).novel is None:
         raise ValueError(
-            "`noise` is positive, so novel measurements are needed (`Example.novel`, or `roles` with `novel=1`): the target's own "
+            "`noise` is positive, so novel measurements are needed (`Example.novel`, or `roles` with `novel=1`): the "
+            "target's own "
             "noise cannot tell the signal."
         )
     if noisy_measurements and getattr(problem.objective, "context_weight", 0.0) > 0:
@@ -188,6 +199,8 @@ def fit(
     if gradient_clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optimizer)
     params, rest = eqx.partition(problem, _trainable_part(problem))
+    if not jax.tree.leaves(params):
+        raise ValueError("`denoiser` has no floating-point arrays to train; make it an Equinox module that holds them.")
     fixed, static = eqx.partition(rest, eqx.is_array)
     copy = lambda tree: jax.tree.map(jnp.array, tree)
     state = _State(
@@ -235,9 +248,14 @@ def fit(
     records = batches.records if isinstance(batches, ArrayBatches) else None
     if validation is not None:
         validation = jax.tree.map(jnp.asarray, validation)
+        remedy = "give validation records like those of `data`"
+        check_structure("a record of `validation`", _first(validation), structure(_first(seen)), remedy)
         validation_every = max(steps // 10, 1) if validation_every is None else validation_every
 
     history = History()
+    described = {"record": describe(_first(seen)), "roles": str(roles)}
+    if records is not None:
+        described |= {"num_records": batches.num_records, "batch_size": batch_size}
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint)
     step = 0
     if sharding is not None:
@@ -246,6 +264,11 @@ def fit(
     if checkpoints is not None and checkpoints.latest() is not None:
         if resume:
             state, record = checkpoints.restore(state)
+            if record["data"] != described:
+                raise ValueError(
+                    f"`data`: the checkpointed run had {record['data']}, but this one has {described}; give the same "
+                    "`data`, `batch_size` and `roles`, or `resume=False`."
+                )
             if record["key"] != list(key_data):
                 raise ValueError(
                     "`key` is not the one that the checkpointed run was started with; give the same, or `resume=False`."
@@ -277,7 +300,8 @@ def fit(
                 if checkpoints is not None and last_good is not None:
                     kept = f"the last good checkpoint is that of step {last_good} in {checkpoints.folder}"
                 raise FloatingPointError(
-                    f"The loss is {value} at step {len(history.loss) + 1 + index}: {kept}; lower the learning rate, or look for "
+                    f"The loss is {value} at step {len(history.loss) + 1 + index}: {kept}; lower the learning rate, "
+                    "or look for "
                     "infinite derivatives in `forward`."
                 )
         history.loss.extend(values)
@@ -291,6 +315,7 @@ def fit(
             record = {
                 "step": step,
                 "key": list(key_data),
+                "data": described,
                 "history": dataclasses.asdict(history),
                 "batches": batches.state(),
             }
@@ -343,9 +368,10 @@ def prepare(
     measured = records if isinstance(records, View) else records.target
     signal = find_signal(problem, example)
     affine = check_forward(problem.forward, signal, example, probe_key)
-    info = problem.data_info
-    if info is None:
-        info = measure_data(measured, example, standardise=standardise, affine=affine)
+    info = measure_data(measured, example, standardise=standardise, affine=affine)
+    if problem.data_info is not None:
+        # Training goes on in the units that the denoiser knows.
+        info = dataclasses.replace(info, mean=problem.data_info.mean, std=problem.data_info.std)
     denoiser = problem.denoiser
     if denoiser is None:
         denoiser = make_denoiser(problem.forward, signal, info, key=denoiser_key)

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import tempfile
 import zipfile
 import zlib
 from typing import Any
@@ -43,17 +42,19 @@ def save(problem: Any, path: str | os.PathLike):
     path = os.fspath(path)
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".saving-")
+    # Not by `tempfile`, whose files only their owner may read.
+    temporary = os.path.join(folder, f".saving-{os.getpid()}-{os.path.basename(path)}")
     try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        with zipfile.ZipFile(temporary, "w") as archive:
             archive.writestr(_HEADER, json.dumps(header))
             for name, x in arrays.items():
                 with archive.open(name + ".npy", "w", force_zip64=True) as member:
                     # Number formats that NumPy lacks, such as bfloat16, are stored as their bytes.
-                    np.lib.format.write_array(member, np.ascontiguousarray(x).view(_storable(x.dtype)))
+                    np.lib.format.write_array(member, np.asarray(x, order="C").view(_storable(x.dtype)))
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        if os.path.exists(temporary):
+            os.unlink(temporary)
         raise
 
 
@@ -91,7 +92,9 @@ def load(problem: Any, path: str | os.PathLike) -> Any:
         denoiser = make_denoiser(problem.forward, signal, info, key=jr.key(0))
     owned, rest = eqx.partition(denoiser, owned_arrays(denoiser))
     denoiser = eqx.combine(_fill(owned, "denoiser", arrays, path), rest)
-    return dataclasses.replace(problem, denoiser=denoiser, signal=signal or problem.signal, data_info=info)
+    return dataclasses.replace(
+        problem, denoiser=denoiser, signal=problem.signal if signal is None else signal, data_info=info
+    )
 
 
 def _storable(dtype):

@@ -16,12 +16,14 @@ from ._view import Example, RandomViews, View, structure
 
 def check_records(name: str, records: Any, batch_size: int):
     """Arrays in memory: a common, sufficient number of records."""
-    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(records)}
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(records)]
+    lengths = {shape[:1] for shape in shapes}
     if () in lengths or len(lengths) != 1:
         raise ValueError(
-            f"`{name}`: every array must have the same leading record axis, but their lengths are {sorted(lengths)}."
+            f"`{name}` has arrays of shapes {shapes}, but all must have the same leading record axis; give every "
+            "array one entry per record."
         )
-    (number,) = lengths.pop()
+    ((number,),) = lengths
     if number == 0:
         raise ValueError(f"`{name}` has no records; give at least one.")
     if batch_size < 1:
@@ -60,7 +62,8 @@ def check_values(name: str, tree: Any):
             bad = int(jnp.sum(~jnp.isfinite(x)))
             if bad:
                 raise ValueError(
-                    f"`{name}{jtu.keystr(path)}` has {bad} NaN or infinite values of {jnp.size(x)}; remove or fill them "
+                    f"`{name}{jtu.keystr(path)}` has {bad} NaN or infinite values of {jnp.size(x)}; remove or fill "
+                    "them "
                     "(missing parts belong in `params`, as a mask)."
                 )
 
@@ -77,7 +80,8 @@ def check_example(example: Example, forward: AbstractForwardModel):
         for path, x in jtu.tree_flatten_with_path(view.observation)[0]:
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 raise ValueError(
-                    f"`{name}.observation{jtu.keystr(path)}` is {x.dtype}, but measurements must be floating-point arrays; "
+                    f"`{name}.observation{jtu.keystr(path)}` is {x.dtype}, but measurements must be floating-point "
+                    "arrays; "
                     "convert with `.astype(jnp.float32)`."
                 )
             dtypes[f"{name}.observation{jtu.keystr(path)}"] = x.dtype
@@ -97,7 +101,8 @@ def check_example(example: Example, forward: AbstractForwardModel):
         each = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
         if describe(each) != describe(one):
             raise ValueError(
-                f"`{name}.observation` is {describe(stack)} and `target.observation` {describe(target)}, but `{name}` must "
+                f"`{name}.observation` is {describe(stack)} and `target.observation` {describe(target)}, but "
+                f"`{name}` must "
                 "be a stack of measurements like the target's; give a context of another kind as a plain PyTree."
             )
 
@@ -115,7 +120,8 @@ def check_forward(forward: AbstractForwardModel, signal: Structure, example: Exa
     except Exception as error:
         raise ValueError(
             f"`forward` fails on a signal {describe(signal)} with params {describe(params)} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); it must be traceable by JAX and take what the data give."
+            f"{str(error).splitlines()[0] if str(error) else ''}); it must be traceable by JAX and take what the "
+            "data give."
         ) from error
     for path, x in jtu.tree_flatten_with_path(output)[0]:
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -196,20 +202,28 @@ def find_signal(problem: Any, example: Example) -> Structure:
         except Exception as error:
             raise ValueError(
                 f"`denoiser` fails on a record of the data ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else ''})."
+                f"{str(error).splitlines()[0] if str(error) else ''}); it must be a callable (noisy, level, context, "
+                "params, "
+                "*, key) -> signal that takes what the data give."
             ) from error
         if problem.signal is not None and describe(problem.signal) != describe(signal):
-            raise ValueError(f"`denoiser` returns {describe(signal)}, but `signal` is {describe(problem.signal)}.")
+            raise ValueError(
+                f"`denoiser` returns {describe(signal)}, but `signal` is {describe(problem.signal)}; change one of "
+                "them."
+            )
     else:
         signal = problem.signal
         if signal is None:
             signal = known_signal_structure(problem.forward, target.observation, target.params)
         if signal is None:
             raise ValueError(
-                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of `jax.ShapeDtypeStruct` of a "
+                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
+                "`jax.ShapeDtypeStruct` of a "
                 "signal, or a denoiser."
             )
     for x in jax.tree.leaves(signal):
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"`signal` must consist of floating-point arrays, got {describe(signal)}.")
+            raise ValueError(
+                f"`signal` is {describe(signal)}, but signals must be floating-point arrays; use `jnp.float32`."
+            )
     return signal

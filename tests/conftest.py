@@ -1,12 +1,10 @@
 import os
 
-
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
 import pytest
-
 
 hypothesis.settings.register_profile(
     "stochinv",

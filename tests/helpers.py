@@ -27,16 +27,16 @@ def samplers() -> dict[str, si.AbstractSampler]:
     """Every sampler of a single target, in the settings in which the laws are tested."""
     return {
         "exponential_adams": si.ExponentialAdams(),
-        "flow_heun": si.ProbabilityFlow(num_steps=64),
+        "flow_heun": si.ProbabilityFlow(num_steps=48),
         "flow_tsit5_adaptive": si.ProbabilityFlow(
             solver=dfx.Tsit5(), stepsize_controller=dfx.PIDController(rtol=1e-3, atol=1e-4)
         ),
-        "sde_shark": si.ReverseSDE(num_steps=96),
-        "sde_shark_churn_half": si.ReverseSDE(num_steps=96, churn=0.5),
-        "sde_euler": si.ReverseSDE(num_steps=256, solver=dfx.Euler()),
-        "sde_tree": si.ReverseSDE(num_steps=64, brownian_path=dfx.VirtualBrownianTree),
-        "ancestral_ddpm": si.Ancestral(num_steps=512),
-        "ancestral_ddim": si.Ancestral(num_steps=512, eta=0.0),
+        "sde_shark": si.ReverseSDE(num_steps=64),
+        "sde_shark_churn_half": si.ReverseSDE(num_steps=64, churn=0.5),
+        "sde_euler": si.ReverseSDE(num_steps=192, solver=dfx.Euler()),
+        "sde_tree": si.ReverseSDE(num_steps=48, brownian_path=dfx.VirtualBrownianTree),
+        "ancestral_ddpm": si.Ancestral(num_steps=256),
+        "ancestral_ddim": si.Ancestral(num_steps=256, eta=0.0),
     }
 
 

@@ -2,6 +2,13 @@ r"""The reverse-time process of a problem as terms that any diffrax solver takes
 
 With churn `χ ∈ [0, 1]`, `do = [a o − ½ (1 + χ²) g² ∇ log p_t(o | c)] dt + χ g dw̄` runs from `t = 1` to `t = 0`. It is
 solved *forward in* `s = 1 − t`, since diffrax's stochastic Runge-Kutta methods do not support negative steps.
+
+What is solved for is `y = o_t / n`, `n = √(α² + σ²)`, whose size is that of standardised measurements at all times:
+a variance-exploding `o_t` shrinks by orders of magnitude, which is stiff in `t`. With `α̂ = α/n`, `σ̂ = σ/n` and the
+log-SNR `λ`, which is that of `o_t`, the drift and the diffusion of `y` are those of a variance-preserving process,
+`â = ½ σ̂² dλ/dt` and `ĝ² = −σ̂² dλ/dt`, hence
+
+`dy = ½ ĝ² [y + (1 + χ²) ∇ log p̂_t(y | c)] ds + χ ĝ dw`.
 """
 
 from typing import Any
@@ -14,36 +21,44 @@ from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Context, Key, Params
 from .._noise import noise_level
+from .._schedule import AbstractNoiseSchedule, NoiseLevel
 from .base import mean_observation
 
 
 def reverse_drift(
     problem: Any, context: Context, params: Params, keys: Key | None, unravel: AnyCallable, churn: float | Array
 ) -> dfx.ODETerm:
-    """The drift of the reverse process in `s = 1 − t`, on raveled measurements."""
+    """The drift of the reverse process in `s = 1 − t`, on raveled and rescaled measurements."""
 
     def vector_field(s, flat, args):
-        t = 1 - s
-        noisy = unravel(flat)
-        level = noise_level(problem.schedule, t, flat)
-        mean, _ = ravel_pytree(mean_observation(problem, noisy, level, context, params, keys))
+        level, size = _rescaled(problem.schedule, 1 - s, flat)
+        noisy = unravel(size * flat)
+        unscaled = NoiseLevel(size * level.alpha, size * level.sigma)
+        mean, _ = ravel_pytree(mean_observation(problem, noisy, unscaled, context, params, keys))
         noise, _ = ravel_pytree(problem.noise_scale(noisy, full=True))
         score = (level.alpha * mean - flat) / (level.sigma**2 + (level.alpha * noise) ** 2)
-        drift = problem.schedule.drift(t).astype(flat.dtype)
-        diffusion = problem.schedule.diffusion(t).astype(flat.dtype)
-        return 0.5 * (1 + churn**2) * diffusion**2 * score - drift * flat
+        diffusion = (problem.schedule.diffusion(1 - s) / size).astype(flat.dtype)
+        return 0.5 * diffusion**2 * (flat + (1 + churn**2) * score)
 
     return dfx.ODETerm(vector_field)
 
 
 def reverse_diffusion(problem: Any, churn: float | Array, path: dfx.AbstractBrownianPath) -> dfx.ControlTerm:
-    """The diffusion `χ g` of the reverse process in `s = 1 − t`, on raveled measurements."""
+    """The diffusion `χ ĝ` of the reverse process in `s = 1 − t`, on raveled and rescaled measurements."""
 
     def diffusion(s, flat, args) -> lx.DiagonalLinearOperator:
-        scale = churn * problem.schedule.diffusion(1 - s).astype(flat.dtype)
+        _, size = _rescaled(problem.schedule, 1 - s, flat)
+        scale = (churn * problem.schedule.diffusion(1 - s) / size).astype(flat.dtype)
         return lx.DiagonalLinearOperator(jnp.broadcast_to(scale, flat.shape))
 
     return dfx.ControlTerm(diffusion, path)
+
+
+def _rescaled(schedule, t, like):
+    """`(α̂, σ̂)` and the size `n`."""
+    level = noise_level(schedule, t, like)
+    size = jnp.sqrt(level.alpha**2 + level.sigma**2)
+    return NoiseLevel(level.alpha / size, level.sigma / size), size
 
 
 def solve(
@@ -51,26 +66,32 @@ def solve(
     solver: dfx.AbstractSolver,
     flat: Float[Array, " n"],
     times: Float[Array, " num_steps"],
+    schedule: AbstractNoiseSchedule,
     *,
     controller: dfx.AbstractStepSizeController | None,
     adjoint: dfx.AbstractAdjoint,
     max_steps: int,
 ) -> Float[Array, " n"]:
-    """Solves from `s = 0` to `s = 1`: on the grid of `times`, or adaptively where a controller is given."""
+    """Solves from `s = 0` to `s = 1`: on the grid of `times`, or adaptively where a controller is given.
+
+    Takes and returns raveled measurements `o_t`, not rescaled.
+    """
     fixed = controller is None
     if fixed and times.shape[0] == 1:
         return flat
+    _, first_size = _rescaled(schedule, 1.0, flat)
+    _, last_size = _rescaled(schedule, 0.0, flat)
     solution = dfx.diffeqsolve(
         terms,
         solver,
         t0=0.0,
         t1=1.0,
         dt0=None if fixed else 0.01,
-        y0=flat,
+        y0=flat / first_size,
         stepsize_controller=dfx.StepTo(ts=1 - times) if fixed else controller,
         adjoint=adjoint,
         max_steps=times.shape[0] if fixed else max_steps,
         # On a fixed grid nothing can fail that would not show in the answer, and checking costs time at each step.
         throw=not fixed,
     )
-    return solution.ys[-1]
+    return last_size * solution.ys[-1]

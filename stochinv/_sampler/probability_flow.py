@@ -52,6 +52,7 @@ class ProbabilityFlow(AbstractSampler):
             self.solver,
             flat,
             times,
+            problem.schedule,
             controller=self.stepsize_controller,
             adjoint=dfx.RecursiveCheckpointAdjoint(),
             max_steps=self.max_steps,

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Context, Key, Params
 from .base import AbstractSampler, Sample, draw_keys, final_sample, initial_noisy
+from .brownian import FixedStepBrownianPath
 from .diffrax_terms import reverse_diffusion, reverse_drift, solve
 from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
 
@@ -65,6 +66,8 @@ class ReverseSDE(AbstractSampler):
         levy_area = next(kind for kind in kinds if issubclass(kind, needed))
         if self.brownian_path is dfx.VirtualBrownianTree:
             return dfx.VirtualBrownianTree(0.0, 1.0, self.brownian_tolerance, shape, key, levy_area)
+        if self.brownian_path is dfx.UnsafeBrownianPath:
+            return FixedStepBrownianPath(shape, key, levy_area)
         return self.brownian_path(shape=shape, key=key, levy_area=levy_area)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
@@ -81,6 +84,7 @@ class ReverseSDE(AbstractSampler):
             self.solver,
             flat,
             times,
+            problem.schedule,
             controller=self.stepsize_controller,
             adjoint=dfx.ForwardMode() if unsafe else dfx.RecursiveCheckpointAdjoint(),
             max_steps=self.max_steps,

@@ -78,15 +78,23 @@ def cut(images, corners):
     return one(images, corners)
 
 
+class ImageMLP(eqx.Module):
+    """A multilayer perceptron from images to images."""
+
+    mlp: si.nn.MLP
+
+    def __call__(self, image, embedding):
+        return self.mlp(image.ravel(), embedding).reshape(*image.shape[:2], -1)
+
+
 def make_denoiser(width, key):
     """A multilayer perceptron on the measurements, put back where they belong in the image."""
     keys = jr.split(key, 3)
     signal = jax.ShapeDtypeStruct((SIZE, SIZE, 1), jnp.float32)
     window = si.forward.Window((SIZE, SIZE, 1), (WINDOW, WINDOW))
-    mlp = si.nn.MLP(4 * SIZE**2, SIZE**2, embedding_size=128, width=width, key=keys[0])
     return si.NetworkDenoiser(
         si.BackProjection(window, signal),
-        lambda image, embedding: mlp(image.ravel(), embedding).reshape(SIZE, SIZE, 1),
+        ImageMLP(si.nn.MLP(4 * SIZE**2, SIZE**2, embedding_size=128, width=width, key=keys[0])),
         si.nn.NoiseEmbedding(128, key=keys[1]),
         embedding_size=128,
         signal=signal,
@@ -97,6 +105,7 @@ def make_denoiser(width, key):
 def train(config, views, key, **options):
     problem = si.StochasticInverseProblem(
         forward=si.forward.Window((SIZE, SIZE, 1), (WINDOW, WINDOW)),
+        denoiser=make_denoiser(config.width, key),
         objective=si.EnergyScore(num_samples=config.draws),
     )
     roles = si.RandomViews(context=1, target=1, novel=config.windows - 2)
@@ -107,6 +116,7 @@ def train_regressor(config, views, key, **options):
     """The same network and training time, but squared error and a target that is nothing but noise."""
     problem = si.StochasticInverseProblem(
         forward=si.forward.Window((SIZE, SIZE, 1), (WINDOW, WINDOW)),
+        denoiser=make_denoiser(config.width, key),
         objective=si.SquaredError(sample_time=lambda key: jnp.ones(())),
     )
     roles = si.RandomViews(context=1, target=1, novel=config.windows - 2)

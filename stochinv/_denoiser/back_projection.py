@@ -33,12 +33,16 @@ class BackProjection(AbstractEncoder):
     - `gain`: how large the forward model makes a signal of ones.
     - `largest_snr`: the signal-to-noise ratio beyond which the estimate is not relied on: it bounds how far the
         network's output is scaled down.
+    - `context_snr`: the same for the context; `largest_snr` by default. Where the forward model selects entries of the
+        signal (windows, masks) and measurements have no noise, a large value such as `1e6` makes every signal repeat
+        the context.
     """
 
     forward: Frozen
     signal: Structure
     gain: float
     largest_snr: float
+    context_snr: float
 
     def __init__(
         self,
@@ -47,11 +51,13 @@ class BackProjection(AbstractEncoder):
         *,
         gain: FloatScalarLike = 1.0,
         largest_snr: float = 25.0,
+        context_snr: float | None = None,
     ):
         self.forward = Frozen(forward)
         self.signal = signal
         self.gain = float(gain)
         self.largest_snr = largest_snr
+        self.context_snr = largest_snr if context_snr is None else context_snr
 
     def _back_project(self, measure, observation, weights):
         """The back-projection of a measurement in the units of the signal, and its coverage between 0 and 1."""
@@ -83,7 +89,7 @@ class BackProjection(AbstractEncoder):
             stack = as_multi_view(forward)
             given, coverage = self._back_project(lambda s: stack(s, context.params), context.observation, weights)
             channels += [given, coverage]
-            total, weighted = total + self.largest_snr * coverage, weighted + self.largest_snr * coverage * given
+            total, weighted = total + self.context_snr * coverage, weighted + self.context_snr * coverage * given
         elif context is not None:
             constants = jnp.concatenate([jnp.ravel(x).astype(target.dtype) for x in jax.tree.leaves(context)])
             channels.append(jnp.broadcast_to(constants, (*target.shape[:2], constants.size)))

@@ -5,7 +5,6 @@ The arguments of such a class are in its own docstring; only the signature is wa
 
 import re
 
-
 _GENERATED = re.compile(r"<p>\s*Initialize self\.\s+See help\(type\(self\)\) for accurate signature\.\s*</p>")
 
 

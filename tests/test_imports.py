@@ -1,0 +1,87 @@
+"""Modules import downwards only, as the layout of the library says."""
+
+import ast
+import pathlib
+
+import pytest
+
+import stochinv as si
+
+ROOT = pathlib.Path(si.__file__).parent
+# What a module may import at its top: lower levels only. Within a level, no cycles (checked separately).
+LEVELS = [
+    ["_custom_types", "_frozen"],
+    ["_view", "_schedule"],
+    ["_data_info", "_noise", "_forward.base", "_denoiser.base", "_objective.base", "_sampler.base", "_ema"],
+    ["_forward", "_denoiser", "_objective", "_sampler"],
+    ["_problem"],
+    ["forward", "nn", "data", "diagnostics"],
+    ["_posterior", "_numpyro", "_fit", "_save", "_checkpoint", "_batches", "_validate"],
+    [""],
+]
+CORE = {"_view", "_schedule", "_problem", "_posterior", "_fit", "_forward", "_denoiser", "_objective", "_sampler"}
+
+
+def module_name(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix("__init__").removesuffix(".")
+
+
+def level(name):
+    exact = [i for i, names in enumerate(LEVELS) if name in names]
+    package = [i for i, names in enumerate(LEVELS) if name.split(".")[0] in names]
+    assert exact or package, f"`{name}` is in no level of tests/test_imports.py"
+    return (exact or package)[0]
+
+
+def imported(path):
+    """The library's modules that a file imports at its top; not under `TYPE_CHECKING`, nor in functions."""
+    parts = ("stochinv", *path.relative_to(ROOT).with_suffix("").parts)
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = list(parts[: len(parts) - node.level]) if node.level else []
+        base += node.module.split(".") if node.module else []
+        if base[:1] != ["stochinv"]:
+            continue
+        for alias in node.names:
+            target = (
+                [*base, alias.name]
+                if (ROOT.parent.joinpath(*base) / f"{alias.name}.py").exists()
+                or (ROOT.parent.joinpath(*base) / alias.name).is_dir()
+                else base
+            )
+            yield ".".join(target[1:])
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    name = module_name(path)
+    for other in imported(path):
+        assert level(other) <= level(name), f"`{name}` imports `{other}`, which lies above it"
+
+
+def test_no_cycles():
+    graph = {module_name(path): set(imported(path)) for path in FILES}
+
+    def visit(name, above):
+        assert name not in above, f"cycle of imports: {' -> '.join([*above, name])}"
+        if name not in done:
+            for other in graph.get(name, ()):
+                visit(other, [*above, name])
+            done.add(name)
+
+    done = set()
+    for name in graph:
+        visit(name, [])
+
+
+def test_the_core_imports_no_namespace():
+    for path in FILES:
+        name = module_name(path)
+        if name.split(".")[0] in CORE:
+            for other in imported(path):
+                assert other.split(".")[0] not in ("forward", "nn", "data", "diagnostics"), f"{name} imports {other}"

@@ -46,7 +46,9 @@ class Ancestral(AbstractSampler):
         noisy = initial_noisy(problem, params, times[0], start_key)
 
         def step(noisy, inputs):
-            t, u, key = inputs
+            t, u, index = inputs
+            # Keys of all steps, made in advance, would be the only memory that grows with their number.
+            key = jr.fold_in(steps_key, index)
             denoise_key, measurement_key, bridge_key = jr.split(key, 3)
             now, then = noise_level(problem.schedule, t, noisy), noise_level(problem.schedule, u, noisy)
             draw_key = denoise_key if problem.objective.stochastic else None
@@ -59,6 +61,5 @@ class Ancestral(AbstractSampler):
             bridge = lambda o, x, e: then.alpha * o + kept * (x - now.alpha * o) + e
             return jax.tree.map(bridge, measured, noisy, scaled_normal(noisy, fresh, bridge_key)), None
 
-        keys = jr.split(steps_key, self.num_steps - 1)
-        noisy, _ = jax.lax.scan(step, noisy, (times[:-1], times[1:], keys))
+        noisy, _ = jax.lax.scan(step, noisy, (times[:-1], times[1:], jnp.arange(self.num_steps - 1)))
         return final_sample(problem, noisy, times[-1], context, params, final_key)

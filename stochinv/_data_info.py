@@ -77,7 +77,8 @@ def without_mask(context: Context) -> Context:
 def describe(tree: Any) -> str:
     """A PyTree's shapes and dtypes in one line, for error messages."""
     described = jax.tree.map(lambda x: f"{jnp.dtype(x.dtype).name}{list(x.shape)}", structure(tree))
-    return str(described).replace("'", "")
+    line = " ".join(str(described).replace("'", "").split())
+    return line.replace("( ", "(").replace(" )", ")")
 
 
 def check_structure(name: str, tree: Any, expected: Structure, remedy: str):

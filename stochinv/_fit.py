@@ -249,7 +249,7 @@ def fit(
     if validation is not None:
         validation = jax.tree.map(jnp.asarray, validation)
         remedy = "give validation records like those of `data`"
-        check_structure("a record of `validation`", _first(validation), structure(_first(seen)), remedy)
+        check_structure("validation[0]", _first(validation), structure(_first(seen)), remedy)
         validation_every = max(steps // 10, 1) if validation_every is None else validation_every
 
     history = History()

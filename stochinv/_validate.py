@@ -226,4 +226,10 @@ def find_signal(problem: Any, example: Example) -> Structure:
             raise ValueError(
                 f"`signal` is {describe(signal)}, but signals must be floating-point arrays; use `jnp.float32`."
             )
+        if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+            raise ValueError(
+                f"`signal` is {jnp.dtype(x.dtype).name}{list(x.shape)}, but JAX computes in single precision; use "
+                "`jnp.float32`, or "
+                "`jax.config.update('jax_enable_x64', True)`."
+            )
     return signal

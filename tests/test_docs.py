@@ -1,0 +1,101 @@
+"""The documentation names everything public, and its code runs.
+
+A block of a page is run after the blocks before it, in one namespace per page, without training for long. A block
+under the line `<!-- not run -->` is compiled alone, and the names of the library in it are looked up.
+"""
+
+import ast
+import functools
+import inspect
+import re
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+import stochinv as si
+from stochinv import _fit
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/index.md", "docs/getting-started.md", "docs/how-to-choose.md", "docs/extending.md")
+NAMESPACES = {"stochinv": si, "stochinv.forward": si.forward, "stochinv.nn": si.nn}
+NAMES = [
+    f"{prefix}.{name}"
+    for prefix, namespace in NAMESPACES.items()
+    for name, value in vars(namespace).items()
+    if not name.startswith("_") and not inspect.ismodule(value)
+]
+DIRECTIVE = re.compile(r"^::: (\S+)\n((?:    .*\n)*)", re.MULTILINE)
+DIRECTIVES = {
+    match[1]: re.findall(r"^ +- (\w+)$", match[2], re.MULTILINE)
+    for page in sorted((ROOT / "docs" / "api").glob("*.md"))
+    for match in DIRECTIVE.finditer(page.read_text(encoding="utf-8") + "\n")
+}
+BLOCK = re.compile(r"^(<!-- not run -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def look_up(name):
+    return functools.reduce(getattr, name.split(".")[1:], si)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_name_is_documented(name):
+    doc = look_up(name).__doc__
+    # A dataclass without a docstring is given its signature as one.
+    assert doc and not doc.startswith(name.split(".")[-1] + "("), f"{name} has no docstring"
+    assert name in DIRECTIVES, f"{name} is on no page of docs/api"
+
+
+def test_reference_names_exist():
+    assert set(DIRECTIVES) <= set(NAMES)
+    for name, members in DIRECTIVES.items():
+        # Annotated without a value, as the class variable of an abstract objective.
+        missing = [m for m in members if not hasattr(look_up(name), m) and m not in look_up(name).__annotations__]
+        assert not missing, f"{name} has no {missing}"
+
+
+def blocks(page):
+    """Line number, code and whether it is to be run, for every Python block of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [(text[: match.start(2)].count("\n"), match[2], match[1] is None) for match in BLOCK.finditer(text)]
+
+
+def traced_fit(problem, data, *, key, roles=None, standardise=True, steps=10_000, **options):
+    """All of a fit but its steps: checks, the denoiser, and one gradient, traced but not compiled.
+
+    Short fits are done, with two steps.
+    """
+    if steps <= 500:
+        return _FIT(problem, data, key=key, roles=roles, standardise=standardise, steps=2, **options)
+    inspect.signature(_FIT).bind(problem, data, key=key, **options)
+    prepared = _fit.prepare(problem, jax.tree.map(jnp.asarray, data), roles, standardise, key, key)
+    record = jax.tree.map(lambda x: x[0], data)
+    example = record if roles is None else roles(record, key=key)
+    gradient = eqx.filter_value_and_grad(lambda p: p.loss(example, key=key), has_aux=True)
+    eqx.filter_eval_shape(lambda: gradient(prepared))
+    return si.Fit(prepared, si.History())
+
+
+_FIT = _fit.fit
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_page(page, monkeypatch, tmp_path):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert len(blocks(page)) == text.count("```python"), "a block that is not recognised, perhaps indented"
+    if page == "docs/index.md":
+        assert [code for _, code, _ in blocks(page)] == [code for _, code, _ in blocks("README.md")]
+        return
+    monkeypatch.setattr(_fit, "fit", traced_fit)
+    monkeypatch.setattr(si, "fit", traced_fit)
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for line, source, run in blocks(page):
+        code = compile("\n" * line + source, page, "exec")
+        if run:
+            exec(code, namespace)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("si."):
+                look_up(ast.unparse(node))

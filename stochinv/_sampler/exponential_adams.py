@@ -5,6 +5,8 @@ measurement `D`, hence exactly
 
 `y' = (r'/r) y + r' ∫ D d(1/r)`   from `r` to `r' < r`.
 
+With measurement noise `D` is the mean of the noisy measurement, `problem.measured`.
+
 `D` is interpolated by a polynomial through its last values, as in DPM-Solver++ (Lu et al. 2022), but in the variable
 `v = log(1 + ρ/r)` instead of `log(1/r)`. Where the noise exceeds all structure of the data, `D` is linear in `1/r`, and
 so in `v`; where it is small, `v` is `log(1/r)` up to a constant. The integral keeps its exponential form,
@@ -91,7 +93,7 @@ class ExponentialAdams(AbstractSampler):
         def denoise(y, t):
             level = noise_level(problem.schedule, t, y)
             noisy = jax.tree.map(lambda x: level.alpha * x, y)
-            return mean_observation(problem, noisy, level, context, params, keys)
+            return problem.measured(noisy, level, mean_observation(problem, noisy, level, context, params, keys))
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
         y = scaled_normal(zeros, ratio[0].astype(jnp.result_type(*jax.tree.leaves(zeros))), start_key)

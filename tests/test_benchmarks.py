@@ -1,0 +1,41 @@
+"""Both benchmarks run at tiny sizes and write the figures that they print."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    def run(name, *arguments):
+        main = runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"]
+        path = tmp_path / "figures.json"
+        main(["--quick", "--json", str(path), *arguments])
+        return json.loads(path.read_text()), capsys.readouterr().out
+
+    return run
+
+
+def test_samplers(run):
+    figures, printed = run("samplers", "--samplers", "ExponentialAdams", "--skip", "unet")
+    assert set(figures) == {"accuracy", "mlp", "memory"}
+    enough = [x for x in figures["accuracy"] if x["evaluations"] == 24]
+    assert len(enough) == 1
+    # Ten times below the bar of 1 %: the benchmark's moments are exact.
+    assert enough[0]["mean"] < 1e-3 and enough[0]["covariance"] < 1e-3
+    assert all(np.isfinite(x["ratio"]) for x in figures["mlp"])
+    (sizes,) = [x["bytes"] for x in figures["memory"]]
+    assert sizes[1] < 1.05 * sizes[0]
+    assert "ExponentialAdams" in printed and "Memory" in printed
+
+
+def test_training(run):
+    figures, printed = run("training", "--networks", "MLP")
+    assert [x["data"] for x in figures["steps"]] == ["arrays", "iterator"]
+    assert all(np.isfinite(x["ratio"]) for x in figures["steps"])
+    assert "MLP" in printed

@@ -40,7 +40,7 @@ def _fractions(num_steps):
 
 @final
 class UniformTime(AbstractTimeGrid):
-    """Equal steps in `t`. Never for [`stochinv.VarianceExploding`][] with few steps of a first-order method."""
+    """Equal steps in `t`: the same as equal steps in the log-SNR for [`stochinv.VarianceExploding`][] alone."""
 
     def __call__(self, schedule: AbstractNoiseSchedule, num_steps: int) -> Float[Array, " num_steps"]:
         return 1 - _fractions(num_steps)

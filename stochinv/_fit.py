@@ -243,6 +243,11 @@ def fit(
         average = None if ema is None else ema.update(state.average, new_params, step)
         return _State(new_params, optimizer_state, average, step, state.mean, state.std), loss, parts
 
+    if sharding is not None:
+        # The partitioner lays out the rest; `jax.make_mesh` leaves that to the user.
+        auto = (jax.sharding.AxisType.Auto,) * len(sharding.mesh.axis_names)
+        mesh = jax.sharding.Mesh(sharding.mesh.devices, sharding.mesh.axis_names, axis_types=auto)
+        sharding = jax.sharding.NamedSharding(mesh, sharding.spec)
     train_step = jax.jit(train_step, donate_argnums=0)
     evaluate = jax.jit(_make_evaluate(batch_loss, batch_size))
     records = batches.records if isinstance(batches, ArrayBatches) else None

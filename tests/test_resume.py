@@ -1,0 +1,169 @@
+import dataclasses
+import os
+import pathlib
+import signal
+
+import grain
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+import stochinv as si
+import training
+
+STEPS = 6
+
+
+def data_of(kind):
+    records = training.examples()
+    cut = lambda start: jax.tree.map(lambda x: np.asarray(x[start : start + 8]), records)
+    if kind == "arrays":
+        return records
+    if kind == "views":
+        return training.views()
+    if kind == "iterable":
+        return [cut(start) for start in (0, 8, 16, 4)]
+    one = lambda index: jax.tree.map(lambda x: np.asarray(x[index]), records)
+    return grain.MapDataset.source(range(24)).shuffle(seed=0).map(one).repeat().batch(8).to_iter_dataset()
+
+
+def train(kind, folder=None, **options):
+    options = {"roles": training.ROLES if kind == "views" else None, "steps": STEPS, "log_every": 1, **options}
+    return training.fit(training.problem(), data_of(kind), checkpoint=folder, **options)
+
+
+def stop_at(step, how):
+    def callback(progress):
+        if progress.step == step:
+            if how == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)
+            return how == "callback"
+
+    return callback
+
+
+def assert_same_run(a, b):
+    training.assert_equal(training.arrays(a.problem), training.arrays(b.problem))
+    first, second = (dataclasses.asdict(x.history) | {"seconds": 0} for x in (a, b))
+    assert first == second
+
+
+def stored(folder):
+    """The arrays of the last checkpoint: parameters, optimiser and average."""
+    checkpoints = si._checkpoint.Checkpoints(folder)
+    arrays = checkpoints._manager.restore(
+        checkpoints.latest(), args=si._checkpoint.ocp.args.Composite(state=si._checkpoint.ocp.args.StandardRestore())
+    )["state"]
+    assert checkpoints.latest() == STEPS
+    checkpoints.close()
+    return arrays
+
+
+@pytest.mark.parametrize(
+    "kind, how",
+    [
+        ("arrays", "callback"),
+        ("arrays", "interrupt"),
+        ("views", "callback"),
+        ("iterable", "callback"),
+        ("grain", "interrupt"),
+    ],
+)
+def test_resume_equals_an_uninterrupted_run(kind, how, tmp_path):
+    options = {"validation": training.examples(8, seed=3), "validation_every": 2} if kind == "arrays" else {}
+    whole = train(kind, tmp_path / "whole", **options)
+    half = train(kind, tmp_path / "halves", callbacks=[stop_at(3, how)], **options)
+    assert len(half.history.loss) == 3
+    rest = train(kind, tmp_path / "halves", **options)
+    assert_same_run(whole, rest)
+    assert len(whole.history.loss) == STEPS
+    training.assert_equal(stored(tmp_path / "whole"), stored(tmp_path / "halves"))
+    # A finished run is read, not trained on.
+    assert_same_run(whole, train(kind, tmp_path / "halves", **options))
+
+
+def test_an_iterator_continues_after_the_batches_already_used(tmp_path):
+    whole = train("iterable")
+    train("iterable", tmp_path, callbacks=[stop_at(3, "callback")])
+    used = []
+
+    def batches():
+        for batch in data_of("iterable") * 2:
+            used.append(None)
+            yield batch
+
+    rest = training.fit(training.problem(), batches(), steps=STEPS, log_every=1, checkpoint=tmp_path)
+    assert_same_run(whole, rest)
+    assert len(used) == STEPS
+
+
+def test_ctrl_c_keeps_what_was_trained():
+    before = signal.getsignal(signal.SIGINT)
+    half = train("arrays", callbacks=[stop_at(3, "interrupt")])
+    assert signal.getsignal(signal.SIGINT) is before
+    whole = []
+    train("arrays", callbacks=[lambda progress: whole.append(progress.current_problem())])
+    training.assert_equal(training.arrays(half.problem), training.arrays(whole[2]))
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    train("arrays", tmp_path, checkpoint_every=2)
+    assert sorted(x for x in os.listdir(tmp_path) if x.isdigit()) == ["4", "6"]
+
+
+def test_without_resume_a_run_starts_anew(tmp_path):
+    train("arrays", tmp_path, checkpoint_every=1)
+    options = {"resume": False, "steps": 2, "optimizer": optax.sgd(0.1)}
+    assert_same_run(train("arrays", **{**options, "resume": True}), train("arrays", tmp_path, **options))
+    assert sorted(x for x in os.listdir(tmp_path) if x.isdigit()) == ["2"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"key": jr.key(1)}, "`key` is not the one"),
+        ({"ema": None}, "of another configuration"),
+        ({"optimizer": optax.rmsprop(1e-3)}, "of another configuration"),
+        ({"batch_size": 4}, "`data`: the checkpointed run had .*'batch_size': 8.*`resume=False`"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(options, message, tmp_path):
+    train("arrays", tmp_path, callbacks=[stop_at(3, "callback")])
+    with pytest.raises(ValueError, match=message):
+        train("arrays", tmp_path, **options)
+
+
+@pytest.mark.parametrize("part", ["state", "record"])
+def test_a_damaged_checkpoint_is_refused(part, tmp_path):
+    train("arrays", tmp_path, callbacks=[stop_at(3, "callback")], checkpoint_every=2)
+    files = [x for x in pathlib.Path(tmp_path, "3", part).rglob("*") if x.is_file()]
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"The checkpoint of step 3 in .* cannot be read .*delete the folder"):
+        train("arrays", tmp_path)
+    # The remedy works.
+    for file in sorted(pathlib.Path(tmp_path, "3").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    pathlib.Path(tmp_path, "3").rmdir()
+    assert_same_run(train("arrays"), train("arrays", tmp_path))
+
+
+def diverging(step):
+    """A loss that is not finite from one step on."""
+    batches = [training.examples(8) for _ in range(STEPS)]
+    bad = batches[step]
+    target = si.View(jnp.full_like(bad.target.observation, jnp.nan), bad.target.params)
+    batches[step] = si.Example(bad.context, target, bad.novel)
+    return batches
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"The loss is nan at step 5: no checkpoint was kept"):
+        training.fit(training.problem(), diverging(4), steps=STEPS)
+    with pytest.raises(FloatingPointError, match=r"nan at step 5: the last good checkpoint is that of step 4 in /"):
+        training.fit(training.problem(), diverging(4), steps=STEPS, checkpoint=tmp_path, checkpoint_every=2)
+    assert max(x for x in os.listdir(tmp_path) if x.isdigit()) == "4"

@@ -1,0 +1,166 @@
+"""The objectives: their minimisers are the exact denoisers, their estimators are unbiased."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import helpers
+import stochinv as si
+from stochinv._objective.energy_score import energy_terms
+
+
+@pytest.mark.parametrize("name", helpers.objectives())
+@pytest.mark.parametrize("tree", [False, True])
+def test_loss_and_gradient_are_finite_and_parts_add_up(name, tree):
+    objective = helpers.objectives()[name]
+    case = helpers.linear_gaussian(0, objective=objective, tree=tree)
+    observation = jax.tree.map(lambda x: x[0], case.context.observation)
+    novel = case.context if name.startswith("squared") else None
+    example = si.Example(case.context, si.View(observation, case.params), novel)
+    loss = lambda problem: problem.loss(example, key=jr.key(0))
+    (value, parts), gradient = eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))(case.problem)
+    assert value.shape == () and np.isfinite(value)
+    assert all(np.isfinite(part) for part in parts.values())
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient.denoiser.mean))
+    if name == "energy_score":
+        np.testing.assert_allclose(value, parts["error"] - parts["spread"], rtol=1e-6)
+    if name == "squared_error" and novel is not None:
+        np.testing.assert_allclose(value, parts["target"] + parts["novel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.6])
+def test_squared_error_is_stationary_at_the_exact_denoiser(noise):
+    """The denoiser plus any linear map `D + G (o_t, 1)`: the gradient in `G` vanishes within its standard error."""
+    number, case = 20000, helpers.linear_gaussian(0, num_context=1, noise=noise)
+    exact, root = case.problem.denoiser, np.linalg.cholesky(case.covariance + 1e-12 * np.eye(6))
+    novel_params = case.context.params
+
+    def loss(gain, key):
+        signal_key, target_key, novel_key, loss_key = jr.split(key, 4)
+        signal = jnp.asarray(case.mean, jnp.float32) + jnp.asarray(root, jnp.float32) @ jr.normal(signal_key, (6,))
+        target = case.params @ signal + noise * jr.normal(target_key, (2,))
+        novel = novel_params @ signal + noise * jr.normal(novel_key, (2, 2))
+        example = si.Example(case.context, si.View(target, case.params), si.View(novel, novel_params))
+
+        def denoiser(noisy, level, context, params, *, key=None):
+            inputs = jnp.concatenate([noisy / jnp.sqrt(level.alpha**2 + level.sigma**2), jnp.ones(1)])
+            return exact(noisy, level, context, params) + gain @ inputs
+
+        problem = si.StochasticInverseProblem(helpers.measure, denoiser, noise=noise, signal=case.problem.signal)
+        return problem.loss(example, key=loss_key)[0]
+
+    keys = jr.split(jr.key(1), number)
+    gradients_at = jax.jit(lambda gain: jax.lax.map(lambda k: jax.grad(loss)(gain, k), keys, batch_size=2000))
+    gradients = np.asarray(gradients_at(jnp.zeros((6, 3))), np.float64)
+    error = gradients.std(0) / np.sqrt(number)
+    assert np.all(np.abs(gradients.mean(0)) < 5 * error + 1e-5)
+    elsewhere = np.asarray(gradients_at(jnp.full((6, 3), 0.1)), np.float64)
+    assert np.any(np.abs(elsewhere.mean(0)) > 10 * elsewhere.std(0) / np.sqrt(number))
+
+
+def brute_force(predicted, observed, weights, beta):
+    norm = lambda d: float(np.sum(weights * d**2) ** (beta / 2))
+    error = np.mean([norm(v - observed) for v in predicted])
+    pairs = [norm(v - w) for i, v in enumerate(predicted) for j, w in enumerate(predicted) if i != j]
+    return error, 0.5 * np.mean(pairs)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.7])
+def test_energy_terms_against_brute_force(beta):
+    rng = np.random.default_rng(0)
+    predicted, observed, weights = rng.normal(size=(5, 3)), rng.normal(size=3), np.asarray([1.0, 0.0, 2.0])
+    got = energy_terms(*(jnp.asarray(x, jnp.float32) for x in (predicted, observed, weights)), beta)
+    np.testing.assert_allclose(got, brute_force(predicted, observed, weights, beta), rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.7])
+def test_gradient_is_finite_where_draws_coincide(beta):
+    same = jnp.ones((3, 2))
+    gradient = jax.grad(lambda v: jnp.subtract(*energy_terms(v, same[0], jnp.ones(2), beta)))(same)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_expected_energy_score_is_least_at_the_truth():
+    """`v ~ N(0, 1)`; the expected score of `N(μ, s²)` has its least value at `μ = 0`, `s = 1`."""
+    number = 20000
+    draws, truth = jr.normal(jr.key(0), (number, 4, 1)), jr.normal(jr.key(1), (number, 1))
+
+    @jax.jit
+    def scores(mean, std):
+        score = lambda z, v: jnp.subtract(*energy_terms(mean + std * z, v, jnp.ones(1), 1.0))
+        return jax.vmap(score)(draws, truth)
+
+    gradients = jax.jit(jax.vmap(jax.grad(lambda a, z, v: jnp.subtract(
+        *energy_terms(a[0] + a[1] * z, v, jnp.ones(1), 1.0)), argnums=0), in_axes=(None, 0, 0)))(
+            jnp.asarray([0.0, 1.0]), draws, truth)  # fmt: skip
+    assert np.all(np.abs(gradients.mean(0)) < 5 * gradients.std(0) / np.sqrt(number))
+    least = scores(0.0, 1.0)
+    for mean, std in ((0.5, 1.0), (0.0, 0.4), (0.0, 2.0)):
+        difference = scores(mean, std) - least
+        assert difference.mean() > 5 * difference.std() / np.sqrt(number)
+
+
+def fixed_draws(case, values):
+    """A stochastic denoiser whose answer is one of a few signals, chosen by its key."""
+    return lambda noisy, level, context, params, *, key=None: values[jr.randint(key, (), 0, len(values))]
+
+
+def energy_of(example, denoiser, case, **settings):
+    problem = si.StochasticInverseProblem(
+        helpers.measure, denoiser, objective=si.EnergyScore(**settings), signal=case.problem.signal
+    )
+    return problem.loss(example, key=jr.key(0))
+
+
+def test_weights_and_masks_of_the_energy_score():
+    case = helpers.linear_gaussian(0, num_context=2)
+    signal = jr.normal(jr.key(3), (1, 6))
+    denoiser = fixed_draws(case, signal)
+    target = si.View(jnp.zeros(2), case.params)
+    novel = si.View(jnp.zeros((2, 2)), case.context.params, jnp.asarray([True, False]))
+    example = si.Example(case.context, target, novel)
+    score, parts = energy_of(example, denoiser, case, target_weight=2.0, novel_weight=3.0, context_weight=0.5)
+    square = lambda d: float(jnp.sum(d**2))
+    context_error = case.context.params @ signal[0] - case.context.observation
+    total = (
+        2 * square(case.params @ signal[0])
+        + 3 * square(case.context.params[0] @ signal[0])
+        + 0.5 * square(context_error)
+    )
+    np.testing.assert_allclose(score, np.sqrt(total / 10), rtol=1e-5)
+    assert parts["spread"] == 0
+    moved = si.View(novel.observation.at[1].set(99.0), novel.params, novel.mask)
+    again, _ = energy_of(
+        si.Example(case.context, target, moved), denoiser, case, target_weight=2.0, novel_weight=3.0, context_weight=0.5
+    )
+    np.testing.assert_allclose(again, score, rtol=1e-6)
+    with pytest.raises(ValueError, match="context_weight"):
+        energy_of(si.Example(None, target, novel), denoiser, case, context_weight=1.0)
+
+
+def test_masked_novel_views_do_not_count_for_the_squared_error():
+    case = helpers.linear_gaussian(0, num_context=1)
+    target = si.View(jnp.zeros(2), case.params)
+    losses = []
+    for value in (0.0, 99.0):
+        observation = jnp.zeros((2, 2)).at[1].set(value)
+        novel = si.View(observation, case.context.params, jnp.asarray([True, False]))
+        losses.append(case.problem.loss(si.Example(case.context, target, novel), key=jr.key(0))[0])
+    np.testing.assert_array_equal(*losses)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: si.SquaredError(novel_weight=-1.0), "novel_weight"),
+        (lambda: si.EnergyScore(num_samples=1), "num_samples"),
+        (lambda: si.EnergyScore(beta=2.0), "beta"),
+        (lambda: si.EnergyScore(context_weight=-1.0), "context_weight"),
+    ],
+)
+def test_impossible_settings(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -375,7 +375,7 @@ def main(argv: Sequence[str] | None = None):
     if options.quick:
         options = replace(
             options,
-            evaluations=(5, 24),
+            evaluations=(24,),
             problems=2,
             timed_evaluations=5,
             batch=8,

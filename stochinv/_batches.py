@@ -50,7 +50,7 @@ class IterableBatches:
 
     def __init__(self, iterable: Iterable[Any]):
         self._iterable = iterable
-        self._iterator = iter(iterable)
+        self._iterator: Any = iter(iterable)
         self._passes = 0
         self._pushed_back: list[Any] = []
         self._initial_state = self._get_state()

@@ -198,6 +198,8 @@ def fit(
         optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-3, max(steps // 50, 1), max(steps, 2), 1e-5))
     if gradient_clip is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optimizer)
+    info = problem.data_info
+    assert info is not None
     params, rest = eqx.partition(problem, _trainable_part(problem))
     if not jax.tree.leaves(params):
         raise ValueError("`denoiser` has no floating-point arrays to train; make it an Equinox module that holds them.")
@@ -208,15 +210,13 @@ def fit(
         optimizer.init(eqx.filter(params, eqx.is_inexact_array)),
         None if ema is None else copy(params),
         jnp.zeros((), jnp.int32),
-        copy(problem.data_info.mean),
-        copy(problem.data_info.std),
+        copy(info.mean),
+        copy(info.std),
     )
 
     def assemble(params, fixed, state):
         whole = eqx.combine(params, fixed, static)
-        return dataclasses.replace(
-            whole, data_info=dataclasses.replace(whole.data_info, mean=state.mean, std=state.std)
-        )
+        return eqx.tree_at(lambda p: (p.data_info.mean, p.data_info.std), whole, (state.mean, state.std))
 
     def batch_loss(params, fixed, state, batch, key):
         whole = assemble(params, fixed, state)
@@ -246,7 +246,7 @@ def fit(
     if sharding is not None:
         # The partitioner lays out the rest; `jax.make_mesh` leaves that to the user.
         auto = (jax.sharding.AxisType.Auto,) * len(sharding.mesh.axis_names)
-        mesh = jax.sharding.Mesh(sharding.mesh.devices, sharding.mesh.axis_names, axis_types=auto)
+        mesh = jax.sharding.Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names, axis_types=auto)
         sharding = jax.sharding.NamedSharding(mesh, sharding.spec)
     train_step = jax.jit(train_step, donate_argnums=0)
     evaluate = jax.jit(_make_evaluate(batch_loss, batch_size))
@@ -255,11 +255,12 @@ def fit(
         validation = jax.tree.map(jnp.asarray, validation)
         remedy = "give validation records like those of `data`"
         check_structure("validation[0]", _first(validation), structure(_first(seen)), remedy)
-        validation_every = max(steps // 10, 1) if validation_every is None else validation_every
+
+    validation_every = max(steps // 10, 1) if validation_every is None else validation_every
 
     history = History()
     described = {"record": describe(_first(seen)), "roles": str(roles)}
-    if records is not None:
+    if isinstance(batches, ArrayBatches):
         described |= {"num_records": batches.num_records, "batch_size": batch_size}
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint)
     step = 0

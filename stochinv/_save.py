@@ -159,7 +159,7 @@ def decode(data: Any) -> Any:
     module, _, name = (data.get("namedtuple") or data["module"]).partition(":")
     if module not in sys.modules:
         raise ValueError(f"The saved problem uses {module}.{name}; import {module} before loading it.")
-    kind = functools.reduce(getattr, name.split("."), sys.modules[module])
+    kind: Any = functools.reduce(getattr, name.split("."), sys.modules[module])
     if "namedtuple" in data:
         return kind(*(decode(x) for x in data["items"]))
     if not (isinstance(kind, type) and issubclass(kind, eqx.Module)):

@@ -94,4 +94,5 @@ def solve(
         # On a fixed grid nothing can fail that would not show in the answer, and checking costs time at each step.
         throw=not fixed,
     )
+    assert solution.ys is not None
     return last_size * solution.ys[-1]

@@ -2,6 +2,7 @@ from typing import Any, final
 
 import diffrax as dfx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
@@ -28,7 +29,8 @@ class ReverseSDE(AbstractSampler):
     - `solver`: the diffrax solver.
     - `churn`: `χ ∈ [0, 1]`.
     - `grid`: the time grid, `(schedule, num_steps) -> times`.
-    - `brownian_path`: a diffrax class of Brownian paths. `diffrax.UnsafeBrownianPath` is fast, for fixed steps and
+    - `brownian_path`: a diffrax class of Brownian paths. `diffrax.UnsafeBrownianPath` (whose increments are here
+        drawn at once per step, in law the same) is fast, for fixed steps and
         without reverse-mode differentiation; `diffrax.VirtualBrownianTree` serves for both, and is slower.
     - `brownian_tolerance`: the tolerance of a `diffrax.VirtualBrownianTree`, in `t`.
     - `stepsize_controller`: a diffrax controller for adaptive steps, instead of the grid.
@@ -66,16 +68,15 @@ class ReverseSDE(AbstractSampler):
         levy_area = next(kind for kind in kinds if issubclass(kind, needed))
         if self.brownian_path is dfx.VirtualBrownianTree:
             return dfx.VirtualBrownianTree(0.0, 1.0, self.brownian_tolerance, shape, key, levy_area)
-        if self.brownian_path is dfx.UnsafeBrownianPath:
-            return FixedStepBrownianPath(shape, key, levy_area)
-        return self.brownian_path(shape=shape, key=key, levy_area=levy_area)
+        path: Any = FixedStepBrownianPath if self.brownian_path is dfx.UnsafeBrownianPath else self.brownian_path
+        return path(shape=shape, key=key, levy_area=levy_area)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         start_key, path_key, draws_key, final_key = jr.split(key, 4)
         times = self.grid(problem.schedule, self.num_steps)
         flat, unravel = ravel_pytree(initial_noisy(problem, params, times[0], start_key))
         keys = draw_keys(problem, self.num_draws, draws_key)
-        churn = self.churn if isinstance(self.churn, float) else self.churn.astype(flat.dtype)
+        churn = jnp.asarray(self.churn, flat.dtype)
         drift = reverse_drift(problem, context, params, keys, unravel, churn)
         diffusion = reverse_diffusion(problem, churn, self._path(flat, path_key))
         unsafe = self.brownian_path is dfx.UnsafeBrownianPath

@@ -1,0 +1,102 @@
+"""The quickstart: it runs at tiny sizes, and at its own sizes beats both simpler answers."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import stochinv as si
+
+KEYS = {
+    "energy_score",
+    "energy_score_marginal",
+    "energy_score_regressor",
+    "context_rmse",
+    "coverage_90",
+    "train_seconds",
+    "sample_seconds",
+}
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    path = Path(__file__).parents[1] / "examples" / "quickstart.py"
+    spec = importlib.util.spec_from_file_location("quickstart", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_at_tiny_sizes(quickstart, tmp_path):
+    sizes = (
+        "--steps 3 --batch-size 8 --draws 2 --width 16 --train 64 --digits 3 --unseen 2 --samples 4 --sampler-steps 2"
+    )
+    picture, figures_file = tmp_path / "picture.png", tmp_path / "figures.json"
+    arguments = [
+        *sizes.split(),
+        "--sampler-steps",
+        "2",
+        "--rows",
+        "2",
+        "--out",
+        str(picture),
+        "--json",
+        str(figures_file),
+    ]
+    figures = quickstart.main(arguments)
+    assert set(figures) >= KEYS
+    assert json.loads(figures_file.read_text()) == figures
+    assert all(math.isfinite(value) for value in figures.values())
+    assert figures["context_rmse"] < 0.01
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_coverage_of_equal_laws_is_its_level(quickstart):
+    """Samples and observation of one law, four fifths of them exactly zero, as in MNIST."""
+    values = jnp.maximum(jr.normal(jr.key(0), (33, 200, 100)) - 0.84, 0)
+    coverage = quickstart.interval_coverage(values[1:], values[0], jr.key(1))
+    assert abs(coverage - 0.9) < 5 * math.sqrt(0.09 / 20_000)
+
+
+def test_energy_score_is_unbiased(quickstart):
+    """For samples and observation of one law, half the mean distance between two draws."""
+    draws = jr.normal(jr.key(0), (4000, 5, 3))
+    scores = jax.vmap(lambda x: quickstart.energy_score(x[1:], x[0]))(draws)
+    pairs = jnp.sqrt(jnp.mean((draws[:, 0] - draws[:, 1]) ** 2, -1)) / 2
+    error = math.sqrt((np.var(scores) + np.var(pairs)) / len(draws))
+    assert abs(jnp.mean(scores) - jnp.mean(pairs)) < 5 * error
+
+
+@pytest.mark.parametrize("context_snr, error", [(None, 0.5), (1e6, 0.003)])
+def test_a_trusted_context_is_repeated(context_snr, error):
+    """Whatever the network says, the signal keeps to a context whose SNR is large."""
+    shape = jax.ShapeDtypeStruct((6, 6, 1), jnp.float32)
+    window = si.forward.Window(shape.shape, (3, 3))
+    encoder = si.BackProjection(window, shape, context_snr=context_snr)
+    network = lambda image, embedding: jnp.ones(shape.shape)
+    denoiser = si.NetworkDenoiser(
+        encoder, network, lambda log_snr: jnp.zeros(4), embedding_size=4, signal=shape, key=jr.key(0)
+    )
+    corners = jnp.array([[1, 2]])
+    context = si.View(jr.normal(jr.key(1), (1, 3, 3, 1)), corners)
+    noisy = jr.normal(jr.key(2), (3, 3, 1))
+    level = si.CosineSchedule().level(jnp.asarray(0.9))
+    signal = denoiser(noisy, level, context, jnp.array([0, 0]), key=jr.key(3))
+    difference = jnp.max(jnp.abs(window(signal, corners[0]) - context.observation[0]))
+    assert difference < error
+    assert context_snr is not None or difference > 0.1
+
+
+@pytest.mark.slow
+def test_wins_at_its_own_sizes(quickstart, tmp_path):
+    figures = quickstart.main(["--out", str(tmp_path / "picture.png")])
+    assert figures["energy_score"] < 0.9 * figures["energy_score_regressor"]
+    assert figures["energy_score"] < 0.75 * figures["energy_score_marginal"]
+    assert abs(figures["coverage_90"] - 0.9) < 0.1
+    assert figures["context_rmse"] < 0.01

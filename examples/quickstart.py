@@ -51,7 +51,7 @@ class Config:
     """Unseen windows that are scored, per held-out digit."""
     samples: int = 32
     """Samples per held-out digit."""
-    sampler_steps: int = 4
+    sampler_steps: int = 2
     """Noise levels that a sample goes through."""
     seed: int = 0
     """Seed of everything random."""

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -28,7 +29,7 @@ KEYS = {
 def quickstart():
     path = Path(__file__).parents[1] / "examples" / "quickstart.py"
     spec = importlib.util.spec_from_file_location("quickstart", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["quickstart"] = importlib.util.module_from_spec(spec)  # tyro looks its source up there
     spec.loader.exec_module(module)
     return module
 
@@ -38,18 +39,8 @@ def test_runs_at_tiny_sizes(quickstart, tmp_path):
         "--steps 3 --batch-size 8 --draws 2 --width 16 --train 64 --digits 3 --unseen 2 --samples 4 --sampler-steps 2"
     )
     picture, figures_file = tmp_path / "picture.png", tmp_path / "figures.json"
-    arguments = [
-        *sizes.split(),
-        "--sampler-steps",
-        "2",
-        "--rows",
-        "2",
-        "--out",
-        str(picture),
-        "--json",
-        str(figures_file),
-    ]
-    figures = quickstart.main(arguments)
+    files = ["--out", str(picture), "--json", str(figures_file)]
+    figures = quickstart.main([*sizes.split(), *files])
     assert set(figures) >= KEYS
     assert json.loads(figures_file.read_text()) == figures
     assert all(math.isfinite(value) for value in figures.values())

@@ -52,15 +52,26 @@ def assert_signal(sample, case, bias):
     )
 
 
-def slow_paths(names):
-    return [
-        pytest.param(name, schedule, marks=pytest.mark.slow if name == "sde_tree" and schedule != "cosine" else ())
-        for name in names
-        for schedule in helpers.schedules()
-    ]
+def slow_but_for(quick, *values):
+    """Parameters that are `slow` unless `quick` says otherwise."""
+    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "schedule"), slow_paths(helpers.samplers()))
+SAMPLERS_AND_SCHEDULES = [
+    slow_but_for(
+        schedule == "cosine" or (name, schedule) == ("exponential_adams", "variance_exploding"), name, schedule
+    )
+    for name in helpers.samplers()
+    for schedule in helpers.schedules()
+]
+EXACT_STEPS_AND_SCHEDULES = [
+    slow_but_for(schedule == "cosine" or (num_steps, eta) == (2, 0.0), num_steps, eta, schedule)
+    for num_steps, eta in [(1, 1.0), (2, 0.0), (5, 1.0), (5, 0.5)]
+    for schedule in helpers.schedules()
+]
+
+
+@pytest.mark.parametrize(("name", "schedule"), SAMPLERS_AND_SCHEDULES)
 def test_measurement_and_determined_signal(name, schedule):
     sampler, noise_schedule = helpers.samplers()[name], helpers.schedules()[schedule]
     bias = START_BIAS + DISCRETISATION_BIAS[name]
@@ -79,9 +90,8 @@ def test_measurement_and_determined_signal(name, schedule):
     check()
 
 
-@pytest.mark.parametrize("schedule", helpers.schedules())
-@pytest.mark.parametrize(("num_steps", "eta"), [(1, 1.0), (2, 0.0), (5, 1.0), (5, 0.5)])
-def test_ancestral_with_exact_draws_is_exact_at_any_number_of_steps(schedule, num_steps, eta):
+@pytest.mark.parametrize(("num_steps", "eta", "schedule"), EXACT_STEPS_AND_SCHEDULES)
+def test_ancestral_with_exact_draws_is_exact_at_any_number_of_steps(num_steps, eta, schedule):
     sampler, noise_schedule = si.Ancestral(num_steps=num_steps, eta=eta), helpers.schedules()[schedule]
 
     @settings(max_examples=2)
@@ -173,7 +183,7 @@ def test_autoregressive_appends_noisy_measurements():
 
 
 @pytest.mark.parametrize("solver", [dfx.Heun(), dfx.Midpoint(), dfx.Ralston()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("schedule", helpers.schedules())
+@pytest.mark.parametrize("schedule", [slow_but_for(s == "cosine", s) for s in helpers.schedules()])
 def test_flow_of_second_order_in_few_steps(solver, schedule):
     """Steps in which the state itself shrank by orders of magnitude had errors of 40 % for `VarianceExploding`."""
     case = helpers.linear_gaussian(0, schedule=helpers.schedules()[schedule])

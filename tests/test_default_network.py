@@ -146,8 +146,9 @@ def randomised(module):
     """A fresh network returns zeros; one that was trained does not."""
     arrays, rest = eqx.partition(module, eqx.is_inexact_array)
     leaves, treedef = jax.tree.flatten(arrays)
-    keys = jr.split(jr.key(9), len(leaves))
-    leaves = [x + 0.1 * jr.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    # NumPy's numbers need no compilation per shape.
+    rng = np.random.default_rng(9)
+    leaves = [x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype) for x in leaves]
     return eqx.combine(jax.tree.unflatten(treedef, leaves), rest)
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, ArrayLike as ArrayLike, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike as ArrayLike, Float, Key as _TypedKey, PRNGKeyArray, PyTree, UInt32
 
 Key: TypeAlias = PRNGKeyArray
+Keys: TypeAlias = _TypedKey[Array, " draws"] | UInt32[Array, "draws words"]
 FloatScalar: TypeAlias = Float[Array, ""]
 FloatScalarLike: TypeAlias = float | int | Float[Array, ""]
 Signal: TypeAlias = PyTree

@@ -3,7 +3,7 @@ r"""Noising a measurement."""
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, UInt32
 
 from ._custom_types import FloatScalarLike, Key, Observation
 from ._schedule import AbstractNoiseSchedule, NoiseLevel
@@ -20,9 +20,21 @@ def scaled_normal(like: Observation, scale: PyTree, key: Key) -> Observation:
     leaves, treedef = jax.tree.flatten(like)
     scales = jax.tree.leaves(scale)
     scales = scales * len(leaves) if len(scales) == 1 else scales
-    keys = jr.split(key, len(leaves))
+    keys = [key] if len(leaves) == 1 else jr.split(key, len(leaves))
     noise = [s * jr.normal(k, x.shape, x.dtype) for k, x, s in zip(keys, leaves, scales, strict=True)]
     return jax.tree.unflatten(treedef, noise)
+
+
+def numbered_key(key: Key, number: UInt32[Array, ""]) -> Key:
+    """The key of one step among many: the words of `key`, XOR `number`.
+
+    Counter-based generators give independent streams for distinct keys, however alike they are (Salmon et al. 2011,
+    "Parallel random numbers: as easy as 1, 2, 3"). `jax.random.fold_in` runs the generator once more for it, which in
+    the loop of a sampler takes as long as a small layer.
+    """
+    data = jr.key_data(key) ^ number
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jr.wrap_key_data(data, impl=jr.key_impl(key)) if typed else data
 
 
 def noise_target(

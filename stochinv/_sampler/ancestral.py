@@ -6,7 +6,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Context, Key, Params
-from .._noise import noise_level, scaled_normal
+from .._noise import noise_level, numbered_key, scaled_normal
 from .base import AbstractSampler, Sample, final_sample, initial_noisy
 from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
 
@@ -41,15 +41,14 @@ class Ancestral(AbstractSampler):
         check_num_steps("Ancestral", self.num_steps)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
-        start_key, steps_key, final_key = jr.split(key, 3)
+        start_key, final_key, *step_keys = jr.split(key, 5)
         times = self.grid(problem.schedule, self.num_steps)
         noisy = initial_noisy(problem, params, times[0], start_key)
 
         def step(noisy, inputs):
             t, u, index = inputs
             # Keys of all steps, made in advance, would be the only memory that grows with their number.
-            key = jr.fold_in(steps_key, index)
-            denoise_key, measurement_key, bridge_key = jr.split(key, 3)
+            denoise_key, measurement_key, bridge_key = (numbered_key(x, index) for x in step_keys)
             now, then = noise_level(problem.schedule, t, noisy), noise_level(problem.schedule, u, noisy)
             draw_key = denoise_key if problem.objective.stochastic else None
             observation = problem.denoise(noisy, now, context, params, key=draw_key).observation
@@ -61,5 +60,5 @@ class Ancestral(AbstractSampler):
             bridge = lambda o, x, e: then.alpha * o + kept * (x - now.alpha * o) + e
             return jax.tree.map(bridge, measured, noisy, scaled_normal(noisy, fresh, bridge_key)), None
 
-        noisy, _ = jax.lax.scan(step, noisy, (times[:-1], times[1:], jnp.arange(self.num_steps - 1)))
+        noisy, _ = jax.lax.scan(step, noisy, (times[:-1], times[1:], jnp.arange(self.num_steps - 1, dtype=jnp.uint32)))
         return final_sample(problem, noisy, times[-1], context, params, final_key)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from .._custom_types import Context, FloatScalar, Key, Observation, Params, Signal
+from .._custom_types import Context, FloatScalar, Key, Keys, Observation, Params, Signal
 from .._noise import noise_level, scaled_normal
 from .._schedule import NoiseLevel
 
@@ -58,7 +58,7 @@ def initial_noisy(problem: Any, params: Params, t: FloatScalar, key: Key) -> Obs
     return scaled_normal(zeros, jnp.sqrt(level.alpha**2 + level.sigma**2), key)
 
 
-def draw_keys(problem: Any, num_draws: int, key: Key) -> Key | None:
+def draw_keys(problem: Any, num_draws: int, key: Key) -> Keys | None:
     """The keys of the draws over which a stochastic denoiser is averaged; `None` for a deterministic one.
 
     They are the same at every noise level, so that a solver sees a smooth vector field.
@@ -67,7 +67,7 @@ def draw_keys(problem: Any, num_draws: int, key: Key) -> Key | None:
 
 
 def mean_observation(
-    problem: Any, noisy: Observation, level: NoiseLevel, context: Context, params: Params, keys: Key | None
+    problem: Any, noisy: Observation, level: NoiseLevel, context: Context, params: Params, keys: Keys | None
 ) -> Observation:
     """`E[f(s, φ) | o_t, c]` in standardised units, averaged over the draws of a stochastic denoiser."""
     if keys is None:

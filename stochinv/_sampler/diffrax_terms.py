@@ -14,30 +14,30 @@ log-SNR `λ`, which is that of `o_t`, the drift and the diffusion of `y` are tho
 from typing import Any
 
 import diffrax as dfx
+import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, Context, Key, Params
+from .._custom_types import AnyCallable, Context, Keys, Params
 from .._noise import noise_level
 from .._schedule import AbstractNoiseSchedule, NoiseLevel
 from .base import mean_observation
 
 
 def reverse_drift(
-    problem: Any, context: Context, params: Params, keys: Key | None, unravel: AnyCallable, churn: float | Array
+    problem: Any, context: Context, params: Params, keys: Keys | None, unravel: AnyCallable, churn: float | Array
 ) -> dfx.ODETerm:
     """The drift of the reverse process in `s = 1 − t`, on raveled and rescaled measurements."""
 
     def vector_field(s, flat, args):
-        level, size = _rescaled(problem.schedule, 1 - s, flat)
+        level, size, diffusion = _coefficients(problem.schedule, 1 - s, flat)
         noisy = unravel(size * flat)
         unscaled = NoiseLevel(size * level.alpha, size * level.sigma)
         mean, _ = ravel_pytree(mean_observation(problem, noisy, unscaled, context, params, keys))
         noise, _ = ravel_pytree(problem.noise_scale(noisy, full=True))
         score = (level.alpha * mean - flat) / (level.sigma**2 + (level.alpha * noise) ** 2)
-        diffusion = (problem.schedule.diffusion(1 - s) / size).astype(flat.dtype)
         return 0.5 * diffusion**2 * (flat + (1 + churn**2) * score)
 
     return dfx.ODETerm(vector_field)
@@ -47,18 +47,19 @@ def reverse_diffusion(problem: Any, churn: float | Array, path: dfx.AbstractBrow
     """The diffusion `χ ĝ` of the reverse process in `s = 1 − t`, on raveled and rescaled measurements."""
 
     def diffusion(s, flat, args) -> lx.DiagonalLinearOperator:
-        _, size = _rescaled(problem.schedule, 1 - s, flat)
-        scale = (churn * problem.schedule.diffusion(1 - s) / size).astype(flat.dtype)
-        return lx.DiagonalLinearOperator(jnp.broadcast_to(scale, flat.shape))
+        _, _, scale = _coefficients(problem.schedule, 1 - s, flat)
+        return lx.DiagonalLinearOperator(jnp.broadcast_to(churn * scale, flat.shape))
 
     return dfx.ControlTerm(diffusion, path)
 
 
-def _rescaled(schedule, t, like):
-    """`(α̂, σ̂)` and the size `n`."""
+def _coefficients(schedule, t, like):
+    """`(α̂, σ̂)`, the size `n` and the diffusion `ĝ`."""
     level = noise_level(schedule, t, like)
     size = jnp.sqrt(level.alpha**2 + level.sigma**2)
-    return NoiseLevel(level.alpha / size, level.sigma / size), size
+    diffusion = (schedule.diffusion(t) / size).astype(size.dtype)
+    # Without the barrier XLA computes these scalars anew for every entry of the vectors that they scale.
+    return jax.lax.optimization_barrier((NoiseLevel(level.alpha / size, level.sigma / size), size, diffusion))
 
 
 def solve(
@@ -79,8 +80,8 @@ def solve(
     fixed = controller is None
     if fixed and times.shape[0] == 1:
         return flat
-    _, first_size = _rescaled(schedule, 1.0, flat)
-    _, last_size = _rescaled(schedule, 0.0, flat)
+    _, first_size, _ = _coefficients(schedule, 1.0, flat)
+    _, last_size, _ = _coefficients(schedule, 0.0, flat)
     solution = dfx.diffeqsolve(
         terms,
         solver,

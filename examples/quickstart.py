@@ -108,7 +108,7 @@ def main(argv=None):
     return figures
 
 
-def mostly_noise(key):
+def mostly_noise(schedule, key):
     """Noise levels for training: half of them pure noise (`t = 1`), where every sample starts."""
     return jnp.minimum(2 * jr.uniform(key), 1)
 
@@ -176,7 +176,7 @@ def regress(config, problem, data, roles, contexts, key):
 
     The same network and at least the same training time: the `draws` of the energy score are as many records here.
     """
-    objective = si.SquaredError(sample_time=lambda key: jnp.ones(()))
+    objective = si.SquaredError(sample_time=lambda schedule, key: jnp.ones(()))
     problem = si.StochasticInverseProblem(problem.forward, problem.denoiser, objective=objective)
     batch_size = min(config.draws * config.batch_size, config.train)
     fit = problem.fit(data, roles=roles, steps=config.steps, batch_size=batch_size, key=key)

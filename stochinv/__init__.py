@@ -6,12 +6,13 @@ alone, stochinv trains a conditional diffusion model that samples the posterior 
 
 import importlib.metadata
 
-from . import forward as forward, nn as nn
+from . import diagnostics as diagnostics, forward as forward, nn as nn
 from ._data_info import DataInfo as DataInfo
 from ._denoiser.back_projection import BackProjection as BackProjection
 from ._denoiser.base import AbstractDenoiser as AbstractDenoiser
 from ._denoiser.flatten import Flatten as Flatten
 from ._denoiser.gaussian import GaussianDenoiser as GaussianDenoiser
+from ._denoiser.gaussian_prior import GaussianPrior as GaussianPrior
 from ._denoiser.network import (
     AbstractEncoder as AbstractEncoder,
     Features as Features,
@@ -27,6 +28,7 @@ from ._forward.base import (
     MultiView as MultiView,
 )
 from ._frozen import Frozen as Frozen
+from ._noise import uniform_log_snr as uniform_log_snr, uniform_time as uniform_time
 from ._objective.base import AbstractObjective as AbstractObjective
 from ._objective.energy_score import EnergyScore as EnergyScore
 from ._objective.squared_error import SquaredError as SquaredError

@@ -380,20 +380,20 @@ def prepare(
         info = dataclasses.replace(info, mean=problem.data_info.mean, std=problem.data_info.std)
     denoiser = problem.denoiser
     if denoiser is None:
-        denoiser = make_denoiser(problem.forward, signal, info, key=denoiser_key)
+        denoiser = make_denoiser(problem.forward, signal, info, problem.noise, key=denoiser_key)
     problem = dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
     problem.noise_scale(example.target.observation)
     return problem
 
 
-def make_denoiser(forward: Any, signal: Structure, info: DataInfo, *, key: Key) -> Any:
+def make_denoiser(forward: Any, signal: Structure, info: DataInfo, noise: PyTree, *, key: Key) -> Any:
     """The denoiser to train where none is given: the forward model's own, or a network for the shapes of the data."""
     own = getattr(forward, "default_denoiser", None)
     if own is not None:
         return own(Example(info.context, View(info.observation, info.params)), key=key)
     from .nn import default_denoiser
 
-    return default_denoiser(forward, signal, info, key=key)
+    return default_denoiser(forward, signal, info, noise=noise, key=key)
 
 
 def _first(records):

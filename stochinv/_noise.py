@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PyTree, UInt32
 
-from ._custom_types import FloatScalarLike, Key, Observation
+from ._custom_types import FloatScalar, FloatScalarLike, Key, Observation
 from ._schedule import AbstractNoiseSchedule, NoiseLevel
 
 
@@ -44,3 +44,13 @@ def noise_target(
     level = noise_level(schedule, t, observation)
     noise = scaled_normal(observation, level.sigma, key)
     return jax.tree.map(lambda o, e: level.alpha * o + e, observation, noise), level
+
+
+def uniform_time(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
+    """Noise levels of training: `t` uniform in `[0, 1]`."""
+    return jr.uniform(key)
+
+
+def uniform_log_snr(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
+    """Noise levels of training: the log signal-to-noise ratio uniform over the schedule's range."""
+    return schedule.inverse(jr.uniform(key, minval=schedule.log_snr(1.0), maxval=schedule.log_snr(0.0)))

@@ -89,7 +89,7 @@ def load(problem: Any, path: str | os.PathLike) -> Any:
         from ._fit import make_denoiser
 
         # The arrays are overwritten; making them costs less than a second way to make a denoiser.
-        denoiser = make_denoiser(problem.forward, signal, info, key=jr.key(0))
+        denoiser = make_denoiser(problem.forward, signal, info, problem.noise, key=jr.key(0))
     owned, rest = eqx.partition(denoiser, owned_arrays(denoiser))
     denoiser = eqx.combine(_fill(owned, "denoiser", arrays, path), rest)
     return dataclasses.replace(

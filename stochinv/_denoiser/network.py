@@ -11,7 +11,7 @@ connection.
 """
 
 import abc
-from typing import final
+from typing import Literal, final
 
 import equinox as eqx
 import jax
@@ -31,7 +31,8 @@ class Features(eqx.Module):
 
     - `network_input`: an image `(H, W, channels)` or a vector.
     - `estimate`: a first estimate of the standardised signal, in the shape of the network's output or a scalar.
-    - `uncertainty`: the standard deviation left around it, likewise.
+    - `uncertainty`: the standard deviation left around it, likewise; for vectors also a matrix, a root of the
+        covariance.
     """
 
     network_input: Float[Array, "..."]
@@ -51,8 +52,9 @@ class AbstractEncoder(eqx.Module):
 class NetworkDenoiser(AbstractDenoiser):
     """A denoiser made of an encoder and a network.
 
-    With a key it draws a latent code `z ~ N(0, I)`, which is added to the embedding of the noise level; without one
-    `z = 0`.
+    With a key it draws a latent code `z ~ N(0, I)`; without one `z = 0`. The code is appended to the input of a network
+    of vectors, or added, times a matrix, to the embedding of the noise level, which every network takes. Several draws
+    from the same measurements (a `jax.vmap` over keys) share all that does not depend on `z`.
 
     **Arguments:**
 
@@ -63,6 +65,8 @@ class NetworkDenoiser(AbstractDenoiser):
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal. The network's output is an image whose channels are those of
         all leaves of the signal, or a vector with all their entries.
     - `latent_size`: the length of `z`; 0 for a denoiser that is deterministic even with a key.
+    - `latent`: where `z` enters: `"embedding"`, or `"input"` for a network of vectors, whose input is then longer by
+        `latent_size`. The latter trains faster: only the input layer depends on `z` beside what follows it.
     - `shift`, `scale`: the mean and the standard deviation of the signal's entries, as far as they are known.
     - `key`: a PRNG key for the weights.
     """
@@ -70,7 +74,8 @@ class NetworkDenoiser(AbstractDenoiser):
     encoder: AbstractEncoder
     network: AnyCallable
     embedding: AnyCallable
-    latent_weight: Float[Array, "latent embedding"]
+    latent_weight: Float[Array, "latent embedding"] | None
+    latent_size: int = eqx.field(static=True)
     signal: Structure
     shift: float
     scale: float
@@ -84,6 +89,7 @@ class NetworkDenoiser(AbstractDenoiser):
         embedding_size: int,
         signal: Structure,
         latent_size: int = 64,
+        latent: Literal["embedding", "input"] = "embedding",
         shift: float = 0.0,
         scale: float = 1.0,
         key: Key,
@@ -91,9 +97,14 @@ class NetworkDenoiser(AbstractDenoiser):
         self.encoder = encoder
         self.network = network
         self.embedding = embedding
-        dtype = jnp.result_type(*jax.tree.leaves(signal))
-        scale_of_z = 1 / max(latent_size, 1) ** 0.5
-        self.latent_weight = scale_of_z * jr.normal(key, (latent_size, embedding_size), dtype)
+        if latent not in ("embedding", "input"):
+            raise ValueError(f'NetworkDenoiser: `latent` must be "embedding" or "input", got {latent!r}.')
+        self.latent_size = latent_size
+        self.latent_weight = None
+        if latent == "embedding":
+            dtype = jnp.result_type(*jax.tree.leaves(signal))
+            scale_of_z = 1 / max(latent_size, 1) ** 0.5
+            self.latent_weight = scale_of_z * jr.normal(key, (latent_size, embedding_size), dtype)
         self.signal = signal
         self.shift = shift
         self.scale = scale
@@ -102,12 +113,18 @@ class NetworkDenoiser(AbstractDenoiser):
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
     ) -> Signal:
         features = self.encoder(noisy, level, context, params)
-        embedding = self.embedding(level.log_snr)
+        network_input, embedding = features.network_input, self.embedding(level.log_snr)
+        code = jnp.zeros((self.latent_size,), network_input.dtype)
         if key is not None:
-            code = jr.normal(key, self.latent_weight.shape[:1], self.latent_weight.dtype)
+            code = jr.normal(key, code.shape, code.dtype)
+        if self.latent_weight is None:
+            network_input = jnp.concatenate([network_input, code])
+        else:
             embedding = embedding + code @ self.latent_weight
-        output = self.network(features.network_input, embedding)
-        output = self.shift + self.scale * (features.estimate + features.uncertainty * output)
+        output = self.network(network_input, embedding)
+        uncertainty = features.uncertainty
+        output = uncertainty @ output if uncertainty.ndim == 2 and output.ndim == 1 else uncertainty * output
+        output = self.shift + self.scale * (features.estimate + output)
         return split_signal(output, self.signal)
 
 

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._custom_types import AnyCallable, FloatScalar, Key
 from .._forward.base import as_multi_view
-from .._noise import noise_target, scaled_normal
+from .._noise import noise_target, scaled_normal, uniform_log_snr
 from .._view import Example, View, view_mask
 from .base import AbstractObjective
 from .squared_error import unit_weight
@@ -31,7 +31,8 @@ class EnergyScore(AbstractObjective):
     - `target_weight`, `novel_weight`, `context_weight`: the weights of squared differences in the norm, at least 0. The
         context may be scored only where measurements have no noise.
     - `regulariser`: a callable `(signal, params) -> scalar` added to the loss, its weight included, or `None`.
-    - `sample_time`: draws `t ∈ [0, 1]` from a key.
+    - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t` such as
+        [`stochinv.uniform_time`][] and [`stochinv.uniform_log_snr`][].
 
     ??? cite "Source"
 
@@ -46,7 +47,7 @@ class EnergyScore(AbstractObjective):
     novel_weight: float = 1.0
     context_weight: float = 0.0
     regulariser: AnyCallable | None = None
-    sample_time: AnyCallable = jr.uniform
+    sample_time: AnyCallable = uniform_log_snr
     stochastic: ClassVar[bool] = True
 
     def __check_init__(self):
@@ -61,7 +62,9 @@ class EnergyScore(AbstractObjective):
     def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
         target, novel, context = example.target, example.novel, example.context
         time_key, noise_key, draws_key = jr.split(key, 3)
-        noisy, level = noise_target(problem.schedule, target.observation, self.sample_time(time_key), noise_key)
+        noisy, level = noise_target(
+            problem.schedule, target.observation, self.sample_time(problem.schedule, time_key), noise_key
+        )
         scored: list[tuple[View, float]] = [] if novel is None else [(novel, self.novel_weight)]
         if self.context_weight > 0:
             if not isinstance(context, View):

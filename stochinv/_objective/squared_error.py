@@ -8,7 +8,7 @@ import jax.random as jr
 
 from .._custom_types import AnyCallable, FloatScalar, Key
 from .._forward.base import as_multi_view
-from .._noise import noise_target
+from .._noise import noise_target, uniform_time
 from .._schedule import NoiseLevel
 from .._view import Example, view_mask
 from .base import AbstractObjective
@@ -33,7 +33,8 @@ class SquaredError(AbstractObjective):
     - `weighting`: the weight `w` of the target as a function of its [`stochinv.NoiseLevel`][].
     - `novel_weight`: the weight `κ ≥ 0` of novel views.
     - `regulariser`: a callable `(signal, params) -> scalar` added to the loss, its weight included, or `None`.
-    - `sample_time`: draws `t ∈ [0, 1]` from a key.
+    - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t` such as
+        [`stochinv.uniform_time`][] and [`stochinv.uniform_log_snr`][].
 
     ??? cite "Source"
 
@@ -43,7 +44,7 @@ class SquaredError(AbstractObjective):
     weighting: AnyCallable = unit_weight
     novel_weight: float = 1.0
     regulariser: AnyCallable | None = None
-    sample_time: AnyCallable = jr.uniform
+    sample_time: AnyCallable = uniform_time
     stochastic: ClassVar[bool] = False
 
     def __check_init__(self):
@@ -53,7 +54,9 @@ class SquaredError(AbstractObjective):
     def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
         target = example.target
         time_key, noise_key = jr.split(key)
-        noisy, level = noise_target(problem.schedule, target.observation, self.sample_time(time_key), noise_key)
+        noisy, level = noise_target(
+            problem.schedule, target.observation, self.sample_time(problem.schedule, time_key), noise_key
+        )
         sample = problem.denoise(noisy, level, example.context, target.params)
         expected = problem.measured(noisy, level, sample.observation)
         parts = {"target": mean_square(expected, target.observation)}

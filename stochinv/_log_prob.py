@@ -1,0 +1,139 @@
+r"""The density of a measurement, by the probability-flow ODE.
+
+The ODE that samples also transports densities. With the rescaled measurement `y = o_t / √(α² + σ²)` and its velocity
+`v(t, y) = −½ ĝ² [y + ∇ log p̂_t(y | c)]`, forward in `t`,
+
+`log p̂_0(y(0) | c) = log N(y(1); 0, I) + ∫₀¹ ∇·v(t, y(t)) dt`
+
+(Song et al. 2021, "Score-based generative modeling through stochastic differential equations", equation 39). The
+divergence is exact, or estimated by `εᵀ (∂v/∂y) ε` with random signs `ε` that stay the same along the path
+(Hutchinson's estimator; Grathwohl et al. 2019, "FFJORD").
+"""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
+
+from ._custom_types import Context, FloatScalar, Key, Observation, Params
+from ._data_info import check_structure
+from ._sampler.base import draw_keys
+from ._sampler.diffrax_terms import reverse_drift
+
+# The largest measurement, in entries, whose divergence is exact by default, and the probes of larger ones.
+EXACT_SIZE, NUM_PROBES = 64, 16
+SOLVER = dfx.Tsit5()
+CONTROLLER = dfx.PIDController(rtol=1e-4, atol=1e-4)
+
+
+def log_prob(
+    problem: Any,
+    observation: Observation,
+    context: Context,
+    params: Params,
+    *,
+    key: Key | None,
+    num_probes: int | None,
+    solver: dfx.AbstractSolver,
+    stepsize_controller: dfx.AbstractStepSizeController,
+    max_steps: int,
+    num_draws: int,
+) -> FloatScalar:
+    """What `problem.log_prob` does, with all its defaults filled in."""
+    if problem.denoiser is None:
+        raise ValueError("The problem is not trained (`denoiser=None`): call `fit`, `load`, or give a denoiser.")
+    if num_probes is not None and num_probes < 1:
+        raise ValueError(f"`num_probes` must be at least 1, or None for the default, got {num_probes}.")
+    if num_draws < 1:
+        raise ValueError(f"`num_draws` must be at least 1, got {num_draws}.")
+    observation, context, params = jax.tree.map(jnp.asarray, (observation, context, params))
+    problem.check_inputs(context, params)
+    expected = problem.observation_structure(params) if problem.data_info is None else problem.data_info.observation
+    remedy = "give one measurement as the forward model returns it for `params`; map over several with `jax.vmap`"
+    check_structure("observation", observation, expected, remedy)
+    size = sum(x.size for x in jax.tree.leaves(observation))
+    if num_probes is None and size > EXACT_SIZE:
+        num_probes = NUM_PROBES
+    if key is None and (num_probes is not None or problem.objective.stochastic):
+        why = "the denoiser is stochastic" if num_probes is None else f"the divergence is estimated ({size} entries)"
+        raise ValueError(f"`key` must be given, since {why}; got None.")
+    options = (num_probes, solver, stepsize_controller, max_steps, num_draws)
+    return _log_prob(problem, observation, context, params, key, options)
+
+
+@eqx.filter_jit
+def _log_prob(problem, observation, context, params, key, options):
+    num_probes, solver, controller, max_steps, num_draws = options
+    flat, unravel = ravel_pytree(problem.standardise(observation))
+    probes, keys = jnp.eye(flat.size, dtype=flat.dtype), None
+    if key is not None:
+        probe_key, draws_key = jr.split(key)
+        keys = draw_keys(problem, num_draws, draws_key)
+        if num_probes is not None:
+            probes = jr.rademacher(probe_key, (num_probes, flat.size), flat.dtype)
+    drift = reverse_drift(problem, problem.standardise_context(context), params, keys, unravel, 0.0)
+    weight = 1.0 if num_probes is None else 1 / num_probes
+
+    def velocity(t, state, args):
+        y, _ = state
+        value, derivative = jax.linearize(lambda y: -drift.vector_field(1 - t, y, None), y)
+        return value, weight * jnp.sum(probes * jax.vmap(derivative)(probes))
+
+    scale = _final_scale(problem, flat)
+    start = (scale * flat, jnp.zeros((), flat.dtype))
+    y, gained = _solve(velocity, start, solver, controller, max_steps)
+    standard = -0.5 * jnp.sum(y**2) - 0.5 * y.size * jnp.log(2 * jnp.pi).astype(y.dtype)
+    log_jacobian = flat.size * jnp.log(scale)
+    if problem.data_info is not None:
+        logs = jax.tree.map(lambda o, s: o.size * jnp.log(s), observation, problem.data_info.std)
+        log_jacobian = log_jacobian - sum(jax.tree.leaves(logs))
+    return (standard + gained + log_jacobian).astype(flat.dtype)
+
+
+@eqx.filter_jit
+def sample_measurement(
+    problem: Any,
+    context: Context,
+    params: Params,
+    *,
+    key: Key,
+    draws_key: Key | None = None,
+    solver: dfx.AbstractSolver = SOLVER,
+    stepsize_controller: dfx.AbstractStepSizeController = CONTROLLER,
+    max_steps: int = 4096,
+    num_draws: int = 16,
+) -> Observation:
+    """A draw from the density that `problem.log_prob` evaluates, by the same ODE backwards, in raw units."""
+    struct = problem.observation_structure(params)
+    flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), struct))
+    draws_key = jr.fold_in(key, 1) if draws_key is None else jr.split(draws_key)[1]
+    keys = draw_keys(problem, num_draws, draws_key)
+    drift = reverse_drift(problem, problem.standardise_context(context), params, keys, unravel, 0.0)
+    start = jr.normal(key, flat.shape, flat.dtype)
+    y = _solve(drift.vector_field, start, solver, stepsize_controller, max_steps)
+    return problem.destandardise(unravel(y / _final_scale(problem, flat)))
+
+
+def _final_scale(problem, flat):
+    """`y / o` at `t = 0` without noise, `α / √(α² + σ²)`."""
+    level = problem.schedule.level(0.0)
+    return (level.alpha / jnp.sqrt(level.alpha**2 + level.sigma**2)).astype(flat.dtype)
+
+
+def _solve(vector_field, start, solver, controller, max_steps):
+    solution = dfx.diffeqsolve(
+        dfx.ODETerm(vector_field),
+        solver,
+        t0=0.0,
+        t1=1.0,
+        dt0=None if isinstance(controller, dfx.StepTo) else 1e-3,
+        y0=start,
+        stepsize_controller=controller,
+        max_steps=max_steps,
+    )
+    assert solution.ys is not None
+    return jax.tree.map(lambda x: x[-1], solution.ys)

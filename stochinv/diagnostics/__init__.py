@@ -1,0 +1,19 @@
+"""Whether samples have the law they should have: distances, calibration, identifiability."""
+
+from ._calibration import Calibration as Calibration, sbc_ranks as sbc_ranks, tarp as tarp
+from ._distances import (
+    c2st as c2st,
+    energy_distance as energy_distance,
+    mmd as mmd,
+    sliced_wasserstein as sliced_wasserstein,
+)
+from ._identifiability import (
+    Identifiability as Identifiability,
+    SpreadSplit as SpreadSplit,
+    identifiability as identifiability,
+)
+from ._measurement import (
+    MeasurementCalibration as MeasurementCalibration,
+    measurement_calibration as measurement_calibration,
+)
+from ._sinkhorn import sinkhorn_divergence as sinkhorn_divergence

@@ -1,0 +1,73 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._custom_types import Key
+
+
+def leading_size(name: str, tree: PyTree) -> int:
+    """The length of the leading axis that all leaves of a PyTree share."""
+    shapes = {jnp.shape(x)[:1] for x in jax.tree.leaves(tree)}
+    if len(shapes) != 1 or () in shapes:
+        raise ValueError(f"`{name}` must have leaves with one common leading axis, got leading axes {sorted(shapes)}.")
+    return next(iter(shapes))[0]
+
+
+def as_rows(name: str, samples: PyTree) -> Float[Array, "samples size"]:
+    """Samples with a leading axis, raveled to the rows of a matrix."""
+    number = leading_size(name, samples)
+    leaves = [jnp.reshape(jnp.asarray(x), (number, -1)) for x in jax.tree.leaves(samples)]
+    return jnp.concatenate(leaves, 1).astype(jnp.result_type(float))
+
+
+def as_pair(x: PyTree, y: PyTree, least: int) -> tuple[Float[Array, "first size"], Float[Array, "second size"]]:
+    """Two sets of samples as matrices with equally long rows."""
+    first, second = as_rows("x", x), as_rows("y", y)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"`x` and `y` must be samples of the same space, got {first.shape[1]} and {second.shape[1]} entries each."
+        )
+    for name, rows in (("x", first), ("y", second)):
+        if rows.shape[0] < least:
+            raise ValueError(f"`{name}` must hold at least {least} samples, got {rows.shape[0]}.")
+    return first, second
+
+
+def random_rank(draws: Float[Array, "draws *shape"], value: Float[Array, "*shape"], key: Key) -> Int[Array, "*shape"]:
+    """The rank of a value among draws, `0 … draws`; ties are broken at random."""
+    below = jnp.sum(draws < value, 0)
+    ties = jnp.sum(draws == value, 0)
+    return below + jr.randint(key, value.shape, 0, ties + 1)
+
+
+def generator(key: Key) -> np.random.Generator:
+    """A generator of NumPy's, seeded by a PRNG key."""
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return np.random.default_rng(np.asarray(jr.key_data(key) if typed else key).tolist())
+
+
+def new_axes(ax: Any) -> Any:
+    """The Matplotlib axes to draw on, new ones where none are given."""
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("Plots need Matplotlib: `pip install 'stochinv[diagnostics]'`.") from error
+    _, ax = plt.subplots(figsize=(4.8, 3.6), layout="constrained")
+    return ax
+
+
+def check_probability(name: str, value: float):
+    if not 0 < value < 1:
+        raise ValueError(f"`{name}` must lie strictly between 0 and 1, got {value}.")
+
+
+def flatten_draws(draws: PyTree) -> Float[Array, "records draws size"]:
+    """Draws with leading axes (records, draws), raveled."""
+    return jax.vmap(jax.vmap(lambda x: ravel_pytree(x)[0]))(jax.tree.map(jnp.asarray, draws))

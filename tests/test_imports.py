@@ -13,7 +13,7 @@ LEVELS = [
     ["_custom_types", "_frozen"],
     ["_view", "_schedule"],
     ["_data_info", "_noise", "_forward.base", "_denoiser.base", "_objective.base", "_sampler.base", "_ema"],
-    ["_forward", "_denoiser", "_objective", "_sampler"],
+    ["_forward", "_denoiser", "_objective", "_sampler", "_log_prob"],
     ["_problem"],
     ["forward", "nn", "data", "diagnostics"],
     ["_posterior", "_numpyro", "_fit", "_save", "_checkpoint", "_batches", "_validate"],

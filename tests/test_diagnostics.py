@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 
 import stochinv as si
-from helpers import condition
+from helpers import condition, measure
 from stochinv import diagnostics
 from stochinv.diagnostics._bands import uniform_band
 from stochinv.diagnostics._measurement import _mean_test
@@ -99,7 +101,7 @@ def test_false_alarms_over_records_of_dependent_entries():
         noise = 0.9 * rng.normal(size=(records, 1)) + np.sqrt(1 - 0.81) * rng.normal(size=(records, entries))
         cuts = np.asarray([-0.67449, 0.0, 0.67449])
         shares = (noise[:, :, None] <= cuts).mean(1)
-        _, p_value = _mean_test(shares, points, entries, 0.9, rng, 500)
+        _, p_value = _mean_test(shares, points, float(entries), 0.9, rng, 500)
         alarms += p_value <= 0.1
         naive += abs(shares.mean(0)[1] - 0.5) > 1.645 * 0.5 / np.sqrt(records * entries)
     # Five standard errors, and 0.03 for the central limit theorem.
@@ -125,8 +127,8 @@ class Faulty(si.AbstractDenoiser):
     """Draws with their deviation from the mean scaled, and shifted."""
 
     denoiser: si.GaussianDenoiser
-    narrow: float = 1.0
-    shift: float = 0.0
+    narrow: Any = 1.0
+    shift: Any = 0.0
 
     def __call__(self, noisy, level, context, params, *, key=None):
         mean = self.denoiser(noisy, level, context, params)
@@ -146,21 +148,24 @@ def held_out(seed, records, noise, views=4):
     return si.View(jnp.asarray(observed, jnp.float32), jnp.asarray(matrices, jnp.float32))
 
 
-def measured_problem(noise=0.5, **fault):
-    forward = si.ForwardFunction(lambda signal, params: params @ signal)
+def measured_problem(noise=0.5, narrow=1.0, shift=0.0):
+    forward = si.ForwardFunction(measure)
     covariance = jnp.asarray(np.diag(np.linspace(1.5, 0.5, SIZE) ** 2), jnp.float32)
     exact = si.GaussianDenoiser(forward, jnp.zeros(SIZE), covariance, noise=noise)
     return si.StochasticInverseProblem(
         forward,
-        Faulty(exact, **fault),
+        Faulty(exact, jnp.asarray(narrow), jnp.asarray(shift)),
         objective=si.EnergyScore(),
         noise=noise,
         signal=jax.ShapeDtypeStruct((SIZE,), jnp.float32),
     )
 
 
+SAMPLER, ROLES = si.Ancestral(num_steps=1), si.RandomViews(1, 1, 2)
+
+
 def calibrate(problem, data, **options):
-    arguments = dict(roles=si.RandomViews(1, 1, 2), num_samples=63, sampler=si.Ancestral(num_steps=1), batch_size=50)
+    arguments = dict(roles=ROLES, num_samples=63, sampler=SAMPLER, batch_size=50)
     return diagnostics.measurement_calibration(problem, data, key=jr.key(1), **(arguments | options))
 
 
@@ -302,7 +307,7 @@ def test_plots():
     import matplotlib.pyplot as plt
 
     calibration = diagnostics.sbc_ranks(*gaussian(0, records=100), key=jr.key(0))
-    measurements = calibrate(measured_problem(), held_out(0, 40, 0.5))
+    measurements = calibrate(measured_problem(), held_out(0, 400, 0.5))
     forward, image = window_model(4)
     seen = diagnostics.identifiability(forward, image[None], jnp.ones((1, 4, 4, 1)).at[0, 0].set(0))
     draws = jr.normal(jr.key(0), (20, 4, 4, 1))

@@ -181,17 +181,15 @@ def measurement_calibration(
         raise ValueError(f"`data` must hold at least 8 records, got {number}: bands are estimated over records.")
     data = jax.tree.map(jnp.asarray, data)
     record_key, rank_key, band_key = jr.split(key, 3)
-    one = lambda example, key: _record(
-        problem, example, key, roles, sampler, num_samples, num_projections, resolution, limits
-    )
-    fractions, weights, ranks = _all_records(one, data, jr.split(record_key, number), batch_size)
+    keys, options = jr.split(record_key, number), (num_samples, num_projections, resolution, limits)
+    fractions, weights, ranks = _all_records(problem, data, keys, roles, sampler, options, min(batch_size, number))
     weights = np.asarray(weights, np.float64)
     fractions = np.asarray(fractions, np.float64)
     nominal, points = np.sort(np.asarray(levels, np.float64)), np.arange(1, NUM_POINTS + 1) / (NUM_POINTS + 1)
     covered = _share(np.abs(2 * fractions - 1), weights, nominal)
     below = _share(fractions, weights, points)
     rng = generator(band_key)
-    entries = weights.sum(1).mean()
+    entries = float(weights.sum(1).mean())
     width, coverage_p_value = _mean_test(covered, nominal, entries, confidence, rng)
     ecdf_width, ecdf_p_value = _mean_test(below, points, entries, confidence, rng)
     coverage = covered.mean(0)
@@ -219,12 +217,14 @@ def measurement_calibration(
 
 
 @eqx.filter_jit
-def _all_records(one, data, keys, batch_size):
-    return jax.lax.map(lambda inputs: one(*inputs), (data, keys), batch_size=min(batch_size, keys.shape[0]))
+def _all_records(problem, data, keys, roles, sampler, options, batch_size):
+    one = lambda inputs: _record(problem, inputs[0], inputs[1], roles, sampler, options)
+    return jax.lax.map(one, (data, keys), batch_size=batch_size)
 
 
-def _record(problem, example, key, roles, sampler, num_samples, num_projections, resolution, limits):
+def _record(problem, example, key, roles, sampler, options):
     """Fractional ranks of the entries, which entries count, and ranks of random functionals."""
+    num_samples, num_projections, resolution, limits = options
     role_key, sample_key, noise_key, direction_key, rank_key, tie_key, spread_key = jr.split(key, 7)
     if roles is not None:
         example = roles(example, key=role_key)

@@ -6,7 +6,7 @@ alone, stochinv trains a conditional diffusion model that samples the posterior 
 
 import importlib.metadata
 
-from . import diagnostics as diagnostics, forward as forward, nn as nn
+from . import data as data, diagnostics as diagnostics, forward as forward, nn as nn
 from ._data_info import DataInfo as DataInfo
 from ._denoiser.back_projection import BackProjection as BackProjection
 from ._denoiser.base import AbstractDenoiser as AbstractDenoiser

@@ -1,15 +1,14 @@
 r"""The posterior of a signal given its measurements."""
 
-from typing import Any, final
+from typing import Any, Literal, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ._custom_types import AnyCallable, Context, FloatScalarLike, Key, Observation, Params, Signal
+from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal
 from ._noise import scaled_normal
 from ._problem import StochasticInverseProblem
 from ._sampler.base import AbstractSampler
@@ -109,18 +108,55 @@ class Posterior(eqx.Module):
         name = lambda path: "signal" + jax.tree_util.keystr(path)
         return arviz.from_dict(posterior={name(path): jax.device_get(x)[None] for path, x in leaves})
 
-    def to_numpyro(self) -> Any:
-        """The posterior as a `numpyro.distributions.Distribution` that simulates.
+    def log_prob(self, observation: Observation, *, key: Key | None = None, **options: Any) -> FloatScalar:
+        """The log-density of a measurement with parameters `params` given the context, by the probability-flow ODE.
 
-        Signals are raveled to vectors; `.unravel` of the distribution undoes it. It has no `log_prob`, so that
-        MCMC on it raises.
+        The density of the *signal* is not available.
+
+        **Arguments:**
+
+        - `observation`: one measurement in raw units, measurement noise included.
+        - `key`, `options`: as in [`stochinv.StochasticInverseProblem.log_prob`][].
+
+        **Returns:**
+
+        The log-density in raw units, a scalar.
         """
-        from ._numpyro import SampledDistribution
+        return self.problem.log_prob(observation, self.context, self.params, key=key, **options)
 
-        struct = jax.eval_shape(lambda: self.sample(jr.key(0)))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), struct)
-        flat, unravel = ravel_pytree(zeros)
-        return SampledDistribution(self, flat.size, unravel)
+    def to_numpyro(
+        self, of: Literal["signal", "observation"] = "signal", *, key: Key | None = None, **options: Any
+    ) -> Any:
+        """The posterior as a `numpyro.distributions.Distribution`, to be used in NumPyro models.
+
+        Its events are raveled to vectors; `.unravel` of the distribution undoes it. It is a PyTree of arrays.
+
+        **Arguments:**
+
+        - `of`: `"signal"` for the law of the signal, which simulates and has no `log_prob`, so that MCMC on it raises;
+            `"observation"` for that of a measurement with parameters `params`, measurement noise included. That law
+            has a density (see `log_prob`), and is sampled by the same ODE. MCMC can run on it.
+        - `key`: a PRNG key for `log_prob`, where one is needed; it makes the density a fixed function.
+        - `options`: other arguments of [`stochinv.StochasticInverseProblem.log_prob`][], for `"observation"` alone.
+
+        **Raises:**
+
+        `ValueError` if `of` is anything else, or if options are given for the signal.
+        """
+        from ._numpyro import ObservationDistribution, SignalDistribution
+
+        if of == "signal":
+            if options or key is not None:
+                raise ValueError(
+                    f"`key` and the options {sorted(options)} are those of `log_prob`, which signals do not have; "
+                    'leave them out or take `to_numpyro("observation")`.'
+                )
+            return SignalDistribution(self, jax.eval_shape(lambda: self.sample(jr.key(0))))
+        if of != "observation":
+            raise ValueError(f'`of` must be "signal" or "observation", got {of!r}.')
+        known = self.problem.data_info
+        struct = self.problem.observation_structure(self.params) if known is None else known.observation
+        return ObservationDistribution((self, key, options), struct)
 
 
 @eqx.filter_jit

@@ -134,9 +134,3 @@ def test_to_numpyro(tree):
         distribution.log_prob(samples[0])
     with pytest.raises(NotImplementedError, match="no `log_prob`"):
         numpyro.infer.MCMC(numpyro.infer.NUTS(model), num_warmup=1, num_samples=1, progress_bar=False).run(jr.key(0))
-
-
-def test_to_numpyro_passes_through_jit():
-    distribution = posterior_of().to_numpyro()
-    drawn = eqx.filter_jit(lambda d, key: d.sample(key, (2,)))(distribution, jr.key(0))
-    np.testing.assert_allclose(drawn, distribution.sample(jr.key(0), (2,)), rtol=1e-5, atol=1e-6)

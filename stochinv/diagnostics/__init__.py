@@ -17,3 +17,4 @@ from ._measurement import (
     measurement_calibration as measurement_calibration,
 )
 from ._sinkhorn import sinkhorn_divergence as sinkhorn_divergence
+from .reference import ReferencePosterior as ReferencePosterior, reference_posterior as reference_posterior

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._custom_types import AnyCallable, Key, Signal
-from .._forward.base import AbstractForwardModel, MultiView, as_forward_model
+from .._custom_types import AnyCallable, Context, Key, Signal
+from .._forward.base import AbstractForwardModel, as_forward_model
 from .._view import View, take_views, view_mask
 
 R_HAT_LIMIT, ESS_LIMIT = 1.01, 400
@@ -61,7 +61,7 @@ def reference_posterior(
     prior: Any,
     forward: AbstractForwardModel | AnyCallable,
     noise: PyTree,
-    context: View,
+    context: Context,
     *,
     key: Key,
     num_samples: int = 1000,
@@ -116,13 +116,13 @@ def reference_posterior(
     forward = as_forward_model(forward)
     # What a masked view holds may be anything: another view stands in for it, and is then not counted.
     keep = view_mask(context)
-    views = take_views(View(context.observation, context.params), jnp.where(keep, jnp.arange(keep.size), jnp.argmax(keep)))
+    views = take_views(
+        View(context.observation, context.params), jnp.where(keep, jnp.arange(keep.size), jnp.argmax(keep))
+    )
 
     def log_likelihood(signal, view):
         laws = measured(forward(signal, view.params))
-        logs = jax.tree.map(
-            lambda law, x: jnp.sum(law.log_prob(x)), laws, view.observation, is_leaf=_is_distribution
-        )
+        logs = jax.tree.map(lambda law, x: jnp.sum(law.log_prob(x)), laws, view.observation, is_leaf=_is_distribution)
         return sum(jax.tree.leaves(logs))
 
     def model():

@@ -1,0 +1,3 @@
+"""Where training records come from."""
+
+from ._simulate import simulate as simulate

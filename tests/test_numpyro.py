@@ -1,0 +1,179 @@
+"""NumPyro on both sides: posteriors in its models, its models as simulators."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import numpyro.infer
+import pytest
+
+import helpers
+import stochinv as si
+from stochinv.data import simulate
+
+NOISE = 0.4
+
+
+def observation_law(**options):
+    """A linear-Gaussian posterior, and the mean and the covariance of its target measurement."""
+    case = helpers.linear_gaussian(5, noise=NOISE, **options)
+    level = case.problem.schedule.level(0.0)
+    extra = NOISE**2 + float(level.sigma / level.alpha) ** 2
+    covariance = case.matrix @ case.covariance @ case.matrix.T + extra * np.eye(2)
+    return case.problem.posterior(case.context, case.params), case.matrix @ case.mean, covariance
+
+
+def test_signal_law_is_a_pytree_of_arrays():
+    posterior, _, _ = observation_law()
+    distribution = posterior.to_numpyro()
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(distribution))
+    traces = []
+
+    @jax.jit
+    def draw(distribution, key):
+        traces.append(None)
+        return distribution.sample(key, (2,))
+
+    expected = posterior.sample(jr.key(0), (2,))
+    np.testing.assert_allclose(draw(distribution, jr.key(0)), expected, rtol=1e-4, atol=1e-5)
+    draw(posterior.to_numpyro(), jr.key(1))
+    assert len(traces) == 1
+    mapped = jax.vmap(distribution.sample)(jr.split(jr.key(0), 3))
+    np.testing.assert_allclose(mapped[1], distribution.sample(jr.split(jr.key(0), 3)[1]), rtol=1e-4, atol=1e-5)
+    shifted = jax.tree.map(lambda x: x, distribution)
+    assert shifted.event_shape == (6,) and jax.tree.structure(shifted) == jax.tree.structure(distribution)
+
+
+def test_signal_law_in_a_model_under_jit():
+    posterior, _, _ = observation_law()
+
+    def model(distribution):
+        signal = numpyro.sample("s", distribution)
+        return numpyro.sample("x", dist.Normal(signal, 0.1).to_event(1))
+
+    run = jax.jit(lambda d, key: numpyro.handlers.seed(model, key)(d))
+    assert run(posterior.to_numpyro(), jr.key(0)).shape == (6,)
+    draws = numpyro.infer.Predictive(model, num_samples=3)(jr.key(0), posterior.to_numpyro())
+    assert draws["s"].shape == (3, 6)
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_observation_law_has_density_and_draws(tree):
+    posterior, mean, covariance = observation_law(tree=tree)
+    distribution = posterior.to_numpyro("observation")
+    assert distribution.event_shape == (2,)
+    draws = distribution.sample(jr.key(0), (20, 50))
+    assert draws.shape == (20, 50, 2)
+    # The start forgets the mean and the covariance of the data: 0.02.
+    helpers.assert_gaussian(draws.reshape(-1, 2), mean, covariance, bias=0.03)
+    expected = dist.MultivariateNormal(jnp.asarray(mean), jnp.asarray(covariance)).log_prob(draws[:2, :3])
+    values = distribution.log_prob(draws[:2, :3])
+    assert values.shape == (2, 3)
+    np.testing.assert_allclose(values, expected, atol=0.03)
+    unraveled = distribution.unravel(draws[0, 0])
+    np.testing.assert_allclose(posterior.log_prob(unraveled), values[0, 0], atol=0.01)
+    unraveled = distribution.unravel(draws)
+    assert all(x.shape[:2] == (20, 50) for x in jax.tree.leaves(unraveled))
+
+
+def test_observation_law_as_a_likelihood():
+    posterior, mean, covariance = observation_law()
+    value = jnp.asarray(mean) + 0.2
+
+    def model(distribution):
+        numpyro.sample("o", distribution, obs=value)
+
+    distribution = posterior.to_numpyro("observation")
+    log_density = jax.jit(lambda d: numpyro.infer.util.log_density(model, (d,), {}, {})[0])(distribution)
+    expected = dist.MultivariateNormal(jnp.asarray(mean), jnp.asarray(covariance)).log_prob(value)
+    np.testing.assert_allclose(log_density, expected, atol=0.03)
+
+
+def test_nuts_on_the_observation_law():
+    posterior, mean, covariance = observation_law()
+    distribution = posterior.to_numpyro("observation")
+
+    def model():
+        numpyro.sample("o", distribution)
+
+    kernel = numpyro.infer.NUTS(model, max_tree_depth=2)
+    mcmc = numpyro.infer.MCMC(kernel, num_warmup=10, num_samples=10, progress_bar=False)
+    mcmc.run(jr.key(0))
+    draws = mcmc.get_samples()["o"]
+    assert draws.shape == (10, 2) and np.all(np.isfinite(draws)) and np.ptp(draws[:, 0]) > 0
+    # Far from a test of the law: that the chain went to where the mass is.
+    white = np.linalg.solve(np.linalg.cholesky(covariance), (draws[-1] - mean))
+    assert np.linalg.norm(white) < 5
+
+
+def test_errors_of_to_numpyro():
+    posterior, _, _ = observation_law()
+    with pytest.raises(ValueError, match="leave them out"):
+        posterior.to_numpyro(num_probes=3)
+    with pytest.raises(NotImplementedError, match="no `log_prob`"):
+        posterior.to_numpyro().log_prob(jnp.zeros(6))
+
+
+DIRECTIONS, SPREAD = 5, 0.3
+
+
+class Constant(eqx.Module):
+    """A denoiser that always gives the same signal, which is trained."""
+
+    value: jax.Array
+
+    def __call__(self, noisy, level, context, params, *, key=None):
+        return self.value
+
+
+def simulator(scale):
+    signal = numpyro.sample("signal", dist.Normal(1.0, scale).expand([3]).to_event(1))
+    directions = numpyro.sample("directions", dist.Normal(0.0, 1.0).expand([DIRECTIONS, 1, 3]).to_event(3))
+    clean = numpyro.deterministic("clean", directions @ signal)
+    return si.View(numpyro.sample("o", dist.Normal(clean, SPREAD).to_event(2)), directions)
+
+
+def test_simulate():
+    records, sites = simulate(simulator, 2.0, key=jr.key(0), num_records=2000, return_sites=True)
+    assert isinstance(records, si.View)
+    assert records.observation.shape == (2000, DIRECTIONS, 1)
+    assert records.params.shape == (2000, DIRECTIONS, 1, 3)
+    assert set(sites) == {"signal", "directions", "clean", "o"} and sites["signal"].shape == (2000, 3)
+    np.testing.assert_array_equal(sites["directions"], records.params)
+    signals = np.asarray(sites["signal"])
+    # Five standard errors.
+    assert np.all(np.abs(signals.mean(0) - 1) < 5 * 2 / np.sqrt(2000))
+    np.testing.assert_allclose(signals.std(), 2.0, rtol=5 / np.sqrt(2 * 6000))
+    residual = np.asarray(records.observation - sites["clean"])
+    np.testing.assert_allclose(residual.std(), SPREAD, rtol=5 / np.sqrt(2 * 10000))
+    again = simulate(simulator, 2.0, key=jr.key(0), num_records=2000)
+    np.testing.assert_array_equal(again.observation, records.observation)
+    other = simulate(simulator, 2.0, key=jr.key(1), num_records=2)
+    assert not np.any(other.observation[0] == records.observation[0])
+
+
+def test_simulated_records_can_be_fitted():
+    records = simulate(simulator, 2.0, key=jr.key(0), num_records=64)
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    problem = si.StochasticInverseProblem(helpers.measure, Constant(jnp.zeros(3)), noise=SPREAD, signal=shape)
+    roles = si.RandomViews(context=2, target=1, novel=2)
+    fit = problem.fit(records, key=jr.key(1), roles=roles, steps=3, batch_size=8)
+    assert np.all(fit.problem.denoiser.value != 0)
+
+
+def test_simulate_examples_and_errors():
+    def example():
+        views = simulator(1.0)
+        return si.RandomViews(context=2, novel=1)(views, key=numpyro.prng_key())
+
+    records = simulate(example, key=jr.key(0), num_records=4)
+    assert isinstance(records, si.Example) and records.target.observation.shape == (4, 1)
+    with pytest.raises(ValueError, match="`model` must return a `stochinv.View`.*`ArrayImpl|Tracer"):
+        simulate(lambda: numpyro.sample("s", dist.Normal()), key=jr.key(0), num_records=2)
+    with pytest.raises(ValueError, match="stack its views along the leading axis"):
+        simulate(lambda: si.View(jnp.zeros((2, 1)), jnp.zeros(3)), key=jr.key(0), num_records=2)
+    with pytest.raises(ValueError, match="`num_records` must be at least 1"):
+        simulate(simulator, 1.0, key=jr.key(0), num_records=0)

@@ -20,7 +20,13 @@ from stochinv import _fit
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/index.md", "docs/getting-started.md", "docs/how-to-choose.md", "docs/extending.md")
-NAMESPACES = {"stochinv": si, "stochinv.forward": si.forward, "stochinv.nn": si.nn}
+NAMESPACES = {
+    "stochinv": si,
+    "stochinv.forward": si.forward,
+    "stochinv.nn": si.nn,
+    "stochinv.diagnostics": si.diagnostics,
+    "stochinv.data": si.data,
+}
 NAMES = [
     f"{prefix}.{name}"
     for prefix, namespace in NAMESPACES.items()

@@ -83,3 +83,27 @@ def test_the_default_network_of_a_small_affine_problem_uses_it(noise):
     context = si.View(jnp.asarray([[0.7]]), jnp.asarray([[[1.0, 0.0]]]))
     signals = fit.problem.posterior(context, params=jnp.asarray([[0.0, 1.0]])).sample(jax.random.key(1), (8,))
     assert (np.abs(signals[:, 0] - 0.7).max() < 1e-4) == (noise == 0)
+
+
+def test_a_network_of_zeros_draws_from_the_gaussian():
+    case = helpers.linear_gaussian(4, num_context=1, noise=0.3)
+    structure = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    info = si.DataInfo(
+        jax.ShapeDtypeStruct((2,), jnp.float32),
+        structure(case.params),
+        structure(case.context),
+        jnp.zeros(()),
+        jnp.ones(()),
+        affine=True,
+    )
+    denoiser = si.nn.default_denoiser(
+        case.problem.forward, case.problem.signal, info, width=8, noise=0.3, key=jax.random.key(0)
+    )
+    noisy, level = np.array([0.5, -0.2]), si.NoiseLevel(jnp.asarray(0.8), jnp.asarray(0.6))
+    draw = lambda key: denoiser(jnp.asarray(noisy, jnp.float32), level, case.context, case.params, key=key)
+    draws = eqx.filter_jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 4000))
+    rows = np.concatenate([np.asarray(case.context.params[0], np.float64), case.matrix])
+    observed = np.concatenate([np.asarray(case.context.observation[0]), noisy / 0.8])
+    variances = 0.3**2 + np.array([0, 0, 0.75**2, 0.75**2])
+    mean, covariance = helpers.condition(np.zeros(6), np.eye(6), rows, observed, np.diag(variances))
+    helpers.assert_gaussian(draws, mean, covariance, bias=0.0)

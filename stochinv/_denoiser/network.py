@@ -56,6 +56,11 @@ class NetworkDenoiser(AbstractDenoiser):
     of vectors, or added, times a matrix, to the embedding of the noise level, which every network takes. Several draws
     from the same measurements (a `jax.vmap` over keys) share all that does not depend on `z`.
 
+    Where the encoder's uncertainty is the root of a covariance, the leading entries of `z` are also added to the
+    network's output: a network of zeros then draws from the Gaussian that the encoder describes. That is exact for the
+    target's own direction at low noise, where no score of measurements would teach it: its spread there is too small
+    beside that of novel views.
+
     **Arguments:**
 
     - `encoder`: an [`stochinv.AbstractEncoder`][].
@@ -123,7 +128,12 @@ class NetworkDenoiser(AbstractDenoiser):
             embedding = embedding + code @ self.latent_weight
         output = self.network(network_input, embedding)
         uncertainty = features.uncertainty
-        output = uncertainty @ output if uncertainty.ndim == 2 and output.ndim == 1 else uncertainty * output
+        if uncertainty.ndim == 2 and output.ndim == 1:
+            if self.latent_size >= output.size:
+                output = output + code[: output.size]
+            output = uncertainty @ output
+        else:
+            output = uncertainty * output
         output = self.shift + self.scale * (features.estimate + output)
         return split_signal(output, self.signal)
 

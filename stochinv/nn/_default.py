@@ -47,7 +47,7 @@ def default_denoiser(
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
     - `info`: the [`stochinv.DataInfo`][] of the data.
     - `width`: the channels of the U-Net's first level (32 by default) or the width of the MLP (256).
-    - `latent_size`: the length of the latent code that draws are made with.
+    - `latent_size`: the least length of the latent code that draws are made with.
     - `noise`: the standard deviation of measurement noise, in raw units, as in [`stochinv.StochasticInverseProblem`][].
     - `key`: a PRNG key.
 
@@ -101,6 +101,7 @@ def default_denoiser(
                 forward, signal, encoder, scale=_average(info.std), noise=noise, mean=info.mean, std=info.std
             )
             features += encoder.num_features
+            latent_size = max(latent_size, size)
         latent = "input"
         features += latent_size
         network = MLP(features, size, embedding_size=embedding_size, width=width, key=network_key)

@@ -196,6 +196,7 @@ def test_default_denoiser_is_in_the_units_of_the_signal():
     assert np.sqrt(np.mean(error**2)) < 0.15
 
 
+@pytest.mark.slow
 def test_a_default_image_network_is_trained_by_fit():
     corners = jnp.asarray(np.random.default_rng(0).integers(0, 4, size=(8, 3, 2)))
     data = jax.vmap(lambda image, c: windows(image, c))(jnp.stack([picture(seed) for seed in range(8)]), corners)

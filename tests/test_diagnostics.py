@@ -183,6 +183,7 @@ def test_faults_are_found_from_measurements_alone(fault):
     assert not result.calibrated and result.p_value < 0.01
 
 
+@pytest.mark.slow
 def test_two_steps_and_examples_with_a_target_alone():
     data = held_out(0, 200, 0.5)
     stack = jax.tree.map(lambda x: x[:, :2], data)
@@ -200,6 +201,7 @@ def test_masked_novel_views_do_not_count():
     assert calibrate(measured_problem(), example, roles=None).calibrated
 
 
+@pytest.mark.slow
 def test_measurements_that_are_rounded_and_clipped():
     data = held_out(0, 400, 0.5)
     rounded = si.View(jnp.clip(jnp.round(data.observation), -1, 2), data.params)
@@ -302,6 +304,7 @@ def test_errors_of_identifiability():
         diagnostics.identifiability(lambda s, params: s, jnp.zeros((1, 5)), None).split(jnp.zeros((4, 3)))
 
 
+@pytest.mark.slow
 def test_plots():
     import matplotlib.axes
     import matplotlib.pyplot as plt

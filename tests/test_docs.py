@@ -19,7 +19,13 @@ import stochinv as si
 from stochinv import _fit
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/index.md", "docs/getting-started.md", "docs/how-to-choose.md", "docs/extending.md")
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    pytest.param("docs/getting-started.md", marks=pytest.mark.slow),
+    "docs/how-to-choose.md",
+    pytest.param("docs/extending.md", marks=pytest.mark.slow),
+)
 NAMESPACES = {
     "stochinv": si,
     "stochinv.forward": si.forward,

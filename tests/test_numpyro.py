@@ -92,6 +92,7 @@ def test_observation_law_as_a_likelihood():
     np.testing.assert_allclose(log_density, expected, atol=0.03)
 
 
+@pytest.mark.slow
 def test_nuts_on_the_observation_law():
     posterior, mean, covariance = observation_law()
     distribution = posterior.to_numpyro("observation")

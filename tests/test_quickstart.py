@@ -34,6 +34,7 @@ def quickstart():
     return module
 
 
+@pytest.mark.slow
 def test_runs_at_tiny_sizes(quickstart, tmp_path):
     sizes = (
         "--steps 3 --batch-size 8 --draws 2 --width 16 --train 64 --digits 3 --unseen 2 --samples 4 --sampler-steps 2"

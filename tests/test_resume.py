@@ -67,9 +67,9 @@ def stored(folder):
     [
         ("arrays", "callback"),
         ("arrays", "interrupt"),
-        ("views", "callback"),
-        ("iterable", "callback"),
-        ("grain", "interrupt"),
+        pytest.param("views", "callback", marks=pytest.mark.slow),
+        pytest.param("iterable", "callback", marks=pytest.mark.slow),
+        pytest.param("grain", "interrupt", marks=pytest.mark.slow),
     ],
 )
 def test_resume_equals_an_uninterrupted_run(kind, how, tmp_path):

@@ -192,6 +192,7 @@ def test_flow_of_second_order_in_few_steps(solver, schedule):
     assert_measurement(sample, case, START_BIAS + 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [dfx.SPaRK(), dfx.SRA1(), dfx.ItoMilstein()], ids=lambda s: type(s).__name__)
 def test_stochastic_solvers(solver):
     case = helpers.linear_gaussian(1)
@@ -199,6 +200,7 @@ def test_stochastic_solvers(solver):
     assert_measurement(sample, case, START_BIAS + 0.05)
 
 
+@pytest.mark.slow
 def test_adaptive_sde():
     case = helpers.linear_gaussian(1)
     sampler = si.ReverseSDE(
@@ -237,7 +239,7 @@ DIFFERENTIABLE = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", [slow_but_for(name != "sde", name) for name in DIFFERENTIABLE])
 def test_gradient_by_the_context_equals_finite_differences(name, x64):
     case = helpers.linear_gaussian(0, dtype=jnp.float64)
     weights = jnp.arange(1.0, 7.0)

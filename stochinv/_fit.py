@@ -25,7 +25,15 @@ from ._data_info import DataInfo, check_structure, describe, measure_data
 from ._ema import AbstractEMA, PowerEMA
 from ._frozen import trainable
 from ._problem import StochasticInverseProblem
-from ._validate import check_example, check_forward, check_records, check_roles, check_values, find_signal
+from ._validate import (
+    check_closures,
+    check_example,
+    check_forward,
+    check_records,
+    check_roles,
+    check_values,
+    find_signal,
+)
 from ._view import Example, RandomViews, View, structure
 
 
@@ -200,6 +208,7 @@ def fit(
         optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optimizer)
     info = problem.data_info
     assert info is not None
+    check_closures(problem.denoiser)
     params, rest = eqx.partition(problem, _trainable_part(problem))
     if not jax.tree.leaves(params):
         raise ValueError("`denoiser` has no floating-point arrays to train; make it an Equinox module that holds them.")

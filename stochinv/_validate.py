@@ -1,5 +1,6 @@
 r"""What `fit` checks before the first step: each failure says in one sentence what is wrong and what to do."""
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -233,3 +234,16 @@ def find_signal(problem: Any, example: Example) -> Structure:
                 "`jax.config.update('jax_enable_x64', True)`."
             )
     return signal
+
+
+def check_closures(denoiser: Any):
+    """Warns of a network that a function inside the denoiser refers to: `fit` cannot see it, so it is not trained."""
+    for leaf in jax.tree.leaves(denoiser):
+        for cell in getattr(leaf, "__closure__", None) or ():
+            held = cell.cell_contents
+            if isinstance(held, eqx.Module) and any(map(eqx.is_inexact_array, jax.tree.leaves(held))):
+                warnings.warn(
+                    f"`denoiser` holds a {type(held).__name__} in the closure of {leaf.__qualname__}, where `fit` does "
+                    "not train it; make the denoiser an Equinox module with it as a field.",
+                    stacklevel=3,
+                )

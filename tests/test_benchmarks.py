@@ -1,4 +1,4 @@
-"""Both benchmarks run at tiny sizes and write the figures that they print."""
+"""The benchmarks run at tiny sizes and write the figures that they print."""
 
 import json
 import runpy
@@ -37,3 +37,11 @@ def test_training(run):
     assert [x["data"] for x in figures["steps"]] == ["arrays", "iterator"]
     assert all(np.isfinite(x["ratio"]) for x in figures["steps"])
     assert "MLP" in printed
+
+
+@pytest.mark.slow
+def test_posterior_accuracy(run):
+    figures, printed = run("posterior_accuracy", "--problems", "noisy_linear", "noisy_circle")
+    assert [x["problem"] for x in figures] == ["noisy_linear", "noisy_circle"]
+    assert all(np.isfinite(x["energy score"]["2"]["distance"]) for x in figures)
+    assert "noisy_circle" in printed

@@ -1,7 +1,9 @@
 """Bad input: each case is refused before the first step, in one sentence that says what is wrong and what to do."""
 
 import dataclasses
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -305,3 +307,18 @@ def test_numbers_of_samples(trained):
     unknown = dataclasses.replace(trained, signal=None)
     with pytest.raises(ValueError, match="`signal` is not known"):
         unknown.sample(context, data.target.params[0], key=jr.key(0))
+
+
+def test_a_network_in_a_closure_is_not_trained():
+    network = training.problem().denoiser
+
+    class Denoiser(eqx.Module):
+        scale: jax.Array
+        function: Any
+
+        def __call__(self, *args, key=None):
+            return self.scale * self.function(*args)
+
+    denoiser = Denoiser(jnp.ones(()), lambda *args: network(*args))
+    with pytest.warns(UserWarning, match="`denoiser` holds a LinearDenoiser in the closure of .*lambda"):
+        training.fit(training.problem(denoiser=denoiser), training.examples())

@@ -80,15 +80,14 @@ class GaussianPrior(AbstractEncoder):
         return self.mean.size + (self.root.size if self.root.size <= 256 else self.mean.size)
 
     def _rows(self, measure, observation):
-        """The matrix of a measurement, and its value for the signal that is zero."""
+        """The matrix of a measurement, and the observed value less that of the signal that is zero."""
         zeros, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.signal))
         _, _, mean, std = self.forward.value
         standard = lambda o: jax.tree.map(lambda x, m, s: (x - m) / s, o, mean, std)
         flat = lambda s: ravel_pytree(standard(measure(unravel(s))))[0]
         value, linear = jax.linearize(flat, zeros)
-        return jax.vmap(linear, out_axes=1)(jnp.eye(zeros.size, dtype=zeros.dtype)), ravel_pytree(observation)[
-            0
-        ] - value
+        matrix = jax.vmap(linear, out_axes=1)(jnp.eye(zeros.size, dtype=zeros.dtype))
+        return matrix, ravel_pytree(observation)[0] - value
 
     def __call__(self, noisy: Observation, level: NoiseLevel, context: Context, params: Params) -> Features:
         forward, noise, _, _ = self.forward.value
@@ -117,7 +116,7 @@ def condition(mean: Any, root: Any, rows: Any, observed: Any, variances: Any) ->
     """Mean and root of the covariance of a Gaussian, given measurements `rows @ s` with independent noise."""
 
     def update(carry, measurement):
-        mean, root, prior = *carry[:2], carry[2]
+        mean, root, prior = carry
         row, value, variance = measurement
         image = root.T @ row
         total = image @ image + variance

@@ -57,9 +57,7 @@ class NetworkDenoiser(AbstractDenoiser):
     from the same measurements (a `jax.vmap` over keys) share all that does not depend on `z`.
 
     Where the encoder's uncertainty is the root of a covariance, the leading entries of `z` are also added to the
-    network's output: a network of zeros then draws from the Gaussian that the encoder describes. That is exact for the
-    target's own direction at low noise, where no score of measurements would teach it: its spread there is too small
-    beside that of novel views.
+    network's output, if there are enough: a network of zeros then draws from the Gaussian that the encoder describes.
 
     **Arguments:**
 

@@ -62,9 +62,8 @@ class EnergyScore(AbstractObjective):
     def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
         target, novel, context = example.target, example.novel, example.context
         time_key, noise_key, draws_key = jr.split(key, 3)
-        noisy, level = noise_target(
-            problem.schedule, target.observation, self.sample_time(problem.schedule, time_key), noise_key
-        )
+        t = self.sample_time(problem.schedule, time_key)
+        noisy, level = noise_target(problem.schedule, target.observation, t, noise_key)
         scored: list[tuple[View, float]] = [] if novel is None else [(novel, self.novel_weight)]
         if self.context_weight > 0:
             if not isinstance(context, View):

@@ -54,9 +54,8 @@ class SquaredError(AbstractObjective):
     def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
         target = example.target
         time_key, noise_key = jr.split(key)
-        noisy, level = noise_target(
-            problem.schedule, target.observation, self.sample_time(problem.schedule, time_key), noise_key
-        )
+        t = self.sample_time(problem.schedule, time_key)
+        noisy, level = noise_target(problem.schedule, target.observation, t, noise_key)
         sample = problem.denoise(noisy, level, example.context, target.params)
         expected = problem.measured(noisy, level, sample.observation)
         parts = {"target": mean_square(expected, target.observation)}

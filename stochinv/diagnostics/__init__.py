@@ -16,5 +16,5 @@ from ._measurement import (
     MeasurementCalibration as MeasurementCalibration,
     measurement_calibration as measurement_calibration,
 )
+from ._reference import ReferencePosterior as ReferencePosterior, reference_posterior as reference_posterior
 from ._sinkhorn import sinkhorn_divergence as sinkhorn_divergence
-from .reference import ReferencePosterior as ReferencePosterior, reference_posterior as reference_posterior

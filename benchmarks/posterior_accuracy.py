@@ -146,6 +146,8 @@ def circle(options, objective):
         rows=lambda signal: on_circle(np.asarray(signal)),
         figures=angle_figures,
         training_steps=8000,
+        # Larger ones drive the angle through many turns, to the uniform law on the circle.
+        learning_rate=3e-4,
     )
 
 
@@ -181,6 +183,7 @@ def noisy_circle(options, objective, noise=0.7):
         rows=lambda signal: on_circle(np.asarray(signal)),
         figures=lambda a, b: angle_figures(a, b) | moments(a, b),
         training_steps=8000,
+        learning_rate=3e-4,
     )
 
 

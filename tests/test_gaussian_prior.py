@@ -61,12 +61,22 @@ def test_signals_explain_a_context_without_noise():
 def test_repeated_measurements_change_nothing_and_have_gradients():
     rng = np.random.default_rng(0)
     rows, observed = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32), jnp.asarray([0.3, -1.0])
-    root = jnp.asarray(rng.normal(size=(4, 4)), jnp.float32)
-    once = condition(jnp.zeros(4), root, rows, observed, jnp.zeros(2))
-    twice = condition(jnp.zeros(4), root, jnp.tile(rows, (2, 1)), jnp.tile(observed, 2), jnp.zeros(4))
+    once = condition(rows, observed, jnp.zeros(2))
+    twice = condition(jnp.tile(rows, (2, 1)), jnp.tile(observed, 2), jnp.zeros(4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), once, twice)
-    value = lambda root: sum(jnp.sum(x**2) for x in condition(jnp.zeros(4), root, rows, observed, jnp.zeros(2)))
-    assert np.all(np.isfinite(jax.grad(value)(root)))
+    value = lambda rows: sum(jnp.sum(x**2) for x in condition(rows, observed, jnp.zeros(2)))
+    assert np.all(np.isfinite(jax.grad(value)(rows)))
+
+
+def test_a_network_moves_a_measured_direction_by_its_variance():
+    """Draws follow a precise target whatever the network says: it moves them by variances, not standard deviations."""
+    case = helpers.linear_gaussian(0, num_context=1)
+    encoder = encoder_of(case.problem.forward, case.problem.signal)
+    for sigma in (1e-2, 1e-3):
+        level = si.NoiseLevel(jnp.asarray(1.0), jnp.asarray(sigma))
+        features = encoder(jnp.ones(2), level, case.context, case.params)
+        moved = case.matrix @ features.uncertainty @ features.shrinkage @ np.ones(6)
+        assert np.all(np.abs(moved) < 10 * sigma**2)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])

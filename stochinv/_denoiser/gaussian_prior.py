@@ -104,31 +104,35 @@ class GaussianPrior(AbstractEncoder):
         rows, observed = self._rows(lambda s: forward(s, params), scaled)
         parts.append((rows, observed, spread(noisy) + (level.sigma / level.alpha) ** 2))
         rows, observed, variances = (jnp.concatenate(x) for x in zip(*parts, strict=True))
-        estimate, root = condition(self.mean, self.root, rows, observed, variances)
+        white, shrinkage = condition(rows @ self.root, observed - rows @ self.mean, variances)
+        estimate, root = self.mean + self.root @ white, self.root @ shrinkage
         features = self.flatten(noisy, level, context, params)
         size = jnp.max(jnp.linalg.norm(self.root, axis=0))
         covariance = root @ root.T / size**2
         geometry = jnp.ravel(root / size) if root.size <= 256 else jnp.diag(covariance)
-        return Features(jnp.concatenate([features.network_input, estimate / size, geometry]), estimate, root)
+        network_input = jnp.concatenate([features.network_input, estimate / size, geometry])
+        return Features(network_input, estimate, root, shrinkage.T)
 
 
-def condition(mean: Any, root: Any, rows: Any, observed: Any, variances: Any) -> tuple[Any, Any]:
-    """Mean and root of the covariance of a Gaussian, given measurements `rows @ s` with independent noise."""
+def condition(rows: Any, observed: Any, variances: Any) -> tuple[Any, Any]:
+    """Mean and root of the covariance of `s ~ N(0, I)`, given measurements `rows @ s` with independent noise."""
 
     def update(carry, measurement):
-        mean, root, prior = carry
+        mean, root = carry
         row, value, variance = measurement
         image = root.T @ row
         total = image @ image + variance
         # A row that earlier ones determine says nothing new; rounding leaves some 1e-14 of its variance.
-        known = total <= 1e-10 * jnp.sum((prior.T @ row) ** 2)
+        known = total <= 1e-10 * (row @ row)
         gain = jnp.where(known, 0, 1 / jnp.where(known, 1, total))
         noisy = variance > 0
         share = jnp.where(noisy, jnp.sqrt(jnp.where(noisy, gain * variance, 1)), 0)
         gained = root @ image
         mean = mean + gain * (value - row @ mean) * gained
         root = root - gain / (1 + share) * jnp.outer(gained, image)
-        return (mean, root, prior), None
+        return (mean, root), None
 
-    (mean, root, _), _ = jax.lax.scan(update, (mean, root, root), (rows, observed, variances))
+    size = rows.shape[1]
+    start = jnp.zeros(size, rows.dtype), jnp.eye(size, dtype=rows.dtype)
+    (mean, root), _ = jax.lax.scan(update, start, (rows, observed, variances))
     return mean, root

@@ -33,11 +33,13 @@ class Features(eqx.Module):
     - `estimate`: a first estimate of the standardised signal, in the shape of the network's output or a scalar.
     - `uncertainty`: the standard deviation left around it, likewise; for vectors also a matrix, a root of the
         covariance.
+    - `shrinkage`: for such a root, a matrix that the network's output is multiplied by, or `None`.
     """
 
     network_input: Float[Array, "..."]
     estimate: Float[Array, "..."]
     uncertainty: Float[Array, "..."]
+    shrinkage: Float[Array, "n n"] | None = None
 
 
 class AbstractEncoder(eqx.Module):
@@ -126,6 +128,8 @@ class NetworkDenoiser(AbstractDenoiser):
             embedding = embedding + code @ self.latent_weight
         output = self.network(network_input, embedding)
         uncertainty = features.uncertainty
+        if features.shrinkage is not None:
+            output = features.shrinkage @ output
         if uncertainty.ndim == 2 and output.ndim == 1:
             if self.latent_size >= output.size:
                 output = output + code[: output.size]

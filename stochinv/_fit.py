@@ -29,6 +29,7 @@ from ._validate import (
     check_closures,
     check_example,
     check_forward,
+    check_noise,
     check_records,
     check_roles,
     check_values,
@@ -192,15 +193,6 @@ def fit(
         check_records("data", seen, 1)
         check_values("data", seen)
     problem = prepare(problem, seen, roles, standardise, denoiser_key, probe_key)
-    noisy_measurements = any(float(x) > 0 for x in jax.tree.leaves(problem.noise))
-    if noisy_measurements and _deal(_first(seen), roles, probe_key).novel is None:
-        raise ValueError(
-            "`noise` is positive, so novel measurements are needed (`Example.novel`, or `roles` with `novel=1`): the "
-            "target's own "
-            "noise cannot tell the signal."
-        )
-    if noisy_measurements and getattr(problem.objective, "context_weight", 0.0) > 0:
-        raise ValueError("`noise` is positive, so the context must not be scored: set `context_weight=0`.")
 
     if optimizer is None:
         optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-3, max(steps // 50, 1), max(steps, 2), 1e-5))
@@ -380,6 +372,7 @@ def prepare(
     """A problem that knows the structure and the units of its data, and has a denoiser, all of it checked."""
     example = _deal(_first(records), roles, probe_key)
     check_example(example, problem.forward)
+    check_noise(problem, example)
     measured = records if isinstance(records, View) else records.target
     signal = find_signal(problem, example)
     affine = check_forward(problem.forward, signal, example, probe_key)
@@ -391,7 +384,6 @@ def prepare(
     if denoiser is None:
         denoiser = make_denoiser(problem.forward, signal, info, problem.noise, key=denoiser_key)
     problem = dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
-    problem.noise_scale(example.target.observation)
     return problem
 
 

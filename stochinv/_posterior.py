@@ -9,7 +9,6 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal
-from ._noise import scaled_normal
 from ._problem import StochasticInverseProblem
 from ._sampler.base import AbstractSampler
 
@@ -162,12 +161,7 @@ class Posterior(eqx.Module):
 @eqx.filter_jit
 def _measure(problem, signals, params, key, num_axes):
     def measure(signal, key):
-        observation = problem.forward(signal, params)
-        scale = problem.noise_scale(observation)
-        noise = scaled_normal(observation, scale, key)
-        if problem.data_info is not None:
-            noise = jax.tree.map(jnp.multiply, noise, problem.data_info.std)
-        return jax.tree.map(jnp.add, observation, noise)
+        return problem.add_noise(problem.forward(signal, params), key=key)
 
     shape = jax.tree.leaves(signals)[0].shape[:num_axes]
     keys = jr.split(key, shape) if num_axes else key

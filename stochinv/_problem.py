@@ -22,7 +22,8 @@ from jaxtyping import PyTree
 from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Structure
 from ._data_info import DataInfo, check_structure
 from ._denoiser.base import AbstractDenoiser
-from ._forward.base import AbstractForwardModel, as_forward_model
+from ._forward.base import AbstractForwardModel, MultiView, as_forward_model
+from ._likelihood import draw
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._noise import scaled_normal
 from ._objective.base import AbstractObjective
@@ -51,7 +52,10 @@ class StochasticInverseProblem(eqx.Module):
     - `schedule`: the noise schedule.
     - `objective`: what training minimises.
     - `noise`: the standard deviation `τ ≥ 0` of Gaussian noise on every measurement, in raw units: a scalar, or a
-        PyTree of scalars in the structure of an observation.
+        PyTree of scalars in the structure of an observation. Or the law of any other noise: a callable from a
+        noise-free measurement in raw units to a NumPyro distribution, or to a PyTree of them like an observation, such
+        as `numpyro.distributions.Poisson`. It takes a stochastic objective, trains on novel measurements alone, and is
+        sampled in one step, `Ancestral(1)`.
     - `signal`: the PyTree of `jax.ShapeDtypeStruct` of the signal; needed where neither `forward` nor a fit tells it.
     - `data_info`: structures and units of the data; set by `fit`.
     """
@@ -60,7 +64,7 @@ class StochasticInverseProblem(eqx.Module):
     denoiser: AbstractDenoiser | AnyCallable | None
     schedule: AbstractNoiseSchedule
     objective: AbstractObjective
-    noise: PyTree
+    noise: PyTree | AnyCallable
     signal: Structure | None
     data_info: DataInfo | None
 
@@ -79,14 +83,15 @@ class StochasticInverseProblem(eqx.Module):
         self.denoiser = denoiser
         self.schedule = schedule
         self.objective = objective
-        self.noise = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), noise)
+        as_array = lambda x: jnp.asarray(x, jnp.result_type(float))
+        self.noise = noise if callable(noise) else jax.tree.map(as_array, noise)
         self.signal = signal
         self.data_info = data_info
 
     def __check_init__(self):
         if self.denoiser is not None and not callable(self.denoiser):
             raise ValueError(f"`denoiser` must be callable or None, got {self.denoiser!r}.")
-        for noise in jax.tree.leaves(self.noise):
+        for noise in () if callable(self.noise) else jax.tree.leaves(self.noise):
             if jnp.shape(noise) != ():
                 raise ValueError(f"`noise` must consist of scalars, got one of shape {jnp.shape(noise)}.")
 
@@ -111,7 +116,16 @@ class StochasticInverseProblem(eqx.Module):
 
         - `observation`: a measurement, for its structure and dtype.
         - `full`: broadcast to the shape of the measurement instead of scalars.
+
+        **Raises:**
+
+        `ValueError` if the noise is not Gaussian: no bridge and no score is known for it.
         """
+        if callable(self.noise):
+            raise ValueError(
+                "`noise` is not Gaussian but a law, for which only one step from noise is exact: sample by "
+                "`Ancestral(1)`, and do without `score` and `log_prob`."
+            )
         noise = self.noise
         if jax.tree.structure(noise) == jax.tree.structure(0.0):
             noise = jax.tree.map(lambda x: noise, observation)
@@ -141,6 +155,28 @@ class StochasticInverseProblem(eqx.Module):
             return mean
         spread = jax.tree.map(lambda n, v: n * level.sigma / jnp.sqrt(v), scale, total)
         return jax.tree.map(jnp.add, mean, scaled_normal(observation, spread, key))
+
+    def add_noise(self, observation: Observation, *, key: Key, stacked: bool = False) -> Observation:
+        """A noisy measurement, given a noise-free one; both in raw units.
+
+        **Arguments:**
+
+        - `observation`: `f(s, φ)`, or a stack of such.
+        - `key`: a PRNG key.
+        - `stacked`: whether it is a stack of views; for a [`stochinv.MultiView`][] it always is.
+        """
+
+        def add(observation, key):
+            if callable(self.noise):
+                return draw(self.noise, observation, key)
+            noise = scaled_normal(observation, self.noise_scale(observation), key)
+            if self.data_info is not None:
+                noise = jax.tree.map(jnp.multiply, noise, self.data_info.std)
+            return jax.tree.map(jnp.add, observation, noise)
+
+        if not stacked and not isinstance(self.forward, MultiView):
+            return add(observation, key)
+        return jax.vmap(add)(observation, jr.split(key, jax.tree.leaves(observation)[0].shape[0]))
 
     def observation_structure(self, params: Params) -> Structure:
         """The `jax.ShapeDtypeStruct`s of a measurement with parameters `params`."""
@@ -240,8 +276,8 @@ class StochasticInverseProblem(eqx.Module):
         - `params`: the parameters `φ` of the target measurement. Where context and target determine the signal, any
             choice gives the same law.
         - `key`: a PRNG key.
-        - `sampler`: the sampler; by default `Ancestral()` for a stochastic objective and `ExponentialAdams()` for
-            others.
+        - `sampler`: the sampler; by default `Ancestral()` for a stochastic objective, `Ancestral(1)` if the noise is
+            not Gaussian, and `ExponentialAdams()` for others.
         - `num_samples`: how many; `None` draws one, without a leading axis.
         - `chunk_size`: how many are drawn at once; memory grows with it and not with `num_samples`.
 
@@ -259,7 +295,7 @@ class StochasticInverseProblem(eqx.Module):
             raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
         if chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
-        sampler = default_sampler(self.objective) if sampler is None else sampler
+        sampler = default_sampler(self) if sampler is None else sampler
         context, params = jax.tree.map(jnp.asarray, (context, params))
         self.check_inputs(context, params, stacked=isinstance(sampler, Autoregressive))
         keys = key if num_samples is None else jr.split(key, num_samples)

@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 from ._custom_types import Key, Structure
 from ._data_info import describe
 from ._forward.base import AbstractForwardModel, MultiView, known_signal_structure
+from ._likelihood import check_likelihood
 from ._view import Example, RandomViews, View, structure
 
 
@@ -106,6 +107,33 @@ def check_example(example: Example, forward: AbstractForwardModel):
                 f"`{name}` must "
                 "be a stack of measurements like the target's; give a context of another kind as a plain PyTree."
             )
+
+
+def check_noise(problem: Any, example: Example):
+    """Whether the objective and the roles suit the noise of measurements."""
+    observation = structure(example.target.observation)
+    other = callable(problem.noise)
+    if other:
+        if isinstance(problem.forward, MultiView):
+            observation = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), observation)
+        check_likelihood(problem.noise, observation)
+        if not problem.objective.stochastic:
+            raise ValueError(
+                f"`noise` is not Gaussian, but `objective` is a {type(problem.objective).__name__}, which needs a "
+                "noise whose mean can be told from the noisy target; use `EnergyScore()`."
+            )
+    else:
+        problem.noise_scale(example.target.observation)
+        if not any(float(x) > 0 for x in jax.tree.leaves(problem.noise)):
+            return
+    given = "not Gaussian" if other else "positive"
+    if example.novel is None:
+        raise ValueError(
+            f"`noise` is {given}, so novel measurements are needed (`Example.novel`, or `roles` with `novel=1`): the "
+            "target's own noise cannot tell the signal."
+        )
+    if getattr(problem.objective, "context_weight", 0.0) > 0:
+        raise ValueError(f"`noise` is {given}, so the context must not be scored: set `context_weight=0`.")
 
 
 def check_forward(forward: AbstractForwardModel, signal: Structure, example: Example, key: Key) -> bool:

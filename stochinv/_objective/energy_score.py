@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
+from .. import _likelihood as likelihood
 from .._custom_types import AnyCallable, FloatScalar, Key
 from .._forward.base import as_multi_view
-from .._noise import noise_target, scaled_normal, uniform_log_snr
+from .._noise import noise_target, uniform_log_snr
 from .._view import Example, View, view_mask
 from .base import AbstractObjective
 from .squared_error import unit_weight
@@ -22,6 +23,9 @@ class EnergyScore(AbstractObjective):
     `v` joins the target, the novel views and, if it has a weight, the context. The score is strictly proper: its
     minimiser's predictions follow the true *joint* law of `v` given `(o_t, c)`, for any forward model. The norm is the
     root of the weighted mean square over all entries of `v`.
+
+    Where the noise of measurements is not Gaussian, only novel views are scored, with simulated noise and a target that
+    is pure noise.
 
     **Arguments:**
 
@@ -60,6 +64,8 @@ class EnergyScore(AbstractObjective):
                 raise ValueError(f"EnergyScore: `{name}` must be at least 0, got {getattr(self, name)}.")
 
     def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
+        if callable(problem.noise):
+            return self._simulated(problem, example, key)
         target, novel, context = example.target, example.novel, example.context
         time_key, noise_key, draws_key = jr.split(key, 3)
         t = self.sample_time(problem.schedule, time_key)
@@ -75,25 +81,64 @@ class EnergyScore(AbstractObjective):
             sample = problem.denoise(noisy, level, context, target.params, key=denoise_key)
             predicted = [problem.measured(noisy, level, sample.observation, key=target_key)]
             for view, _ in scored:
-                stack = problem.standardise(as_multi_view(problem.forward)(sample.signal, view.params))
-                noise = scaled_normal(stack, problem.noise_scale(stack), novel_key)
-                predicted.append(jax.tree.map(jnp.add, stack, noise))
+                stack = as_multi_view(problem.forward)(sample.signal, view.params)
+                predicted.append(problem.standardise(problem.add_noise(stack, key=novel_key, stacked=True)))
             penalty = 0.0 if self.regulariser is None else self.regulariser(sample.signal, target.params)
             return ravel_pytree(predicted)[0], jnp.asarray(penalty, observed.dtype)
 
         observed, _ = ravel_pytree([target.observation, *(view.observation for view, _ in scored)])
         weights = [jax.tree.map(lambda x: jnp.full(x.shape, self.target_weight), target.observation)]
-        for view, weight in scored:
-            per_view = weight * view_mask(view)
-            weights.append(
-                jax.tree.map(lambda x, w=per_view: jnp.broadcast_to(_expand(w, x.ndim), x.shape), view.observation)
-            )
+        weights += [_weights(view, weight) for view, weight in scored]
         weights = ravel_pytree(weights)[0].astype(observed.dtype)
         predicted, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
         error, spread = energy_terms(predicted, observed, weights / weights.size, self.beta)
-        score = error - spread
+        return self._loss(error, spread, self.weighting(level), penalty)
+
+    def _simulated(self, problem, example, key):
+        """The score of novel views under any law of their noise, from pure noise in one step."""
+        target, novel, context = example.target, example.novel, example.context
+        noise_key, draws_key = jr.split(key)
+        noisy, level = noise_target(problem.schedule, target.observation, 1.0, noise_key)
+        mask = view_mask(novel)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), novel.observation)
+        path = likelihood.has_path(problem.noise, one)
+
+        def predict(key):
+            denoise_key, *noise_keys = jr.split(key, 3)
+            signal = problem.denoise(noisy, level, context, target.params, key=denoise_key).signal
+            clean = as_multi_view(problem.forward)(signal, novel.params)
+            penalty = 0.0 if self.regulariser is None else self.regulariser(signal, target.params)
+
+            def simulate(key):
+                drawn = problem.add_noise(clean, key=key, stacked=True)
+                if path:
+                    return ravel_pytree(problem.standardise(drawn))[0], jnp.zeros((), observed.dtype)
+                drawn = jax.lax.stop_gradient(drawn)
+                logs = jax.vmap(lambda o, x: likelihood.log_prob(problem.noise, o, x))(clean, drawn)
+                return ravel_pytree(problem.standardise(drawn))[0], jnp.sum(jnp.where(mask, logs, 0))
+
+            return *jax.vmap(simulate)(jnp.stack(noise_keys)), jnp.asarray(penalty, observed.dtype)
+
+        observed, _ = ravel_pytree(novel.observation)
+        weights = ravel_pytree(_weights(novel, self.novel_weight))[0].astype(observed.dtype)
+        weights = weights / weights.size
+        drawn, logs, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
+        first = drawn[:, 0]
+        error, spread = energy_terms(first, observed, weights, self.beta)
+        if not path:
+            distance = lambda a, b: _norm_power(a - b, weights, self.beta)
+            to_others = jax.vmap(jax.vmap(jax.vmap(distance, (None, 0)), (0, None)), (0, None))(drawn, first)
+            apart = 1 - jnp.eye(self.num_samples, dtype=observed.dtype)
+            costs = jax.vmap(jax.vmap(lambda a: distance(a, observed)))(drawn)
+            costs = costs - jnp.sum(to_others * apart[:, None], -1) / (self.num_samples - 1)
+            pull = jax.lax.stop_gradient(costs[:, 0] - costs[:, 1])
+            surrogate = 0.5 * jnp.mean(pull * (logs[:, 0] - logs[:, 1]))
+            error = error + (surrogate - jax.lax.stop_gradient(surrogate))
+        return self._loss(error, spread, self.weighting(level), penalty)
+
+    def _loss(self, error, spread, weight, penalty):
         parts = {"error": error, "spread": spread}
-        loss = self.weighting(level) * score
+        loss = weight * (error - spread)
         if self.regulariser is not None:
             parts["regulariser"] = jnp.mean(penalty)
             loss = loss + parts["regulariser"]
@@ -124,5 +169,8 @@ def _norm_power(difference, weights, beta):
     return jnp.where(positive, jnp.where(positive, square, 1.0) ** (beta / 2), 0.0)
 
 
-def _expand(x, ndim):
-    return x.reshape(x.shape + (1,) * (ndim - 1))
+def _weights(view, weight):
+    """The weight of every entry of a stack of views."""
+    per_view = weight * view_mask(view)
+    expand = lambda x: jnp.broadcast_to(per_view.reshape(per_view.shape + (1,) * (x.ndim - 1)), x.shape)
+    return jax.tree.map(expand, view.observation)

@@ -60,5 +60,7 @@ class Ancestral(AbstractSampler):
             bridge = lambda o, x, e: then.alpha * o + kept * (x - now.alpha * o) + e
             return jax.tree.map(bridge, measured, noisy, scaled_normal(noisy, fresh, bridge_key)), None
 
-        noisy, _ = jax.lax.scan(step, noisy, (times[:-1], times[1:], jnp.arange(self.num_steps - 1, dtype=jnp.uint32)))
+        if self.num_steps > 1:
+            indices = jnp.arange(self.num_steps - 1, dtype=jnp.uint32)
+            noisy, _ = jax.lax.scan(step, noisy, (times[:-1], times[1:], indices))
         return final_sample(problem, noisy, times[-1], context, params, final_key)

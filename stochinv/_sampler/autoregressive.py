@@ -7,7 +7,6 @@ import jax.random as jr
 
 from .._custom_types import Context, Key, Params
 from .._forward.base import MultiView, as_multi_view
-from .._noise import scaled_normal
 from .._view import View, num_views, view_mask
 from .base import AbstractSampler, Sample
 
@@ -55,12 +54,11 @@ class Autoregressive(AbstractSampler):
             target_params, key = inputs
             sample_key, noise_key = jr.split(key)
             sample = self.sampler(problem, context, target_params, key=sample_key)
-            observation = problem.standardise(sample.observation)
-            noise = scaled_normal(observation, problem.noise_scale(observation), noise_key)
+            observation = problem.standardise(problem.add_noise(sample.observation, key=noise_key))
             slot = jnp.argsort(view_mask(context), stable=True)[0]
             put = lambda stack, x: stack.at[slot].set(x)
             appended = View(
-                jax.tree.map(lambda stack, o, e: put(stack, o + e), context.observation, observation, noise),
+                jax.tree.map(put, context.observation, observation),
                 jax.tree.map(put, context.params, target_params),
                 put(view_mask(context), True),
             )

@@ -1,9 +1,12 @@
-from .._objective.base import AbstractObjective
+from typing import Any
+
 from .ancestral import Ancestral
 from .base import AbstractSampler
 from .exponential_adams import ExponentialAdams
 
 
-def default_sampler(objective: AbstractObjective) -> AbstractSampler:
+def default_sampler(problem: Any) -> AbstractSampler:
     """The sampler that suits what an objective trains: bridges of exact draws, or few steps of the ODE."""
-    return Ancestral() if objective.stochastic else ExponentialAdams()
+    if callable(problem.noise):
+        return Ancestral(1)
+    return Ancestral() if problem.objective.stochastic else ExponentialAdams()

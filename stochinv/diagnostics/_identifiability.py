@@ -202,6 +202,11 @@ def identifiability(
     """
     if isinstance(forward, StochasticInverseProblem):
         model, noise = forward.forward, forward.noise if noise is None else noise
+        if callable(noise):
+            raise ValueError(
+                "`noise` of the problem is not Gaussian; give `noise`, the standard deviation of Gaussian noise of the "
+                "same size."
+            )
     else:
         model = as_forward_model(forward)
     noise = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), 0.0 if noise is None else noise)

@@ -25,7 +25,6 @@ from jaxtyping import Float
 
 from .._custom_types import AnyCallable, Key
 from .._forward.base import as_multi_view
-from .._noise import scaled_normal
 from .._problem import StochasticInverseProblem
 from .._sampler.base import AbstractSampler
 from .._view import Example, RandomViews, View, view_mask
@@ -237,10 +236,8 @@ def _record(problem, example, key, roles, sampler, options):
 
     def predict(signal, key):
         observation = forward(signal, held_out.params)
-        noise = scaled_normal(observation, problem.noise_scale(observation), key)
-        if problem.data_info is not None:
-            noise = jax.tree.map(jnp.multiply, noise, problem.data_info.std)
-        return ravel_pytree(jax.tree.map(jnp.add, observation, noise))[0]
+        noisy = problem.add_noise(observation, key=key, stacked=example.novel is not None)
+        return ravel_pytree(noisy)[0]
 
     def recorded(values):
         values = values if limits is None else jnp.clip(values, *limits)

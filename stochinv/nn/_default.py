@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PyTree
 
-from .._custom_types import Key, Structure
+from .._custom_types import AnyCallable, Key, Structure
 from .._data_info import DataInfo, describe
 from .._denoiser.back_projection import BackProjection, count_channels, forward_gain
 from .._denoiser.flatten import Flatten
@@ -32,7 +32,7 @@ def default_denoiser(
     *,
     width: int | None = None,
     latent_size: int = 64,
-    noise: PyTree = 0.0,
+    noise: PyTree | AnyCallable = 0.0,
     key: Key,
 ) -> NetworkDenoiser:
     """A network denoiser for the shapes of a problem's data.
@@ -48,7 +48,7 @@ def default_denoiser(
     - `info`: the [`stochinv.DataInfo`][] of the data.
     - `width`: the channels of the U-Net's first level (32 by default) or the width of the MLP (256).
     - `latent_size`: the least length of the latent code that draws are made with.
-    - `noise`: the standard deviation of measurement noise, in raw units, as in [`stochinv.StochasticInverseProblem`][].
+    - `noise`: the noise of measurements, as in [`stochinv.StochasticInverseProblem`][].
     - `key`: a PRNG key.
 
     **Returns:**
@@ -96,7 +96,8 @@ def default_denoiser(
         measured = entries(info.observation)
         if isinstance(info.context, View):
             measured += entries(info.context.observation)
-        if info.affine and size <= LARGEST_GAUSSIAN and measured <= LARGEST_GAUSSIAN:
+        small = size <= LARGEST_GAUSSIAN and measured <= LARGEST_GAUSSIAN
+        if info.affine and small and not callable(noise):
             encoder = GaussianPrior(
                 forward, signal, encoder, scale=_average(info.std), noise=noise, mean=info.mean, std=info.std
             )

@@ -419,10 +419,13 @@ def stream(data, batch, seed):
 
 
 class KeepBest:
-    """Remembers the problem with the lowest validation loss, and stops after `patience` without a lower one."""
+    """Remembers the problem with the lowest validation loss.
 
-    def __init__(self, patience=6):
-        self.patience, self.problem, self.seen, self.best, self.since = patience, None, 0, np.inf, 0
+    It does not stop training: the loss falls most while the learning rate does, at the end.
+    """
+
+    def __init__(self):
+        self.problem, self.seen, self.best = None, 0, np.inf
 
     def __call__(self, progress):
         losses = progress.history.validation_loss
@@ -430,10 +433,8 @@ class KeepBest:
             return False
         self.seen = len(losses)
         if losses[-1] < self.best:
-            self.best, self.since, self.problem = losses[-1], 0, progress.current_problem()
-        else:
-            self.since += 1
-        return self.since >= self.patience
+            self.best, self.problem = losses[-1], progress.current_problem()
+        return False
 
 
 def train(case, options):

@@ -12,7 +12,16 @@ ROOT = pathlib.Path(si.__file__).parent
 LEVELS = [
     ["_custom_types", "_frozen"],
     ["_view", "_schedule"],
-    ["_data_info", "_noise", "_likelihood", "_forward.base", "_denoiser.base", "_objective.base", "_sampler.base", "_ema"],
+    [
+        "_data_info",
+        "_noise",
+        "_likelihood",
+        "_forward.base",
+        "_denoiser.base",
+        "_objective.base",
+        "_sampler.base",
+        "_ema",
+    ],
     ["_forward", "_denoiser", "_objective", "_sampler", "_log_prob"],
     ["_problem"],
     ["forward", "nn", "data", "diagnostics"],

@@ -32,6 +32,7 @@ def test_samplers(run):
     assert "ExponentialAdams" in printed
 
 
+@pytest.mark.slow
 def test_training(run):
     figures, printed = run("training", "--networks", "MLP")
     assert [x["data"] for x in figures["steps"]] == ["arrays", "iterator"]

@@ -152,7 +152,7 @@ def randomised(module):
     return eqx.combine(jax.tree.unflatten(treedef, leaves), rest)
 
 
-@pytest.mark.parametrize("kind", ["image", "vector"])
+@pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "vector"])
 def test_default_denoiser(kind):
     if kind == "image":
         corner = CORNERS[1]

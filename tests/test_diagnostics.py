@@ -169,6 +169,7 @@ def calibrate(problem, data, **options):
     return diagnostics.measurement_calibration(problem, data, key=jr.key(1), **(arguments | options))
 
 
+@pytest.mark.slow
 def test_measurements_of_an_exact_posterior():
     result = calibrate(measured_problem(), held_out(0, 400, 0.5))
     assert result.calibrated and result.projections.uniform

@@ -228,6 +228,7 @@ def test_the_given_problem_survives_donation():
     np.testing.assert_array_equal(first.problem.data_info.mean, second.problem.data_info.mean)
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_losses_of_one():
     script = """
         import jax, jax.random as jr, numpy as np, training

@@ -69,6 +69,7 @@ def test_single_precision_and_jit():
     assert abs(got - gaussian_log_prob(mean, mean, covariance)) < 0.03
 
 
+@pytest.mark.slow
 def test_solution_converges_with_the_tolerance(x64):
     case = helpers.linear_gaussian(1, noise=0.3, dtype=jnp.float64)
     point = jnp.asarray(gaussian_law(case, 0.3)[0] + 0.5)

@@ -61,6 +61,7 @@ def test_model_as_prior_and_tree_of_measurements():
     assert np.all(np.abs(mean - case.mean) < 4 * np.sqrt(np.diag(case.covariance) / ess))
 
 
+@pytest.mark.slow
 def test_poisson_counts():
     # A Gamma prior on a rate is conjugate: Gamma(2 + Σ counts, 1 + Σ exposures).
     counts, exposures = jnp.asarray([3.0, 7.0, 4.0]), jnp.asarray([1.0, 2.0, 1.5])
@@ -79,6 +80,7 @@ def test_poisson_counts():
     np.testing.assert_allclose(samples.std(), np.sqrt(shape) / rate, rtol=4 / np.sqrt(result.ess))
 
 
+@pytest.mark.slow
 def test_warns_of_chains_that_disagree():
     modes = dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), dist.Normal(jnp.asarray([-30.0, 30.0]), 1.0))
     with pytest.warns(UserWarning, match=r"R-hat of `signal` is up to .* \(limit 1.01\); ESS of `signal`"):

@@ -293,7 +293,9 @@ def test_increments_of_the_fixed_step_path(levy_area, dtype, x64):
     helpers.assert_gaussian(flat, np.zeros(4 * kinds), np.diag(np.repeat(variances, 2)), bias=0.0)
 
 
-@pytest.mark.parametrize("name", ["exponential_adams", "flow_heun", "sde_shark"])
+@pytest.mark.parametrize(
+    "name", [slow_but_for(x == "flow_heun", x) for x in ("exponential_adams", "flow_heun", "sde_shark")]
+)
 def test_score_based_samplers_average_a_stochastic_denoiser(name):
     """Averages of 256 draws are off by a sixteenth of the conditional spread, the same at all noise levels."""
     case = helpers.linear_gaussian(2, objective=si.EnergyScore())
@@ -304,7 +306,11 @@ def test_score_based_samplers_average_a_stochastic_denoiser(name):
 
 @pytest.mark.parametrize(
     "sampler",
-    [si.ExponentialAdams(num_steps=4), si.Ancestral(num_steps=4), si.ReverseSDE(num_steps=4)],
+    [
+        pytest.param(si.ExponentialAdams(num_steps=4), marks=pytest.mark.slow),
+        si.Ancestral(num_steps=4),
+        pytest.param(si.ReverseSDE(num_steps=4), marks=pytest.mark.slow),
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_jit_vmap_and_chunks_change_nothing(sampler):

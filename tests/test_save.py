@@ -69,7 +69,9 @@ def test_arrays_and_samples_come_back(path):
         loaded.posterior(None, data.params[0, 1])
 
 
-@pytest.mark.parametrize("objective", [si.SquaredError(), si.EnergyScore(num_samples=2)])
+@pytest.mark.parametrize(
+    "objective", [pytest.param(si.SquaredError(), marks=pytest.mark.slow), si.EnergyScore(num_samples=2)]
+)
 def test_the_default_network_is_made_again(path, objective):
     untrained = training.problem(denoiser=None, objective=objective)
     trained = training.fit(untrained, training.examples(), steps=2, batch_size=4).problem

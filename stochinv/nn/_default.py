@@ -46,7 +46,8 @@ def default_denoiser(
     - `forward`: the forward model.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
     - `info`: the [`stochinv.DataInfo`][] of the data.
-    - `width`: the channels of the U-Net's first level (32 by default) or the width of the MLP (256).
+    - `width`: the channels of the U-Net's first level (32 by default) or the width of the MLP (256, or 128 for at most
+        16 entries of a signal).
     - `latent_size`: the least length of the latent code that draws are made with.
     - `noise`: the noise of measurements, as in [`stochinv.StochasticInverseProblem`][].
     - `key`: a PRNG key.
@@ -84,7 +85,8 @@ def default_denoiser(
                 f"The default network of a signal {describe(signal)} would be an MLP with {size} outputs; give a "
                 "`denoiser`."
             )
-        width = 256 if width is None else width
+        if width is None:
+            width = 128 if size <= 16 else 256
         view_network, context_size = None, entries(info.context)
         if isinstance(info.context, View):
             one = lambda tree: sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(tree))

@@ -1,0 +1,109 @@
+"""Posteriors that are learned from measurements alone, against closed forms and quadrature.
+
+The problems and their references are those of `benchmarks/posterior_accuracy.py`, trained as there.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stochinv as si
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import posterior_accuracy as accuracy
+
+ENERGY_SCORE = si.EnergyScore()
+
+
+def trained(name, objective, *, training=1.0, noise=None):
+    options = accuracy.Options(training=training)
+    case = accuracy.PROBLEMS[name](options, objective)
+    if noise is not None:
+        case = replace(case, problem=replace(case.problem, noise=jnp.asarray(noise)))
+    return case, accuracy.train(case, options)[0]
+
+
+def figures(case, problem, steps, samples):
+    return accuracy.compare(case, problem, steps, accuracy.Options(samples=samples))
+
+
+@pytest.mark.guarantee
+def test_circle():
+    """No linear forward model, two modes: their weights and widths. The standard error of a weight is 0.0035."""
+    case, problem = trained("circle", ENERGY_SCORE)
+    for steps in (1, 4, 16, 64):
+        found = figures(case, problem, steps, 20_000)
+        print(steps, found)
+        assert abs(found["second_mode"] - accuracy.SECOND_MODE) < 0.02
+        if steps >= 16:
+            assert abs(found["first_std"] - 1) < 0.1 and abs(found["second_std"] - 1) < 0.1
+
+
+@pytest.mark.slow
+def test_squared_error_gets_the_weights_of_modes_wrong():
+    case, problem = trained("circle", si.SquaredError(), training=0.25)
+    found = figures(case, problem, 64, 20_000)
+    print(found)
+    assert abs(found["second_mode"] - accuracy.SECOND_MODE) > 0.05
+
+
+@pytest.mark.guarantee
+def test_null_space():
+    """Directions that neither context nor target see, from one novel projection."""
+    case, problem = trained("null_space", ENERGY_SCORE)
+    floor = figures(case, None, 0, 4000)["distance"]
+    for steps in (1, 4, 16):
+        found = figures(case, problem, steps, 4000)
+        print(steps, found, floor)
+        assert found["distance"] < 3 * floor
+        assert 0.85 < found["variance_ratio"] < 1.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [True, False])
+def test_linear_problem_with_noise_as_large_as_the_signal(known):
+    """Moments within 5 % of the reference's standard deviations, if and only if the noise is known."""
+    case, problem = trained("noisy_linear", ENERGY_SCORE, training=0.3, noise=None if known else 0.0)
+    for steps in (1, 4, 16):
+        found = figures(case, problem, steps, 20_000)
+        print(steps, found)
+        worst = max(found["mean_error"], found["std_error"])
+        assert worst < 0.05 if known else worst > 0.05
+
+
+@pytest.mark.guarantee
+@pytest.mark.parametrize("known", [True, False])
+def test_circle_with_noise_as_large_as_the_signal(known):
+    case, problem = trained("noisy_circle", ENERGY_SCORE, noise=None if known else 0.0)
+    for steps in (1, 4, 16):
+        found = figures(case, problem, steps, 20_000)
+        print(steps, found)
+        worst = max(found["mean_error"], found["std_error"])
+        assert worst < 0.05 if known else worst > 0.05
+
+
+@pytest.mark.slow
+def test_signals_of_a_squared_error_are_too_narrow_under_noise():
+    """Their covariance is that of the conditional mean `E[s | o, c]`, which is known."""
+    case, problem = trained("noisy_linear", si.SquaredError(), training=0.3)
+    root, noise = np.array([[1.0, 0.0], [0.8, 0.6]]), 1.0
+    ratios, expected = [], []
+    for index, (context, target) in enumerate(case.contexts):
+        covariance = root @ root.T
+        along = np.asarray(context.params[0, 0], np.float64)
+        image = covariance @ along
+        covariance = covariance - np.outer(image, image) / (along @ image + noise**2)
+        direction = np.asarray(target[0], np.float64)
+        image = covariance @ direction
+        total = np.trace(covariance)
+        expected.append(image @ image / (direction @ image + noise**2) / total)
+        rows = accuracy.draw(case, problem, index, 64, 4000)
+        ratios.append(rows.var(0).sum() / total)
+    print(np.round(ratios, 3), np.round(expected, 3))
+    # DDPM's steps widen the law somewhat; 64 of them by less than this.
+    np.testing.assert_allclose(np.mean(ratios), np.mean(expected), rtol=0.15)
+    assert np.mean(ratios) < 0.6

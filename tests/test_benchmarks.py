@@ -21,6 +21,7 @@ def run(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_samplers(run):
     figures, printed = run("samplers", "--samplers", "ExponentialAdams", "--skip", "unet", "memory")
     assert set(figures) == {"accuracy", "mlp"}

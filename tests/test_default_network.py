@@ -180,6 +180,7 @@ def test_default_denoiser(kind):
     assert np.abs(other - first[2]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_default_denoiser_is_in_the_units_of_the_signal():
     info = info_of(windows(picture()), WINDOW(picture(), CORNERS[0]), CORNERS[0], affine=True)
     denoiser = si.nn.default_denoiser(WINDOW, IMAGE, info, width=8, key=jr.key(0))

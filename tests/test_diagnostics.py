@@ -210,6 +210,7 @@ def test_measurements_that_are_rounded_and_clipped():
     assert not calibrate(measured_problem(), rounded).calibrated
 
 
+@pytest.mark.slow
 def test_wrong_dependence_between_entries_is_found_by_projections():
     """The measurement's entries are equal, and are predicted to be independent."""
     rng = np.random.default_rng(0)

@@ -81,6 +81,7 @@ def test_solution_converges_with_the_tolerance(x64):
     np.testing.assert_allclose(default, exact, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_probes_are_unbiased():
     case = helpers.linear_gaussian(2, noise=0.3, num_context=1)
     point = jnp.asarray(gaussian_law(case, 0.3)[0], jnp.float32)
@@ -128,6 +129,7 @@ def test_standardisation_has_its_jacobian(x64):
     np.testing.assert_allclose(got, gaussian_log_prob([30.4, 1.0], [30.0, -2.0], np.asarray(covariance)), atol=0.005)
 
 
+@pytest.mark.slow
 def test_stochastic_denoiser_averages_draws():
     case = helpers.linear_gaussian(0, objective=si.EnergyScore(), noise=0.5)
     mean, covariance = gaussian_law(case, 0.5)

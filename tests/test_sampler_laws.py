@@ -60,7 +60,10 @@ def slow_but_for(quick, *values):
 
 SAMPLERS_AND_SCHEDULES = [
     slow_but_for(
-        schedule == "cosine" or (name, schedule) == ("exponential_adams", "variance_exploding"), name, schedule
+        (schedule == "cosine" and name != "sde_tree")
+        or (name, schedule) == ("exponential_adams", "variance_exploding"),
+        name,
+        schedule,
     )
     for name in helpers.samplers()
     for schedule in helpers.schedules()
@@ -257,6 +260,7 @@ def test_gradient_by_the_context_equals_finite_differences(name, x64):
     np.testing.assert_allclose(jnp.sum(gradient * direction), difference, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_forward_mode_through_an_unsafe_brownian_path(x64):
     case = helpers.linear_gaussian(0, dtype=jnp.float64)
     sampler = si.ReverseSDE(num_steps=5)

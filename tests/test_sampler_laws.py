@@ -58,13 +58,10 @@ def slow_but_for(quick, *values):
     return pytest.param(*values, marks=() if quick else pytest.mark.slow)
 
 
+QUICK = {(name, "cosine") for name in helpers.samplers() if name != "sde_tree"}
+QUICK |= {("exponential_adams", "variance_exploding")}
 SAMPLERS_AND_SCHEDULES = [
-    slow_but_for(
-        (schedule == "cosine" and name != "sde_tree")
-        or (name, schedule) == ("exponential_adams", "variance_exploding"),
-        name,
-        schedule,
-    )
+    slow_but_for((name, schedule) in QUICK, name, schedule)
     for name in helpers.samplers()
     for schedule in helpers.schedules()
 ]

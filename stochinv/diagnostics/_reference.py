@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .. import _likelihood as likelihood
 from .._custom_types import AnyCallable, Context, Key, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._view import View, take_views, view_mask
@@ -121,9 +122,7 @@ def reference_posterior(
     )
 
     def log_likelihood(signal, view):
-        laws = measured(forward(signal, view.params))
-        logs = jax.tree.map(lambda law, x: jnp.sum(law.log_prob(x)), laws, view.observation, is_leaf=_is_distribution)
-        return sum(jax.tree.leaves(logs))
+        return likelihood.log_prob(measured, forward(signal, view.params), view.observation)
 
     def model():
         signal = draw_signal()
@@ -157,12 +156,6 @@ def reference_posterior(
     )
     _warn(result)
     return result
-
-
-def _is_distribution(x):
-    import numpyro.distributions as dist
-
-    return isinstance(x, dist.Distribution)
 
 
 def _gaussian(noise, context):

@@ -193,6 +193,7 @@ def test_two_steps_and_examples_with_a_target_alone():
     assert result.calibrated and result.projections.uniform
 
 
+@pytest.mark.slow
 def test_masked_novel_views_do_not_count():
     data = held_out(0, 200, 0.5)
     observation = data.observation.at[:, 3].set(1e3)

@@ -85,6 +85,7 @@ def test_masked_novel_views_do_not_count():
     target = si.View(observation[0], params[0])
     problem = problem_of(dist.Poisson, denoiser=OneSignal(jnp.asarray(0.3)))
 
+    @eqx.filter_jit
     def gradient(novel):
         loss = lambda problem: problem.loss(si.Example(None, target, novel), key=jr.key(0))[0]
         return eqx.filter_grad(loss)(problem).denoiser.value

@@ -26,6 +26,7 @@ def observation_law(**options):
     return case.problem.posterior(case.context, case.params), case.matrix @ case.mean, covariance
 
 
+@pytest.mark.slow
 def test_signal_law_is_a_pytree_of_arrays():
     posterior, _, _ = observation_law()
     distribution = posterior.to_numpyro()

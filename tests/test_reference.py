@@ -43,6 +43,7 @@ def test_linear_gaussian(num_context):
     np.testing.assert_allclose(samples.std(0), std, rtol=4 / np.sqrt(result.ess.min()))
 
 
+@pytest.mark.slow
 def test_model_as_prior_and_tree_of_measurements():
     case = helpers.linear_gaussian(1, noise=NOISE, tree=True)
     root = jnp.asarray(np.linalg.cholesky(case.prior_covariance))

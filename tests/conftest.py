@@ -11,6 +11,14 @@ import hypothesis
 import jax
 import pytest
 
+
+def pytest_configure(config):
+    # The quick tests compile much and compute little, the others are the other way round.
+    if config.option.markexpr.startswith("not slow"):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+
+
 hypothesis.settings.register_profile(
     "stochinv",
     derandomize=True,

@@ -31,10 +31,9 @@ def test_loss_and_gradient_are_finite_and_parts_add_up(name, tree):
         np.testing.assert_allclose(value, parts["target"] + parts["novel"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.6])
-def test_squared_error_is_stationary_at_the_exact_denoiser(noise):
-    """The denoiser plus any linear map `D + G (o_t, 1)`: the gradient in `G` vanishes within its standard error."""
-    number, case = 20000, helpers.linear_gaussian(0, num_context=1, noise=noise)
+def gradients_around_the_exact_denoiser(objective, noise, number):
+    """Gradients of the loss of `number` records, as a function of the `G` of `D + G (o_t, 1, D - E[D])`."""
+    case = helpers.linear_gaussian(0, num_context=1, noise=noise)
     exact, root = case.problem.denoiser, np.linalg.cholesky(case.covariance + 1e-12 * np.eye(6))
     novel_params = case.context.params
 
@@ -46,18 +45,31 @@ def test_squared_error_is_stationary_at_the_exact_denoiser(noise):
         example = si.Example(case.context, si.View(target, case.params), si.View(novel, novel_params))
 
         def denoiser(noisy, level, context, params, *, key=None):
-            inputs = jnp.concatenate([noisy / jnp.sqrt(level.alpha**2 + level.sigma**2), jnp.ones(1)])
-            return exact(noisy, level, context, params) + gain @ inputs
+            draw, mean = (exact(noisy, level, context, params, key=k) for k in (key, None))
+            scaled = noisy / jnp.sqrt(level.alpha**2 + level.sigma**2)
+            return draw + gain @ jnp.concatenate([scaled, jnp.ones(1), draw - mean])
 
-        problem = si.StochasticInverseProblem(helpers.measure, denoiser, noise=noise, signal=case.problem.signal)
+        problem = si.StochasticInverseProblem(
+            helpers.measure, denoiser, noise=noise, objective=objective, signal=case.problem.signal
+        )
         return problem.loss(example, key=loss_key)[0]
 
     keys = jr.split(jr.key(1), number)
-    gradients_at = jax.jit(lambda gain: jax.lax.map(lambda k: jax.grad(loss)(gain, k), keys, batch_size=2000))
-    gradients = np.asarray(gradients_at(jnp.zeros((6, 3))), np.float64)
+    return jax.jit(lambda gain: jax.lax.map(lambda k: jax.grad(loss)(gain, k), keys, batch_size=2000))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.6])
+@pytest.mark.parametrize("objective", [si.SquaredError, si.EnergyScore])
+def test_the_exact_denoiser_is_stationary(objective, noise):
+    """Around it the gradient vanishes within its standard error, elsewhere it does not."""
+    number = 40000
+    around_the_noise = lambda schedule, key: schedule.inverse(jr.uniform(key, minval=-6.0, maxval=1.0))
+    objective = objective(sample_time=around_the_noise)
+    gradients_at = gradients_around_the_exact_denoiser(objective, noise, number)
+    gradients = np.asarray(gradients_at(jnp.zeros((6, 9))), np.float64)
     error = gradients.std(0) / np.sqrt(number)
     assert np.all(np.abs(gradients.mean(0)) < 5 * error + 1e-5)
-    elsewhere = np.asarray(gradients_at(jnp.full((6, 3), 0.1)), np.float64)
+    elsewhere = np.asarray(gradients_at(jnp.full((6, 9), 0.1)), np.float64)
     assert np.any(np.abs(elsewhere.mean(0)) > 10 * elsewhere.std(0) / np.sqrt(number))
 
 

@@ -118,12 +118,11 @@ def train(case, options):
 def draw(case, problem, index, steps, samples):
     """Samples as rows; those outside the prior's bounds are drawn again."""
     context, params = case.contexts[index]
+    sampler = case.sampler(steps) if isinstance(problem.objective, si.SquaredError) else si.Ancestral(steps)
     rows = np.zeros((0, 1))
     for attempt in range(20):
         key = jr.fold_in(jr.key(100 + index), attempt)
-        sample = problem.sample(
-            context, params, key=key, sampler=si.Ancestral(steps), num_samples=samples, chunk_size=samples
-        )
+        sample = problem.sample(context, params, key=key, sampler=sampler, num_samples=samples, chunk_size=samples)
         new = case.rows(sample.signal)
         new = new[case.keep(new)]
         rows = new if attempt == 0 else np.concatenate([rows, new])

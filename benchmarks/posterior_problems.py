@@ -22,7 +22,7 @@ class Case:
     """A problem to train, and posteriors to compare with.
 
     `contexts` are pairs of a context and the target's params. `reference(index, rng, n)` draws `n` samples of the
-    posterior for one of them; `compare` takes samples and reference to figures, the distance among them.
+    posterior for one of them. `sampler`, of a number of steps, is that of the squared error.
     """
 
     problem: si.StochasticInverseProblem
@@ -37,6 +37,7 @@ class Case:
     batch_size: int = 256
     learning_rate: float = 3e-3
     validation: Any = None
+    sampler: Callable[[int], si.AbstractSampler] = si.Ancestral
     keep: Callable[[np.ndarray], np.ndarray] = lambda rows: np.ones(len(rows), bool)
 
 
@@ -327,8 +328,7 @@ def manifold(options, objective, noise=0.01):
         lambda index, rng, n: draw(rng, n),
         distance="W2²",
         figures=figures,
-        training_steps=20_000,
-        batch_size=512,
+        training_steps=12_000,
     )
 
 
@@ -368,6 +368,8 @@ def sbibm(name, simulator, size, bound, **settings):
             raise SystemExit(
                 f"{name} needs `--sbibm FOLDER` with the unpacked files of sbibm 1.1.0, got {options.sbibm}."
             )
+        if isinstance(objective, si.SquaredError):
+            objective = replace(objective, weighting=si.snr_weight)
         rng = np.random.default_rng(options.seed)
         theta = rng.uniform(-bound, bound, (10_000, size)).astype(np.float32)
         observed = simulator(rng, theta.astype(np.float64))
@@ -392,7 +394,9 @@ def sbibm(name, simulator, size, bound, **settings):
             distance="C2ST",
             figures=moments,
             validation=jax.tree.map(lambda x: x[:cut], records),
+            sampler=si.ExponentialAdams,
             keep=lambda rows: np.all(np.abs(rows) <= bound, -1),
+            learning_rate=2e-3,
             **settings,
         )
 

@@ -31,7 +31,7 @@ from ._frozen import Frozen as Frozen
 from ._noise import uniform_log_snr as uniform_log_snr, uniform_time as uniform_time
 from ._objective.base import AbstractObjective as AbstractObjective
 from ._objective.energy_score import EnergyScore as EnergyScore
-from ._objective.squared_error import SquaredError as SquaredError
+from ._objective.squared_error import SquaredError as SquaredError, snr_weight as snr_weight
 from ._posterior import Posterior as Posterior
 from ._problem import StochasticInverseProblem as StochasticInverseProblem
 from ._sampler.ancestral import Ancestral as Ancestral

@@ -164,6 +164,14 @@ def test_masked_novel_views_do_not_count_for_the_squared_error():
     np.testing.assert_array_equal(*losses)
 
 
+def test_snr_weight_makes_scaled_outputs_count_alike():
+    """For data of unit variance the uncertainty of `α o_t / (α² + σ²)` is `σ/√(α² + σ²)`, on any schedule."""
+    for schedule in helpers.schedules().values():
+        level = jax.vmap(schedule.level)(jnp.asarray([0.0, 0.3, 1.0]))
+        uncertainty = level.sigma / jnp.sqrt(level.alpha**2 + level.sigma**2)
+        np.testing.assert_allclose(jax.vmap(si.snr_weight)(level) * uncertainty**2, 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

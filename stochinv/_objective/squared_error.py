@@ -19,6 +19,28 @@ def unit_weight(level: NoiseLevel) -> FloatScalar:
     return jnp.ones_like(level.alpha)
 
 
+def snr_weight(level: NoiseLevel) -> FloatScalar:
+    """The weight `1 + α²/σ²`, by which all noise levels ask the same precision of a network.
+
+    It is the one to take for fine structure of posteriors, where the network's output is scaled by the uncertainty of a
+    first estimate as in [`stochinv.NetworkDenoiser`][].
+
+    **Arguments:**
+
+    - `level`: the noise level.
+
+    **Returns:**
+
+    A scalar, at least 1.
+
+    ??? cite "Source"
+
+        Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1 (loss
+        weighting, for data of unit variance).
+    """
+    return 1 + jnp.square(level.alpha / level.sigma)
+
+
 @final
 class SquaredError(AbstractObjective):
     """`w(t) ‖o − f(ŝ, φ)‖² + κ ‖o' − f(ŝ, φ')‖² + regulariser(ŝ, φ)`.
@@ -30,7 +52,8 @@ class SquaredError(AbstractObjective):
 
     **Arguments:**
 
-    - `weighting`: the weight `w` of the target as a function of its [`stochinv.NoiseLevel`][].
+    - `weighting`: the weight `w` of the target as a function of its [`stochinv.NoiseLevel`][]; 1 by default. See
+        [`stochinv.snr_weight`][].
     - `novel_weight`: the weight `κ ≥ 0` of novel views.
     - `regulariser`: a callable `(signal, params) -> scalar` added to the loss, its weight included, or `None`.
     - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t` such as

@@ -452,3 +452,20 @@ def test_initial_variance_is_kept():
     conv = nn.Conv2d(32, 64, key=fast_key(2))
     y = apply(conv, normal(16, 16, 32, seed=3))[1:-1, 1:-1]
     np.testing.assert_allclose(np.var(y), 1, atol=0.08)
+
+
+def test_the_way_up_of_a_unet_has_an_embedding_of_its_own():
+    """The same one changes nothing, another changes the output; several share the convolutions on the way down."""
+    network = perturbed(unet((8, 8)))
+    image, embedding = normal(8, 8, 2), normal(EMBEDDING_SIZE)
+    plain = compiled(network)(image, embedding)
+    up = compiled(lambda e: network(image, embedding, e))
+    np.testing.assert_allclose(up(embedding), plain, rtol=1e-5, atol=1e-6)
+    assert jnp.max(jnp.abs(up(embedding + 1) - plain)) > 1e-3
+
+    def batches():
+        jaxpr = jax.make_jaxpr(jax.vmap(network, (None, None, 0)))(image, embedding, jnp.stack([embedding] * 3))
+        convolutions = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+        return [e.outvars[0].aval.shape[0] for e in convolutions]
+
+    assert set(batches()) == {1, 3}

@@ -55,8 +55,9 @@ class NetworkDenoiser(AbstractDenoiser):
     """A denoiser made of an encoder and a network.
 
     With a key it draws a latent code `z ~ N(0, I)`; without one `z = 0`. The code is appended to the input of a network
-    of vectors, or added, times a matrix, to the embedding of the noise level, which every network takes. Several draws
-    from the same measurements (a `jax.vmap` over keys) share all that does not depend on `z`.
+    of vectors, or added, times a matrix, to the embedding of the noise level, which every network takes, or to a second
+    one for its later layers. Several draws from the same measurements (a `jax.vmap` over keys) share all that does not
+    depend on `z`.
 
     Where the encoder's uncertainty is the root of a covariance, the leading entries of `z` are also added to the
     network's output, if there are enough: a network of zeros then draws from the Gaussian that the encoder describes.
@@ -70,8 +71,9 @@ class NetworkDenoiser(AbstractDenoiser):
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal. The network's output is an image whose channels are those of
         all leaves of the signal, or a vector with all their entries.
     - `latent_size`: the length of `z`; 0 for a denoiser that is deterministic even with a key.
-    - `latent`: where `z` enters: `"embedding"`, or `"input"` for a network of vectors, whose input is then longer by
-        `latent_size`. The latter trains faster: only the input layer depends on `z` beside what follows it.
+    - `latent`: where `z` enters: `"embedding"`; `"embedding_up"` for a network `(input, embedding, embedding_up)` such
+        as [`stochinv.nn.UNet`][], whose draws share its way down; or `"input"` for a network of vectors, whose input is
+        then longer by `latent_size`, which trains faster.
     - `shift`, `scale`: the mean and the standard deviation of the signal's entries, as far as they are known.
     - `key`: a PRNG key for the weights.
     """
@@ -81,6 +83,7 @@ class NetworkDenoiser(AbstractDenoiser):
     embedding: AnyCallable
     latent_weight: Float[Array, "latent embedding"] | None
     latent_size: int = eqx.field(static=True)
+    latent: str = eqx.field(static=True)
     signal: Structure
     shift: float
     scale: float
@@ -94,7 +97,7 @@ class NetworkDenoiser(AbstractDenoiser):
         embedding_size: int,
         signal: Structure,
         latent_size: int = 64,
-        latent: Literal["embedding", "input"] = "embedding",
+        latent: Literal["embedding", "embedding_up", "input"] = "embedding",
         shift: float = 0.0,
         scale: float = 1.0,
         key: Key,
@@ -102,11 +105,14 @@ class NetworkDenoiser(AbstractDenoiser):
         self.encoder = encoder
         self.network = network
         self.embedding = embedding
-        if latent not in ("embedding", "input"):
-            raise ValueError(f'NetworkDenoiser: `latent` must be "embedding" or "input", got {latent!r}.')
+        if latent not in ("embedding", "embedding_up", "input"):
+            raise ValueError(
+                f'NetworkDenoiser: `latent` must be "embedding", "embedding_up" or "input", got {latent!r}.'
+            )
         self.latent_size = latent_size
+        self.latent = latent
         self.latent_weight = None
-        if latent == "embedding":
+        if latent != "input":
             dtype = jnp.result_type(*jax.tree.leaves(signal))
             scale_of_z = 1 / max(latent_size, 1) ** 0.5
             self.latent_weight = scale_of_z * jr.normal(key, (latent_size, embedding_size), dtype)
@@ -123,10 +129,11 @@ class NetworkDenoiser(AbstractDenoiser):
         if key is not None:
             code = jr.normal(key, code.shape, code.dtype)
         if self.latent_weight is None:
-            network_input = jnp.concatenate([network_input, code])
+            output = self.network(jnp.concatenate([network_input, code]), embedding)
         else:
-            embedding = embedding + code @ self.latent_weight
-        output = self.network(network_input, embedding)
+            shifted = embedding + code @ self.latent_weight
+            embeddings = (embedding, shifted) if self.latent == "embedding_up" else (shifted,)
+            output = self.network(network_input, *embeddings)
         uncertainty = features.uncertainty
         if features.shrinkage is not None:
             output = features.shrinkage @ output

@@ -219,11 +219,14 @@ class UNet(eqx.Module):
         self,
         x: Float[Array, "height width in_channels"],
         embedding: Float[Array, " embedding_size"],
+        embedding_up: Float[Array, " embedding_size"] | None = None,
     ) -> Float[Array, "height width out_channels"]:
         """**Arguments:**
 
         - `x`: image of shape `(height, width, in_channels)`, any height and width.
         - `embedding`: conditioning vector of shape `(embedding_size,)`.
+        - `embedding_up`: that of the layers after the attention and of the way up, `embedding` by default. What comes
+            before does not depend on it, and is computed once for several of them under `jax.vmap`.
 
         **Returns:**
 
@@ -251,6 +254,8 @@ class UNet(eqx.Module):
             h = block(h, condition)
         if self.attention is not None:
             h = self.attention(h)
+        if embedding_up is not None:
+            condition = self.conditioning(embedding_up)
         for block in self.middle_after:
             h = block(h, condition)
 

@@ -99,7 +99,23 @@ def linear_forward_models() -> dict[str, ForwardCase]:
 def forward_models() -> dict[str, ForwardCase]:
     """Every forward model, the nonlinear ones included."""
     angle = ForwardCase(si.ForwardFunction(measure_angle), jnp.asarray(0.3), None)
-    return linear_forward_models() | {"forward_function": angle}
+    return linear_forward_models() | {"forward_function": angle} | warps()
+
+
+def warps() -> dict[str, ForwardCase]:
+    rng = np.random.default_rng(1)
+    array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    Warp = si.forward.Warp
+    return {
+        "warp_edge": ForwardCase(Warp(), 2 * array(6, 8, 2), array(6, 8, 3)),
+        "warp_reflect": ForwardCase(Warp(boundary="reflect"), 20 * array(6, 8, 2), array(6, 8, 3)),
+        "warp_mask": ForwardCase(Warp(boundary="mask"), 2 * array(6, 8, 2), array(6, 8, 3)),
+        "warp_coarse_with_margin": ForwardCase(Warp(scale=4, margin=2), array(2, 2, 2), array(10, 12, 1)),
+        "warp_frames_of_one_field": ForwardCase(Warp(num_frames=3), array(6, 8, 2), array(6, 8, 1)),
+        "warp_trajectory": ForwardCase(
+            Warp(scale=2, margin=1, boundary="mask", num_frames=2, trajectory=True), array(2, 3, 4, 2), array(8, 10, 1)
+        ),
+    }
 
 
 def measure_angle(signal, params):

@@ -8,3 +8,5 @@ from ._channel_mix import ChannelMix as ChannelMix
 from ._downsample import Downsample as Downsample
 from ._linear import Linear as Linear
 from ._mask import Mask as Mask, Window as Window
+from ._smoothness import FlowSmoothness as FlowSmoothness
+from ._warp import Warp as Warp

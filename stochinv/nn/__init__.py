@@ -11,6 +11,7 @@ from ._conv import Conv2d as Conv2d
 from ._default import default_denoiser as default_denoiser
 from ._embedding import NoiseEmbedding as NoiseEmbedding
 from ._film import FiLM as FiLM
+from ._flow import FlowDenoiser as FlowDenoiser
 from ._linear import Linear as Linear
 from ._mlp import MLP as MLP
 from ._norm import GroupNorm as GroupNorm

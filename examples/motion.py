@@ -131,6 +131,8 @@ def main(argv=None):
         figures |= {key + name: x for key, x in evaluate(problem.forward, flow, test, reference, std).items()}
     full = si.forward.Warp(margin=config.margin)
     figures |= {f"{key}_tvl1": x for key, x in evaluate(full, reference[:, None], test, None, std).items()}
+    found, elsewhere = photometric_optima(config, test, flows["_regressor"])
+    figures |= {"photometric_optima": found, "regressor_in_other_optimum": elsewhere}
     figures |= {"train_seconds": fit.history.seconds, "train_seconds_regressor": regressor.history.seconds}
     print_table(config, figures)
     draw(config, problem.forward, test, samples)
@@ -260,10 +262,36 @@ def scores(forward, flows, source, observed, reference, std):
     return found
 
 
+def photometric_optima(config, test, flows):
+    """How many local minima the photometric error has over translations of a crop by up to its margin, on average, and
+    for which share of pairs descent from the regressor's mean displacement does not end in the least one."""
+    half_pixels = np.arange(-2 * config.margin, 2 * config.margin + 1) / 2
+    forward = si.forward.Warp(scale=config.crop, margin=config.margin)
+
+    @jax.jit
+    def errors(source, observed):
+        at = lambda row, column: jnp.mean((forward(jnp.stack([row, column])[None, None], source) - observed) ** 2)
+        return jax.lax.map(lambda row: jax.vmap(at, (None, 0))(row, jnp.asarray(half_pixels)), jnp.asarray(half_pixels))
+
+    numbers, elsewhere = [], []
+    for source, observed, flow in zip(test.params, test.observation, flows[:, 0], strict=True):
+        landscape = np.pad(np.asarray(errors(source, observed)), 1, constant_values=np.inf)
+        size = len(half_pixels)
+        moves = [(i, j) for i in range(3) for j in range(3)]
+        around = np.stack([landscape[i : i + size, j : j + size] for i, j in moves])
+        best = np.argmin(around, 0)
+        numbers.append(np.sum(best == 4))
+        place = np.clip(np.round(2 * np.mean(flow, (0, 1))).astype(int) + size // 2, 0, size - 1)
+        while (step := best[tuple(place)]) != 4:
+            place = place + np.asarray(moves[step]) - 1
+        elsewhere.append(around[4][tuple(place)] > around[4].min())
+    return float(np.mean(numbers)), float(np.mean(elsewhere))
+
+
 def coverage(samples, observed):
-    """The share of grey values within the samples' central 90 % intervals, in a thousandth of the range."""
+    """The share of grey values within the samples' central 90 % intervals, up to the rounding to bytes."""
     low, high = jnp.quantile(samples, jnp.asarray([0.05, 0.95]), axis=0)
-    slack = 0.5 / 255  # bytes are rounded
+    slack = 0.5 / 255
     return jnp.mean((observed >= low - slack) & (observed <= high + slack))
 
 
@@ -303,6 +331,8 @@ def print_table(config, figures):
     for key, name in rows.items():
         cells = [figures.get(key + column) for column in columns]
         print(f"{name:<38}" + "".join(f"{'':>19}" if x is None else f"{x:>19.3f}" for x in cells))
+    print(f"{'local optima of the photometric error':<38}{figures['photometric_optima']:>19.2f}")
+    print(f"{'regression in another than the best':<38}{figures['regressor_in_other_optimum']:>19.2f}")
     print(f"{'seconds of training':<38}{figures['train_seconds']:>19.1f}{figures['train_seconds_regressor']:>38.1f}\n")
 
 

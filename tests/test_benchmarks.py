@@ -49,3 +49,11 @@ def test_posterior_accuracy(run):
     assert [x["problem"] for x in figures] == ["noisy_circle", "manifold"]
     assert all(np.isfinite(x["energy score"]["2"]["distance"]) for x in figures)
     assert "noisy_circle" in printed
+
+
+@pytest.mark.slow
+def test_warping(run):
+    figures, printed = run("warping")
+    assert [x["what"] for x in figures["warps"]] == ["forward", "gradient"]
+    assert all(np.isfinite(x["ratio"]) for x in [*figures["warps"], figures["steps"]])
+    assert "map_coordinates" in printed

@@ -25,6 +25,7 @@ PAGES = (
     pytest.param("docs/getting-started.md", marks=pytest.mark.slow),
     "docs/how-to-choose.md",
     pytest.param("docs/extending.md", marks=pytest.mark.slow),
+    "docs/gallery/motion.md",
 )
 NAMESPACES = {
     "stochinv": si,

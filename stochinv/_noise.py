@@ -25,6 +25,17 @@ def scaled_normal(like: Observation, scale: PyTree, key: Key) -> Observation:
     return jax.tree.unflatten(treedef, noise)
 
 
+def measurement_noise(like: Observation, noise: PyTree, scale: PyTree, key: Key) -> Observation:
+    """`scaled_normal`, drawn only if any entry of `noise`, in the structure of `scale`, is positive.
+
+    Without measurement noise, random numbers for every draw of every measurement would be much of a training step.
+    """
+    some = jnp.any(jnp.stack([x > 0 for x in jax.tree.leaves(noise)]))
+    return jax.lax.cond(
+        some, lambda: scaled_normal(like, scale, key), lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    )
+
+
 def numbered_key(key: Key, number: UInt32[Array, ""]) -> Key:
     """The key of one step among many: the words of `key`, XOR `number`.
 

@@ -25,7 +25,7 @@ from ._denoiser.base import AbstractDenoiser
 from ._forward.base import AbstractForwardModel, MultiView, as_forward_model
 from ._likelihood import draw
 from ._log_prob import CONTROLLER, SOLVER, log_prob
-from ._noise import scaled_normal
+from ._noise import measurement_noise
 from ._objective.base import AbstractObjective
 from ._objective.squared_error import SquaredError
 from ._sampler.autoregressive import Autoregressive
@@ -154,7 +154,7 @@ class StochasticInverseProblem(eqx.Module):
         if key is None:
             return mean
         spread = jax.tree.map(lambda n, v: n * level.sigma / jnp.sqrt(v), scale, total)
-        return jax.tree.map(jnp.add, mean, scaled_normal(observation, spread, key))
+        return jax.tree.map(jnp.add, mean, measurement_noise(observation, scale, spread, key))
 
     def add_noise(self, observation: Observation, *, key: Key, stacked: bool = False) -> Observation:
         """A noisy measurement, given a noise-free one; both in raw units.
@@ -169,7 +169,8 @@ class StochasticInverseProblem(eqx.Module):
         def add(observation, key):
             if callable(self.noise):
                 return draw(self.noise, observation, key)
-            noise = scaled_normal(observation, self.noise_scale(observation), key)
+            scale = self.noise_scale(observation)
+            noise = measurement_noise(observation, scale, scale, key)
             if self.data_info is not None:
                 noise = jax.tree.map(jnp.multiply, noise, self.data_info.std)
             return jax.tree.map(jnp.add, observation, noise)

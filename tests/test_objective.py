@@ -9,6 +9,7 @@ import pytest
 
 import helpers
 import stochinv as si
+from stochinv._noise import measurement_noise, scaled_normal
 from stochinv._objective.energy_score import energy_terms
 
 
@@ -184,3 +185,14 @@ def test_snr_weight_makes_scaled_outputs_count_alike():
 def test_impossible_settings(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_noise_of_measurements_is_drawn_where_there_is_some(noise):
+    """The very numbers that are drawn unconditionally, under `jit` and `vmap` as well; exact zeros without noise."""
+    like, keys = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}, jr.split(jr.key(0), 4)
+    scale = {"a": jnp.asarray(noise), "b": jnp.asarray(noise)}
+    draw = jax.jit(jax.vmap(lambda key, scale: measurement_noise(like, scale, scale, key), (0, None)))
+    expected = jax.vmap(lambda key: scaled_normal(like, scale, key))(keys)
+    jax.tree.map(np.testing.assert_array_equal, draw(keys, scale), expected)
+    assert noise > 0 or all(jnp.all(x == 0) for x in jax.tree.leaves(draw(keys, scale)))

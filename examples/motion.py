@@ -52,9 +52,9 @@ class Config:
     """Height and width in pixels of the cells that move as one."""
     held_out: float = 0.25
     """Share of each shot, its end, that is held out."""
-    records: int = 6000
+    records: int = 4000
     """Pairs of crops to train on."""
-    steps: int = 800
+    steps: int = 300
     """Training steps."""
     batch_size: int = 32
     """Pairs per training step."""
@@ -70,7 +70,7 @@ class Config:
     """Noise levels that a sample goes through."""
     smoothness: float = 0.002
     """Weight of the smoothness of displacements."""
-    pairs: int = 128
+    pairs: int = 96
     """Held-out pairs in the table."""
     samples: int = 32
     """Samples per held-out pair, at least 16."""

@@ -6,6 +6,7 @@ Images are channels-last, `(height, width, channels)`.
 from ._blur import Blur as Blur
 from ._channel_mix import ChannelMix as ChannelMix
 from ._downsample import Downsample as Downsample
+from ._generator import Generator as Generator
 from ._linear import Linear as Linear
 from ._mask import Mask as Mask, Window as Window
 from ._smoothness import FlowSmoothness as FlowSmoothness

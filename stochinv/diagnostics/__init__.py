@@ -17,4 +17,5 @@ from ._measurement import (
     measurement_calibration as measurement_calibration,
 )
 from ._reference import ReferencePosterior as ReferencePosterior, reference_posterior as reference_posterior
+from ._reweighting import ReweightedPosterior as ReweightedPosterior, reweighted_posterior as reweighted_posterior
 from ._sinkhorn import sinkhorn_divergence as sinkhorn_divergence

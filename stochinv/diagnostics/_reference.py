@@ -113,7 +113,7 @@ def reference_posterior(
         raise ValueError("`context` has no view that counts: its `mask` is False everywhere; sample the prior instead.")
     is_distribution = isinstance(prior, numpyro.distributions.Distribution)
     draw_signal = (lambda: numpyro.sample("signal", prior)) if is_distribution else prior
-    measured = _gaussian(noise, context) if not callable(noise) else noise
+    measured = gaussian_likelihood(noise, context) if not callable(noise) else noise
     forward = as_forward_model(forward)
     # What a masked view holds may be anything: another view stands in for it, and is then not counted.
     keep = view_mask(context)
@@ -158,7 +158,7 @@ def reference_posterior(
     return result
 
 
-def _gaussian(noise, context):
+def gaussian_likelihood(noise, context):
     """The likelihood of Gaussian noise."""
     import numpyro.distributions as dist
 

@@ -13,10 +13,16 @@ from ._embedding import NoiseEmbedding as NoiseEmbedding
 from ._film import FiLM as FiLM
 from ._flow import FlowDenoiser as FlowDenoiser
 from ._gan import DCGANGenerator as DCGANGenerator, MLPGenerator as MLPGenerator
+from ._image_encoder import ImageEncoder as ImageEncoder
 from ._linear import Linear as Linear
 from ._mlp import MLP as MLP
 from ._norm import GroupNorm as GroupNorm
 from ._stylegan2 import StyleGAN2Generator as StyleGAN2Generator
 from ._transformer import PatchTransformer as PatchTransformer
 from ._unet import UNet as UNet
-from ._weights import AbstractGenerator as AbstractGenerator, load_weights as load_weights, read_tensors as read_tensors
+from ._weights import (
+    AbstractGenerator as AbstractGenerator,
+    Tensor as Tensor,
+    load_weights as load_weights,
+    read_tensors as read_tensors,
+)

@@ -8,6 +8,7 @@ import importlib.metadata
 
 from . import data as data, diagnostics as diagnostics, forward as forward, nn as nn
 from ._data_info import DataInfo as DataInfo
+from ._denoiser.amortised_gaussian import AmortisedGaussian as AmortisedGaussian
 from ._denoiser.back_projection import BackProjection as BackProjection
 from ._denoiser.base import AbstractDenoiser as AbstractDenoiser
 from ._denoiser.flatten import Flatten as Flatten
@@ -18,6 +19,7 @@ from ._denoiser.network import (
     Features as Features,
     NetworkDenoiser as NetworkDenoiser,
 )
+from ._denoiser.resampling import ResamplingDenoiser as ResamplingDenoiser
 from ._ema import AbstractEMA as AbstractEMA, ExponentialEMA as ExponentialEMA, PowerEMA as PowerEMA
 from ._fit import Fit as Fit, History as History, Progress as Progress, fit as fit
 from ._forward.base import (

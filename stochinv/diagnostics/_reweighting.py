@@ -10,8 +10,8 @@ p(c) \approx \frac{1}{N} \sum_i w_i ,
 \mathrm{ESS} = \frac{(\sum_i w_i)^2}{\sum_i w_i^2} .
 $$
 
-The *effective sample size* is about how many draws of the posterior are worth as much (Liu 2001, "Monte Carlo strategies
-in scientific computing", section 2.5.3).
+The *effective sample size* is about how many draws of the posterior are worth as much (Liu 2001, "Monte Carlo
+strategies in scientific computing", section 2.5.3).
 """
 
 from typing import Any, final

@@ -88,6 +88,20 @@ def test_ess_and_means_do_not_depend_on_chunks():
         np.testing.assert_allclose(chunked.mean[0][index], weights @ draws / weights.sum(), rtol=1e-3, atol=1e-4)
 
 
+def test_resampled_signals_are_shared_out_by_weight():
+    """Three chunks of one draw each: every signal is chosen as often as its weight says."""
+    key, views = jr.key(0), si.View(jnp.array([[[1.0]]]))
+    posterior = si.diagnostics.reweighted_posterior(
+        jr.normal, lambda s, params: s[None], 0.5, views, key=key, num_samples=3, num_draws=20_000, chunk_size=1
+    )
+    signals = np.array([jr.normal(jr.split(jr.split(jr.fold_in(key, i), 3)[0], 1)[0]) for i in range(3)])
+    weights = np.exp(-0.5 * (signals - 1.0) ** 2 / 0.5**2)
+    weights /= weights.sum()
+    assert np.ptp(weights) > 0.2
+    share = np.mean(np.asarray(posterior.samples[0])[:, None] == signals, 0)
+    assert np.all(np.abs(share - weights) < 5 * np.sqrt(weights * (1 - weights) / 20_000))
+
+
 def test_other_likelihoods_and_views_without_parameters():
     """One Poisson count, for a Gamma prior: the posterior is Gamma again."""
     shape, rate, count = 2.0, 1.0, 3.0

@@ -160,6 +160,7 @@ def test_one_style_serves_all_layers_and_noise_is_fresh_with_a_key(loaded):
     assert jnp.any(gan(z, key=jr.key(0)) != gan(z, key=jr.key(1)))
 
 
+@pytest.mark.slow
 def test_mean_of_the_intermediate_space():
     gan = generator(8)
     draws = jax.vmap(gan.mapping)(jr.normal(jr.key(0), (4000, LATENT)))

@@ -26,6 +26,7 @@ PAGES = (
     "docs/how-to-choose.md",
     pytest.param("docs/extending.md", marks=pytest.mark.slow),
     "docs/gallery/motion.md",
+    pytest.param("docs/gallery/gan-inversion.md", marks=pytest.mark.slow),
 )
 NAMESPACES = {
     "stochinv": si,

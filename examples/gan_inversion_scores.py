@@ -1,0 +1,242 @@
+"""The figures and the picture of `gan_inversion.py`: what samples of a generator's images are worth, given a patch."""
+
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from matplotlib.figure import Figure
+
+import digit_networks
+import stochinv as si
+
+ENTROPY, ESS = 0.8, 300  # of ambiguous patches, at least
+
+
+class Judge:
+    """Knows the patches to be explained, and for digits the truth about them."""
+
+    def __init__(self, config, scene, images, contexts, key):
+        self.config, self.scene = config, scene
+        self.programs, self.shown = {}, {}
+        self.classifier = self.truth = None
+        self.images, self.contexts = take((images, contexts), slice(config.contexts))
+        if config.preset != "digits":
+            return
+        classifier_key, truth_key, real_key = jr.split(key, 3)
+        self.classifier = digit_networks.train_classifier(
+            config.cache, steps=config.classifier_steps, key=classifier_key
+        )
+        digits = jnp.asarray(digit_networks.load_digits()[1][0][: len(images)])
+        real = scene.patches(digits, real_key)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), contexts, real)
+        posterior = self.brute_force(both, truth_key)
+        p = np.asarray(posterior.mean)
+        entropy = -np.sum(p * np.log(np.maximum(p, 1e-12)), -1)
+        ambiguous = np.flatnonzero((entropy > ENTROPY) & (np.asarray(posterior.ess) > ESS))
+        if len(ambiguous) == 0:
+            print("No patch is ambiguous: figures are of arbitrary ones. Try more `--candidates`.")
+            ambiguous = np.arange(len(both[1]))
+        fresh, real = (ambiguous[m][: config.contexts] for m in (ambiguous < len(images), ambiguous >= len(images)))
+        self.images, self.contexts, self.truth = take((images, contexts, posterior_of(posterior)), fresh)
+        self.real = take((both, p), real)
+
+    def brute_force(self, contexts, key):
+        """The posterior of latent codes and of classes, by reweighting draws of the prior."""
+        scene = self.scene
+        patches, corners = contexts
+        window = scene.window
+        if scene.corner is None:
+            forward, params = si.Composed(scene.generator, window), (None, corners[:, None])
+        else:  # known to be the same for all, it is cut out once
+            forward, params = lambda z, params: window(scene.generator(z, None), jnp.array(scene.corner)), None
+        return si.diagnostics.reweighted_posterior(
+            scene.prior,
+            forward,
+            scene.noise,
+            si.View(patches[:, None], params),
+            summary=lambda z: jax.nn.one_hot(self.classify(scene.render(z)), 10),
+            key=key,
+            num_samples=self.config.reference,
+            num_draws=min(self.config.samples, 400),
+            chunk_size=4000,
+        )
+
+    def classify(self, image):
+        return jnp.argmax(self.classifier(image), -1)
+
+    def sample(self, problem, contexts, num_steps, num_samples, key):
+        """Latent codes of shape `(contexts, samples, ...)`, and the seconds that one took."""
+        arguments = problem, contexts, si.Ancestral(num_steps), num_samples, key
+        kind = jax.tree.structure(problem), num_steps, num_samples, len(contexts[0])
+        if kind not in self.programs:
+            self.programs[kind] = _sample.lower(*arguments).compile()
+        start = time.perf_counter()
+        latents = jax.block_until_ready(self.programs[kind](*arguments))
+        return latents, (time.perf_counter() - start) / (len(contexts[0]) * num_samples)
+
+    def classes(self, latents):
+        """The share of each class among samples, for every context."""
+        share = lambda z: jnp.mean(jax.nn.one_hot(jax.vmap(lambda s: self.classify(self.scene.render(s)))(z), 10), 0)
+        return np.asarray(jax.jit(lambda z: jax.lax.map(share, z))(latents))
+
+    def score(self, name, problem, key):
+        """The figures of one trained problem."""
+        config, scene = self.config, self.scene
+        steps = (1,) if name == "regressor" else config.sampler_steps
+        draws = 2 if name == "regressor" else config.samples
+        once = 1 if name == "regressor" else config.shown_steps
+        suffix = "" if name == "energy" else f"_{name}"
+        found = {f"seconds_per_sample{suffix}": {}, f"class_tv_{name}": {}}
+        for n in steps:
+            latents, seconds = self.sample(problem, self.contexts, n, draws, key)
+            found[f"seconds_per_sample{suffix}"][n] = seconds
+            if self.truth is not None:
+                found[f"class_tv_{name}"][n] = total_variation(self.classes(latents), self.truth["classes"])
+            if n == once:
+                self.shown[name] = latents
+                found |= self.score_images(suffix, latents)
+        if self.truth is None:
+            del found[f"class_tv_{name}"]
+            return found
+        # The samples for patches of many images, one for each, are samples of the generator.
+        image_key, sample_key = jr.split(key)
+        others, contexts = scene.records(image_key, config.images)
+        latents, _ = self.sample(problem, contexts, once, 1, sample_key)
+        features = lambda x: np.asarray(jax.vmap(self.classifier.features)(x), np.float64)
+        found[f"frechet_{name}"] = frechet_distance(features(scene.render(latents[:, 0])), features(others))
+        if name != "energy":
+            return found
+        contexts, classes = self.real
+        latents, _ = self.sample(problem, contexts, once, draws, key)
+        found[f"class_tv_real_{name}"] = total_variation(self.classes(latents), classes)
+        return found
+
+    def score_images(self, suffix, latents):
+        """How samples keep to the patch, how they differ, and how far from the truth they are."""
+        scene = self.scene
+        patches, corners = self.contexts
+
+        def one(inputs):
+            latents, patch, corner = inputs
+            images = scene.render(latents)
+            error = jax.vmap(lambda x: scene.window(x, corner))(images) - patch
+            return jnp.mean(error**2), mean_distance(images[:200])
+
+        errors, distances = jax.jit(lambda x: jax.lax.map(one, x))((latents, patches, corners))
+        everything = mean_distance(scene.render(jax.vmap(scene.prior)(jr.split(jr.key(0), 200))))
+        found = {
+            f"patch_rmse{suffix}": float(jnp.sqrt(jnp.mean(errors))),
+            f"diversity{suffix}": float(jnp.mean(distances) / everything),
+        }
+        if self.truth is not None:
+            pairs = zip(latents[:, :200], self.truth["samples"][:, :200], strict=True)
+            distance = lambda a, b: si.diagnostics.energy_distance(scene.render(a), scene.render(b))
+            found[f"energy_distance{suffix}"] = float(np.mean([distance(a, b) for a, b in pairs]))
+        return found
+
+    def score_brute_force(self, key):
+        """What brute force itself scores: its samples, as many as of the others, and the prior."""
+        if self.truth is None:
+            return {}
+        classes = self.truth["classes"]
+        rng = np.random.default_rng(np.asarray(jr.key_data(key)))
+        drawn = np.stack([rng.multinomial(self.config.samples, p / p.sum()) for p in classes.astype(np.float64)])
+        floor = total_variation(drawn / self.config.samples, classes)
+        prior = jax.vmap(self.scene.prior)(jr.split(key, 4000))
+        images = self.score_images("_truth", self.truth["samples"])
+        images.pop("energy_distance_truth")
+        return images | {
+            "class_tv_floor": {n: floor for n in self.config.sampler_steps},
+            "class_tv_prior": total_variation(self.classes(prior[None]), classes),
+            "ess": [float(np.min(self.truth["ess"])), float(np.median(self.truth["ess"]))],
+        }
+
+
+def posterior_of(posterior):
+    return {"classes": np.asarray(posterior.mean), "samples": posterior.samples, "ess": np.asarray(posterior.ess)}
+
+
+@eqx.filter_jit
+def _sample(problem, contexts, sampler, num_samples, key):
+    def one(inputs):
+        context, key = inputs
+        return problem.sample(context, key=key, sampler=sampler, num_samples=num_samples).signal
+
+    number = len(contexts[0])
+    at_once = max(1, min(512 // num_samples, number))
+    return jax.lax.map(one, (contexts, jr.split(key, number)), batch_size=at_once)
+
+
+def take(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def total_variation(p, q):
+    return float(np.mean(0.5 * np.sum(np.abs(p - q), -1)))
+
+
+def mean_distance(images):
+    """The mean distance of two images, the root mean square over their pixels."""
+    rows = images.reshape(len(images), -1)
+    squares = jnp.mean(rows**2, -1)
+    distances = jnp.sqrt(jnp.maximum(squares[:, None] + squares - 2 * rows @ rows.T / rows.shape[1], 0))
+    return jnp.sum(distances) / (len(rows) * (len(rows) - 1))
+
+
+def frechet_distance(x, y):
+    """`‖m_x − m_y‖² + tr(C_x + C_y − 2 (C_x C_y)^½)` of two sets of features (Heusel et al. 2017)."""
+    covariances = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0))
+    return float(np.sum((x.mean(0) - y.mean(0)) ** 2) + sum(map(np.trace, covariances)) - 2 * np.sum(roots))
+
+
+def print_table(figures):
+    print()
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            value = "   ".join(f"{k}: {v:.3g}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(f"{v:.3g}" for v in value)
+        print(f"{name.replace('_', ' '):<34}{value if isinstance(value, str) else f'{value:.4g}'}")
+
+
+def draw(config, scene, judge):
+    """Writes the picture: in each row the patch, its image, eight samples, mean, spread, and for digits the classes."""
+    latents = judge.shown["energy"]
+    rows = min(6, len(latents))
+    images = np.asarray(scene.render(latents[:rows]))
+    titles = ["given", "of", *[""] * 8, "mean", "std. dev."]
+    titles[5] = "samples"
+    columns = len(titles) + 2 * (judge.truth is not None)
+    figure = Figure(figsize=(0.8 * columns, 0.82 * rows + 0.4), layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
+    show = lambda x: np.clip((x + 1) / 2, 0, 1).squeeze()
+    for row in range(rows):
+        patch, corner = (np.asarray(x[row]) for x in judge.contexts)
+        canvas = np.full(scene.image_shape, np.nan)
+        canvas[corner[0] : corner[0] + patch.shape[0], corner[1] : corner[1] + patch.shape[1]] = show(patch).reshape(
+            patch.shape
+        )
+        spread = images[row].std(0).mean(-1)
+        shown = [canvas.squeeze(), show(np.asarray(judge.images[row]))]
+        shown += [show(x) for x in images[row, :8]] + [show(images[row].mean(0)), spread]
+        for column, (image, title) in enumerate(zip(shown, titles, strict=True)):
+            ax = figure.add_subplot(grid[row, column])
+            colours, highest = ("magma", 0.8) if title == "std. dev." else ("gray", 1)
+            ax.imshow(image, cmap=colours, vmin=0, vmax=highest)
+            ax.set(xticks=[], yticks=[], facecolor="0.6")
+            if row == 0:
+                ax.set_title(title, fontsize=8)
+        if judge.truth is not None:
+            ax = figure.add_subplot(grid[row, -2:])
+            ax.bar(np.arange(10) - 0.2, judge.truth["classes"][row], 0.4, color="0.5", label="brute force")
+            ax.bar(np.arange(10) + 0.2, judge.classes(latents[row : row + 1])[0], 0.4, color="C1", label="samples")
+            ax.set(xticks=range(10), yticks=[], xlim=(-0.6, 9.6))
+            ax.tick_params(labelsize=6, length=0, pad=1)
+            if row == 0:
+                ax.set_title("digit", fontsize=8)
+                ax.legend(fontsize=5, frameon=False)
+    figure.savefig(config.out, dpi=120)

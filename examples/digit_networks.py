@@ -96,52 +96,40 @@ def train_classifier(folder, *, steps=3000, key):
     return cached(Path(folder) / f"digit_classifier_{steps}.eqx", make, fresh)
 
 
-def train_generator(folder, *, steps=6000, batch_size=64, key):
-    """A small generative adversarial network on digits; returns its averaged generator.
+def train_generator(folder, *, steps=4000, batch_size=128, key):
+    """A small generator of digits: the decoder of a variational autoencoder, for latent codes `z ~ N(0, I)`.
 
-    Logistic losses, the non-saturating one for the generator (Goodfellow et al. 2014); the discriminator sees moved
-    digits and moved samples alike (Zhao et al. 2020, "Differentiable augmentation"), with noise on the pixels.
+    In a minute it is what an adversarial network of that size takes much longer for, and it leaves out no digit
+    (Kingma and Welling 2014, "Auto-encoding variational Bayes").
     """
-    generator_key, discriminator_key, train_key = jr.split(key, 3)
-    fresh = si.nn.MLPGenerator(key=generator_key)
+    decoder_key, encoder_key, train_key = jr.split(key, 3)
+    fresh = si.nn.MLPGenerator(key=decoder_key)
 
     def make():
         digits = jnp.asarray(load_digits()[0][0])
-        nets = fresh, Perceptron((784, 256, 256, 1), key=discriminator_key)
-        optimizer = optax.adam(2e-4, b1=0.5)
-        states = tuple(optimizer.init(net) for net in nets)
+        nets = fresh, Perceptron((784, 256, 256, 128), key=encoder_key)
+        optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
-        def seen(discriminator, images, key):
-            move_key, noise_key = jr.split(key)
-            images = moved(images, move_key)
-            return jax.vmap(discriminator)(images + 0.1 * jr.normal(noise_key, images.shape))[:, 0]
+        def loss(nets, key):
+            decoder, encoder = nets
+            pick_key, code_key = jr.split(key)
+            images = digits[jr.randint(pick_key, (batch_size,), 0, len(digits))]
+            mean, log_std = jnp.split(jax.vmap(encoder)(images), 2, -1)
+            codes = mean + jnp.exp(log_std) * jr.normal(code_key, mean.shape)
+            errors = jnp.sum((jax.vmap(decoder)(codes) - images) ** 2, (1, 2, 3)) / (2 * 0.4**2)
+            divergences = jnp.sum(0.5 * (mean**2 + jnp.exp(2 * log_std) - 1) - log_std, -1)
+            return jnp.mean(errors + divergences)
 
         @eqx.filter_jit
-        def step(nets, states, average, key, number):
-            keys = jr.split(key, 6)
-            generator, discriminator = nets
-            latents = jr.normal(keys[0], (2, batch_size, 64))
-            real = digits[jr.randint(keys[1], (batch_size,), 0, len(digits))]
-            fake = jax.vmap(generator)(latents[0])
+        def step(nets, state, key):
+            updates, state = optimizer.update(eqx.filter_grad(loss)(nets, key), state)
+            return eqx.apply_updates(nets, updates), state
 
-            def discriminator_loss(d):
-                return jnp.mean(jax.nn.softplus(-seen(d, real, keys[2])) + jax.nn.softplus(seen(d, fake, keys[3])))
-
-            def generator_loss(g):
-                return jnp.mean(jax.nn.softplus(-seen(discriminator, jax.vmap(g)(latents[1]), keys[4])))
-
-            gradients = eqx.filter_grad(generator_loss)(generator), eqx.filter_grad(discriminator_loss)(discriminator)
-            moved_on = [optimizer.update(g, s) for g, s in zip(gradients, states, strict=True)]
-            nets = tuple(eqx.apply_updates(net, u) for net, (u, _) in zip(nets, moved_on, strict=True))
-            keep = jnp.minimum(0.998, number / (number + 10))
-            average = jax.tree.map(lambda a, g: keep * a + (1 - keep) * g, average, nets[0])
-            return nets, tuple(s for _, s in moved_on), average
-
-        average, start = fresh, time.perf_counter()
+        state, start = optimizer.init(nets), time.perf_counter()
         for i in trange(steps, desc="generator", disable=None):
-            nets, states, average = step(nets, states, average, jr.fold_in(train_key, i), jnp.asarray(float(i)))
-        jax.block_until_ready(average)
+            nets, state = step(nets, state, jr.fold_in(train_key, i))
+        jax.block_until_ready(nets)
         print(f"generator: trained in {time.perf_counter() - start:.0f} s")
-        return average
+        return nets[0]
 
     return cached(Path(folder) / f"digit_generator_{steps}.eqx", make, fresh)

@@ -48,7 +48,7 @@ class Config:
     """Pretrained weights, .npz or .safetensors. Without, digits train their own and StyleGAN2 takes random ones."""
     cache: Path = Path("gan_inversion_cache")
     """Where the trained generator and the digit classifier are kept."""
-    gan_steps: int = 6000
+    generator_steps: int = 4000
     """Training steps of the generator of digits."""
     classifier_steps: int = 3000
     """Training steps of the digit classifier."""
@@ -210,7 +210,7 @@ def make_scene(config, key):
     if config.preset == "digits":
         generator = si.nn.MLPGenerator(key=generator_key)
         if config.generator is None:
-            generator = digit_networks.train_generator(config.cache, steps=config.gan_steps, key=generator_key)
+            generator = digit_networks.train_generator(config.cache, steps=config.generator_steps, key=generator_key)
     elif config.preset == "faces":
         if config.generator is None:
             raise ValueError("`generator`: faces need pretrained weights, `--generator PATH`.")

@@ -68,7 +68,7 @@ def run(example, tmp_path, arguments):
 
 @pytest.mark.slow
 def test_digits_at_tiny_sizes(example, tmp_path):
-    options = f"{TINY} --gan-steps 2 --classifier-steps 2 --reference 200 --memory 32"
+    options = f"{TINY} --generator-steps 2 --classifier-steps 2 --reference 200 --memory 32"
     figures = run(example, tmp_path, options)
     assert set(figures) >= KEYS | CLASS_KEYS
     assert set(figures["class_tv_energy"]) == {1, 2} and set(figures["class_tv_regressor"]) == {1}

@@ -8,6 +8,7 @@ import pytest
 
 import helpers
 import stochinv as si
+from stochinv._denoiser.resampling import pick
 
 SIZE, LEVEL = 3, si.NoiseLevel(jnp.asarray(0.6), jnp.asarray(0.8))
 MATRIX = jnp.array([[1.0, 0.5, 0.0], [0.0, 1.0, -0.5]])
@@ -99,6 +100,16 @@ def test_fresh_resampling_draws_from_the_posterior(alpha):
     helpers.assert_gaussian(draws, mean, covariance, bias=bias)
     at_once = denoiser(noisy, level, context, None)
     assert np.all(np.abs(at_once - mean) < bias * np.sqrt(np.diag(covariance)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 17])
+def test_pick_is_the_inverse_of_the_running_sum(size):
+    """Shares in the middle of every step lead to its index; entries without weight are left out."""
+    weights = np.random.default_rng(size).uniform(size=size) * (np.arange(size) % 3 != 1)
+    edges = np.concatenate([[0], np.cumsum(weights)]) / weights.sum()
+    for index in np.flatnonzero(weights):
+        share = (edges[index] + edges[index + 1]) / 2
+        assert pick(jnp.asarray(weights, jnp.float32), jnp.asarray(share, jnp.float32)) == index
 
 
 @pytest.mark.slow

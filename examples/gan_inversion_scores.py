@@ -208,7 +208,7 @@ def draw(config, scene, judge):
     latents = judge.shown["energy"]
     rows = min(6, len(latents))
     images = np.asarray(scene.render(latents[:rows]))
-    titles = ["given", "of", *[""] * 8, "mean", "std. dev."]
+    titles = ["given", "its image", *[""] * 8, "mean", "std. dev."]
     titles[5] = "samples"
     columns = len(titles) + 2 * (judge.truth is not None)
     figure = Figure(figsize=(0.8 * columns, 0.82 * rows + 0.4), layout="constrained")
@@ -225,7 +225,7 @@ def draw(config, scene, judge):
         shown += [show(x) for x in images[row, :8]] + [show(images[row].mean(0)), spread]
         for column, (image, title) in enumerate(zip(shown, titles, strict=True)):
             ax = figure.add_subplot(grid[row, column])
-            colours, highest = ("magma", 0.8) if title == "std. dev." else ("gray", 1)
+            colours, highest = ("magma", 1) if title == "std. dev." else ("gray", 1)
             ax.imshow(image, cmap=colours, vmin=0, vmax=highest)
             ax.set(xticks=[], yticks=[], facecolor="0.6")
             if row == 0:
@@ -239,4 +239,4 @@ def draw(config, scene, judge):
             if row == 0:
                 ax.set_title("digit", fontsize=8)
                 ax.legend(fontsize=5, frameon=False)
-    figure.savefig(config.out, dpi=120)
+    figure.savefig(config.out, dpi=100)

@@ -4,6 +4,7 @@ Images are channels-last, `(height, width, channels)`.
 """
 
 from ._blur import Blur as Blur
+from ._camera import Camera as Camera, Rays as Rays, look_at as look_at
 from ._channel_mix import ChannelMix as ChannelMix
 from ._downsample import Downsample as Downsample
 from ._generator import Generator as Generator
@@ -11,3 +12,6 @@ from ._linear import Linear as Linear
 from ._mask import Mask as Mask, Window as Window
 from ._smoothness import FlowSmoothness as FlowSmoothness
 from ._warp import Warp as Warp
+from ._volume import Rendering as Rendering, VolumeRenderer as VolumeRenderer
+from ._volume_base import AbstractField as AbstractField
+from ._volume_voxels import VoxelField as VoxelField

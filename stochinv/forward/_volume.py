@@ -1,0 +1,195 @@
+r"""Emission-absorption volume rendering.
+
+Along a ray `x(t) = o + t d` the light that reaches the camera is
+
+`C = ∫ T(t) σ(x(t)) c(x(t), d) dt + T(∞) B`,  `T(t) = exp(−∫₀ᵗ σ(x(u)) du)`,
+
+with the density `σ`, the colour `c` and the background `B`. The interval inside of the field's box is cut into equal
+parts, in each of which field values are constant (Max 1995, "Optical models for direct volume rendering"): exact
+for a uniform medium with any number of samples.
+"""
+
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._custom_types import Params, Signal, Structure
+from .._forward.base import AbstractForwardModel
+from ._camera import Camera, Rays
+from ._volume_base import AbstractField
+from ._volume_voxels import VoxelField
+
+
+class Rendering(eqx.Module):
+    """What is seen along rays.
+
+    **Arguments:**
+
+    - `colour`: premultiplied by the opacity, without background, shape `(*shape, channels)`.
+    - `opacity`: between 0 and 1, shape `(*shape)`.
+    - `depth`: the mean distance from the camera at which light is emitted, in the units of the scene; where nothing is,
+        the distance at which the box is left. Shape `(*shape)`.
+    """
+
+    colour: Float[Array, "*shape channels"]
+    opacity: Float[Array, "*shape"]
+    depth: Float[Array, "*shape"]
+
+
+@final
+class VolumeRenderer(AbstractForwardModel):
+    """Images of a field, by emission and absorption along the rays of a pinhole camera.
+
+    The signal is an [`stochinv.forward.AbstractField`][]: it holds all that is rendered, networks included. The
+    parameters are a [`stochinv.forward.Camera`][], or [`stochinv.forward.Rays`][] for any subset of pixels.
+
+    **Arguments:**
+
+    - `num_samples`: samples along a ray, at least 1.
+    - `background`: the colour behind the field, one value for all channels or one for each; `"params"` or `"signal"` if
+        parameters or signal are a pair of what they are otherwise and a background, shape `(channels,)`, such as one
+        drawn at random for each measurement or one that is learned. With `None` a measurement has the opacity as
+        its last channel, after colours premultiplied by it.
+    - `near`, `far`: distances between which light is followed, in the units of the scene; by default where the ray is
+        in the field's box.
+    - `checkpoint`: whether to compute field values anew for the gradient, instead of keeping those of all samples.
+    - `chunk_size`: how many rays are rendered at once; `None` renders all.
+
+    ??? cite "Source"
+
+        Max 1995, "Optical models for direct volume rendering"; Mildenhall et al. 2020, "NeRF", section 4.
+    """
+
+    num_samples: int = eqx.field(static=True, default=32)
+    background: float | tuple[float, ...] | str | None = eqx.field(static=True, default=1.0)
+    near: float | None = eqx.field(static=True, default=None)
+    far: float | None = eqx.field(static=True, default=None)
+    checkpoint: bool = eqx.field(static=True, default=False)
+    chunk_size: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.num_samples < 1:
+            raise ValueError(f"VolumeRenderer: `num_samples` must be at least 1, got {self.num_samples}.")
+        if isinstance(self.background, str) and self.background not in ("params", "signal"):
+            raise ValueError(
+                f'VolumeRenderer: `background` must be a colour, "params", "signal" or None, got {self.background!r}.'
+            )
+        if not 0 <= (self.near or 0.0) < (float("inf") if self.far is None else self.far):
+            raise ValueError(
+                f"VolumeRenderer: `near` must be at least 0 and less than `far`, got {self.near} and {self.far}."
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"VolumeRenderer: `chunk_size` must be at least 1, got {self.chunk_size}.")
+
+    def __call__(self, signal: Signal, params: Params) -> Float[Array, "*shape channels"]:
+        """Measures the light along rays.
+
+        **Arguments:**
+
+        - `signal`: the field.
+        - `params`: the camera or the rays.
+
+        **Returns:**
+
+        Shape `(height, width, channels)` for a camera, `(*shape, channels)` for rays. Colours lie between 0 and 1.
+
+        **Raises:**
+
+        `ValueError` if signal or parameters are of other types.
+        """
+        background = self.background
+        if background == "signal":
+            signal, background = _pair("signal", signal)
+            background = jax.nn.sigmoid(background)
+        if self.background == "params":
+            params, background = _pair("params", params)
+        seen = self.render(signal, params)
+        if background is None:
+            return jnp.concatenate([seen.colour, seen.opacity[..., None]], -1)
+        return seen.colour + (1 - seen.opacity[..., None]) * jnp.asarray(background, seen.colour.dtype)
+
+    def render(self, field: Signal, params: Params) -> Rendering:
+        """Colour, opacity and depth of a field, without background.
+
+        **Arguments:**
+
+        - `field`: the [`stochinv.forward.AbstractField`][].
+        - `params`: the camera or the rays.
+
+        **Returns:**
+
+        A [`stochinv.forward.Rendering`][].
+
+        **Raises:**
+
+        `ValueError` if the field or `params` are of other types.
+        """
+        if not isinstance(field, AbstractField):
+            raise ValueError(
+                f"VolumeRenderer: the signal must be a field such as `VoxelField`, got a {type(field).__name__}."
+            )
+        if not isinstance(params, Camera | Rays):
+            raise ValueError(
+                f"VolumeRenderer: `params` must be a `Camera` or `Rays`, got a {type(params).__name__}; make one by "
+                "`Camera(intrinsics, pose, image_size)`."
+            )
+        rays = params.rays() if isinstance(params, Camera) else params
+        offsets = 0.5 * jnp.ones((*rays.directions.shape[:-1], 1)) if rays.offsets is None else rays.offsets
+        if offsets.shape[-1] not in (1, self.num_samples):
+            raise ValueError(
+                f"VolumeRenderer: `offsets` must have 1 or {self.num_samples} entries per ray, got {offsets.shape[-1]}."
+            )
+        shape = rays.directions.shape[:-1]
+        march = self._march
+        if self.checkpoint:
+            march = jax.checkpoint(march)
+        flat = [x.reshape(-1, x.shape[-1]) for x in (rays.origins, rays.directions, offsets)]
+        if self.chunk_size is None or flat[0].shape[0] <= self.chunk_size:
+            seen = march(field, *flat)
+        else:
+            one = lambda x: jax.tree.map(lambda y: y[0], march(field, *(y[None] for y in x)))
+            seen = jax.lax.map(one, tuple(flat), batch_size=self.chunk_size)
+        return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), seen)
+
+    def _march(self, field, origins, directions, offsets):
+        start, end = self._interval(field, origins, directions)
+        step = (end - start) / self.num_samples
+        places = (jnp.arange(self.num_samples) + offsets).astype(origins.dtype)
+        distances = start[:, None] + step[:, None] * places
+        along = jnp.broadcast_to(directions[:, None], (*distances.shape, 3))
+        density, colour = field(origins[:, None] + distances[..., None] * along, along)
+        absorbed = density * step[:, None]
+        passed = jnp.exp(-(jnp.cumsum(absorbed, -1) - absorbed))
+        weights = passed * -jnp.expm1(-absorbed)
+        opacity = -jnp.expm1(-jnp.sum(absorbed, -1))
+        depth = jnp.sum(weights * distances, -1) + (1 - opacity) * end
+        return Rendering(jnp.sum(weights[..., None] * colour, -2), opacity, depth)
+
+    def _interval(self, field, origins, directions):
+        """The distances at which rays enter and leave; equal for those that miss the box."""
+        dtype = origins.dtype
+        away = jnp.where(jnp.abs(directions) < 1e-9, 1e-9, directions)
+        to_lower = (jnp.asarray(field.lower, dtype) - origins) / away
+        to_upper = (jnp.asarray(field.upper, dtype) - origins) / away
+        enter = jnp.max(jnp.minimum(to_lower, to_upper), -1)
+        leave = jnp.min(jnp.maximum(to_lower, to_upper), -1)
+        start = jnp.maximum(enter, self.near or 0.0)
+        end = leave if self.far is None else jnp.minimum(leave, self.far)
+        return start, jnp.maximum(end, start)
+
+    def signal_structure(self, observation: Structure, params: Params) -> Structure | None:
+        """Voxels three quarters as many along each axis as an image has pixels; `None` where `params` is no camera."""
+        if not isinstance(params, Camera) or self.background in ("params", "signal"):
+            return None
+        size = max(3 * max(params.image_size) // 4, 8)
+        array = lambda *shape: jax.ShapeDtypeStruct(shape, jax.tree.leaves(observation)[0].dtype)
+        return jax.eval_shape(VoxelField, array(size, size, size), array(size, size, size, 3))
+
+
+def _pair(name, value):
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ValueError(f'VolumeRenderer: with `background="{name}"`, `{name}` must be a pair with a background last.')
+    return value

@@ -94,19 +94,32 @@ def check_example(example: Example, forward: AbstractForwardModel):
         raise ValueError(f"Measurements mix number formats ({listed}); convert all of them to the same.")
     target = structure(example.target.observation)
     stacked = isinstance(forward, MultiView)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), target) if stacked else target
+    one = _first(target) if stacked else target
     for name in ("novel", "context"):
         view = views.get(name)
         if view is None:
             continue
         stack = structure(view.observation)
-        each = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
-        if describe(each) != describe(one):
+        each = _first(stack)
+        if describe(each) != describe(one) and not (name == "novel" and _measured_otherwise(example, forward)):
             raise ValueError(
                 f"`{name}.observation` is {describe(stack)} and `target.observation` {describe(target)}, but "
                 f"`{name}` must "
                 "be a stack of measurements like the target's; give a context of another kind as a plain PyTree."
             )
+
+
+def _measured_otherwise(example: Example, forward: AbstractForwardModel) -> bool:
+    """Whether novel measurements have parameters of another kind than the target, such as those of a smaller image."""
+    params = structure(example.target.params)
+    if isinstance(forward, MultiView):
+        params = _first(params)
+    return example.novel is not None and describe(_first(structure(example.novel.params))) != describe(params)
+
+
+def _first(stack: Structure) -> Structure:
+    """The structure of one view of a stack."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
 
 
 def check_noise(problem: Any, example: Example):
@@ -144,6 +157,16 @@ def check_forward(forward: AbstractForwardModel, signal: Structure, example: Exa
     Whether it was found to be affine in the signal.
     """
     params, expected = example.target.params, structure(example.target.observation)
+    _check_output(forward, signal, params, expected)
+    if example.novel is not None and _measured_otherwise(example, forward):
+        one = forward.forward if isinstance(forward, MultiView) else forward
+        novel = jax.tree.map(lambda x: x[0], example.novel.params)
+        _check_output(one, signal, novel, _first(structure(example.novel.observation)))
+    return _probe(forward, signal, params, key)
+
+
+def _check_output(forward, signal, params, expected):
+    """Whether the forward model returns differentiable measurements of the expected structure."""
     try:
         output = eqx.filter_eval_shape(forward, signal, params)
     except Exception as error:
@@ -170,7 +193,6 @@ def check_forward(forward: AbstractForwardModel, signal: Structure, example: Exa
             f"`forward` returns {describe(output)}, but the data are {describe(expected)}; use one number format, for "
             "instance by converting the data with `.astype(jnp.float32)`."
         )
-    return _probe(forward, signal, params, key)
 
 
 def _probe(forward, signal, params, key):

@@ -32,8 +32,9 @@ class EnergyScore(AbstractObjective):
     - `num_samples`: the number `M ≥ 2` of draws per record; the estimator is unbiased for each.
     - `beta`: the exponent, `0 < β < 2`.
     - `weighting`: the weight of a record as a function of its [`stochinv.NoiseLevel`][].
-    - `target_weight`, `novel_weight`, `context_weight`: the weights of squared differences in the norm, at least 0. The
-        context may be scored only where measurements have no noise.
+    - `target_weight`, `novel_weight`, `context_weight`: the weights of squared differences in the norm, at least 0. A
+        target of weight 0 is not predicted at all, which saves time where novel measurements are parts of the target's
+        view. The context may be scored only where measurements have no noise.
     - `regulariser`: a callable `(signal, params) -> scalar` added to the loss, its weight included, or `None`.
     - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t` such as
         [`stochinv.uniform_time`][] and [`stochinv.uniform_log_snr`][].
@@ -75,20 +76,29 @@ class EnergyScore(AbstractObjective):
             if not isinstance(context, View):
                 raise ValueError("EnergyScore: `context_weight` needs a context that is a `View`; set it to 0.")
             scored.append((context, self.context_weight))
+        if self.target_weight == 0 and not scored:
+            raise ValueError(
+                "EnergyScore: with `target_weight=0` novel measurements are needed, or a context to score."
+            )
 
         def predict(key):
             denoise_key, target_key, novel_key = jr.split(key, 3)
             sample = problem.denoise(noisy, level, context, target.params, key=denoise_key)
-            predicted = [problem.measured(noisy, level, sample.observation, key=target_key)]
+            predicted = []
+            if self.target_weight > 0:
+                predicted.append(problem.measured(noisy, level, sample.observation, key=target_key))
             for view, _ in scored:
                 stack = as_multi_view(problem.forward)(sample.signal, view.params)
                 predicted.append(problem.standardise(problem.add_noise(stack, key=novel_key, stacked=True)))
             penalty = 0.0 if self.regulariser is None else self.regulariser(sample.signal, target.params)
             return ravel_pytree(predicted)[0], jnp.asarray(penalty, observed.dtype)
 
-        observed, _ = ravel_pytree([target.observation, *(view.observation for view, _ in scored)])
-        weights = [jax.tree.map(lambda x: jnp.full(x.shape, self.target_weight), target.observation)]
-        weights += [_weights(view, weight) for view, weight in scored]
+        parts = [view.observation for view, _ in scored]
+        weights = [_weights(view, weight) for view, weight in scored]
+        if self.target_weight > 0:
+            parts = [target.observation, *parts]
+            weights = [jax.tree.map(lambda x: jnp.full(x.shape, self.target_weight), target.observation), *weights]
+        observed, _ = ravel_pytree(parts)
         weights = ravel_pytree(weights)[0].astype(observed.dtype)
         predicted, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
         error, spread = energy_terms(predicted, observed, weights / weights.size, self.beta)

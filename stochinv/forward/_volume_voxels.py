@@ -7,6 +7,7 @@ spherical harmonics up to degree 2.
 """
 
 import itertools
+import math
 from typing import final
 
 import equinox as eqx
@@ -69,28 +70,28 @@ class VoxelField(AbstractField):
         return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
 
 
-def interpolate(grid: Float[Array, "x y z channels"], points: Float[Array, "*shape 3"]) -> Float[Array, "*shape c"]:
-    """Trilinear interpolation, constant beyond the grid.
+def interpolate(grid: Float[Array, "..."], points: Float[Array, "*shape axes"]) -> Float[Array, "*shape channels"]:
+    """Linear interpolation along every axis, constant beyond the grid.
 
     **Arguments:**
 
-    - `grid`: values at points that span the unit cube.
-    - `points`: in units of the cube, shape `(*shape, 3)`.
+    - `grid`: values at points that span the unit cube, shape `(*sizes, channels)`, at least 2 along each axis.
+    - `points`: in units of the cube, shape `(*shape, axes)`, where `axes` is the number of `sizes`.
     """
-    size = grid.shape[:3]
-    last = jnp.asarray(size, points.dtype) - 1
+    *sizes, channels = grid.shape
+    last = jnp.asarray(sizes, points.dtype) - 1
     scaled = jnp.clip(points, 0, 1) * last
     low = jnp.clip(jnp.floor(scaled), 0, last - 1)
-    high_weight = scaled - low
-    weights = jnp.stack([1 - high_weight, high_weight])
-    index = low.astype(jnp.int32)
-    first = (index[..., 0] * size[1] + index[..., 1]) * size[2] + index[..., 2]
-    flat = grid.reshape(-1, grid.shape[-1])
-    total = jnp.zeros((*points.shape[:-1], grid.shape[-1]), grid.dtype)
-    for a, b, c in itertools.product((0, 1), repeat=3):
-        weight = weights[a, ..., 0] * weights[b, ..., 1] * weights[c, ..., 2]
-        corner = flat.at[first + (a * size[1] + b) * size[2] + c].get(mode="promise_in_bounds")
-        total = total + weight[..., None] * corner
+    weights = jnp.stack([1 - (scaled - low), scaled - low])
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    first = jnp.sum(low.astype(jnp.int32) * jnp.asarray(strides, jnp.int32), -1)
+    flat = grid.reshape(-1, channels)
+    total = jnp.zeros((*points.shape[:-1], channels), grid.dtype)
+    for corner in itertools.product((0, 1), repeat=len(sizes)):
+        weight, offset = jnp.ones(points.shape[:-1], points.dtype), 0
+        for axis, bit in enumerate(corner):
+            weight, offset = weight * weights[bit, ..., axis], offset + bit * strides[axis]
+        total = total + weight[..., None] * flat.at[first + offset].get(mode="promise_in_bounds")
     return total
 
 

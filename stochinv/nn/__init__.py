@@ -14,6 +14,7 @@ from ._film import FiLM as FiLM
 from ._flow import FlowDenoiser as FlowDenoiser
 from ._gan import DCGANGenerator as DCGANGenerator, MLPGenerator as MLPGenerator
 from ._image_encoder import ImageEncoder as ImageEncoder
+from ._lifting import LiftingDenoiser as LiftingDenoiser
 from ._linear import Linear as Linear
 from ._mlp import MLP as MLP
 from ._norm import GroupNorm as GroupNorm

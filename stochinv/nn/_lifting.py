@@ -1,0 +1,285 @@
+r"""A denoiser that makes a voxel field out of posed images, by lifting their features into it.
+
+1. Each view, of the context or the noisy target, is turned by a transformer into features on a *frustum*: on `depths`
+   planes across the field's box, at every pixel.
+2. The grid's points are projected into every view, and each collects the view's features there. A view whose image does
+   not contain a point says so.
+3. What the views say of a point is averaged, weighted by a softmax over the views: any number of them, in any order.
+4. A perceptron at each point, modulated by the latent code, makes density and colour of it.
+
+All that depends on the latent code is the last step, so that draws from the same views share the other three. It is the
+image-conditioned field of Yu et al. 2021, "pixelNeRF", evaluated once on a grid and not at every sample of every ray.
+"""
+
+from typing import Literal, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._custom_types import Context, Key, Observation, Params
+from .._denoiser.base import AbstractDenoiser
+from .._schedule import NoiseLevel
+from .._view import View, view_mask
+from ..forward._camera import Camera
+from ..forward._volume_voxels import VoxelField, interpolate
+from ._embedding import NoiseEmbedding
+from ._linear import Linear
+from ._misc import check_positive
+from ._transformer import PatchTransformer
+from ._unrolled import unrolled
+
+_CLEAN_LOG_SNR = 30.0
+_EMPTY = -4.0  # raw density of a fresh field
+_OUTSIDE = -20.0  # and where there is never anything
+_PERIODS = (2.0, 1.0, 0.5)  # of the depth's features, in depths of the box
+_NUM_PLACE = 6 + 2 * len(_PERIODS)
+
+
+class PointBlock(eqx.Module):
+    """A hidden layer with a shortcut, whose features are scaled and shifted."""
+
+    inward: Linear
+    modulation: Linear
+    outward: Linear
+
+    def __init__(self, width: int, condition_size: int, *, key: Key):
+        """**Arguments:**
+
+        - `width`: features of a point, at least 1.
+        - `condition_size`: the length of the conditioning vector, at least 1.
+        - `key`: a PRNG key for the weights.
+        """
+        keys = jr.split(key, 3)
+        self.inward = Linear(width, width, key=keys[0])
+        self.modulation = Linear(condition_size, 2 * width, key=keys[1])
+        self.outward = Linear(width, width, key=keys[2])
+
+    def __call__(
+        self, h: Float[Array, "points width"], condition: Float[Array, " size"]
+    ) -> Float[Array, "points width"]:
+        """**Arguments:**
+
+        - `h`: features of points.
+        - `condition`: the conditioning vector.
+
+        **Returns:**
+
+        Array of the shape of `h`.
+        """
+        scale, shift = jnp.split(self.modulation(condition), 2)
+        return h + self.outward(jax.nn.relu(self.inward(h) * (1 + scale) + shift))
+
+
+@final
+class LiftingDenoiser(AbstractDenoiser):
+    """Makes a [`stochinv.forward.VoxelField`][] of the noisy target and any number of context views.
+
+    The parameters of the target and of the context's views are [`stochinv.forward.Camera`][]s; all images have one
+    size.
+    With a key it draws the latent code `z ~ N(0, I)`; without one `z = 0`.
+
+    **Arguments:**
+
+    - `image_shape`: `(height, width, channels)` of the views.
+    - `resolution`: grid points of the field along each axis, at least 2.
+    - `lower`, `upper`: the corners of the field's box, in the units of the scene.
+    - `support`: where the field may be anything but empty: in the whole `"box"`, or in the `"ball"` inside of it, which
+        takes half the time.
+    - `density_scale`: of the field, in units of one over length.
+    - `width`, `depth`, `patch_size`: of the transformer.
+    - `depths`: planes of a view's frustum, at least 2.
+    - `channels`: features on each of them, at least 1.
+    - `point_width`, `point_depth`: hidden features and hidden layers of the perceptron at each point.
+    - `latent_size`: the length of `z`, at least 1.
+    - `key`: a PRNG key for the weights.
+
+    ??? cite "Source"
+
+        Tewari et al. 2023, "Diffusion with forward models", section 4.1; Yu et al. 2021, "pixelNeRF".
+    """
+
+    encoder: PatchTransformer
+    embedding: NoiseEmbedding
+    lift: Linear
+    importance: Linear
+    code: Linear
+    summary: Linear
+    blocks: tuple[PointBlock, ...]
+    out: Linear
+    image_shape: tuple[int, int, int] = eqx.field(static=True)
+    resolution: int = eqx.field(static=True)
+    lower: tuple[float, float, float] = eqx.field(static=True)
+    upper: tuple[float, float, float] = eqx.field(static=True)
+    support: Literal["box", "ball"] = eqx.field(static=True)
+    density_scale: float = eqx.field(static=True)
+    depths: int = eqx.field(static=True)
+    latent_size: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        resolution: int = 24,
+        lower: tuple[float, float, float] = (-1.0, -1.0, -1.0),
+        upper: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        support: Literal["box", "ball"] = "box",
+        density_scale: float = 20.0,
+        width: int = 192,
+        depth: int = 4,
+        patch_size: int = 4,
+        depths: int = 16,
+        channels: int = 12,
+        point_width: int = 48,
+        point_depth: int = 2,
+        latent_size: int = 16,
+        key: Key,
+    ):
+        check_positive(depths=depths, channels=channels, point_width=point_width, latent_size=latent_size)
+        if resolution < 2 or depths < 2:
+            raise ValueError(
+                f"LiftingDenoiser: `resolution` and `depths` must be at least 2, got {resolution}, {depths}."
+            )
+        keys = jr.split(key, 8)
+        size = 128
+        height, columns, image_channels = image_shape
+        encoder = PatchTransformer(
+            image_channels + 3,
+            depths * channels,
+            image_size=(height, columns),
+            patch_size=patch_size,
+            embedding_size=size,
+            width=width,
+            depth=depth,
+            heads=max(width // 48, 1),
+            key=keys[0],
+        )
+        # Its output is lifted, not added to an answer, so it starts at random.
+        fresh = Linear(width, patch_size**2 * depths * channels, key=keys[1])
+        self.encoder = eqx.tree_at(lambda e: e.unembed, encoder, fresh)
+        self.embedding = NoiseEmbedding(size, key=keys[2])
+        self.lift = Linear(channels + image_channels + _NUM_PLACE, point_width, key=keys[3])
+        self.importance = Linear(point_width, 1, zero_init=True, key=keys[4])
+        self.code = Linear(latent_size, size, key=keys[5])
+        self.summary = Linear(depths * channels, size, key=keys[6])
+        *block_keys, out_key = jr.split(keys[7], point_depth + 1)
+        self.blocks = tuple(PointBlock(point_width, size, key=k) for k in block_keys)
+        out = Linear(point_width, 4, zero_init=True, key=out_key)
+        self.out = eqx.tree_at(lambda o: o.bias, out, jnp.asarray([_EMPTY, 0.0, 0.0, 0.0]))
+        self.image_shape = image_shape
+        self.resolution = resolution
+        self.lower, self.upper = lower, upper
+        if support not in ("box", "ball"):
+            raise ValueError(f'LiftingDenoiser: `support` must be "box" or "ball", got {support!r}.')
+        self.support = support
+        self.density_scale = density_scale
+        self.depths = depths
+        self.latent_size = latent_size
+
+    def __call__(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
+    ) -> VoxelField:
+        views, cameras, log_snr, mask = self._views(noisy, level, context, params)
+        points = self._grid_points(views.dtype)
+        lifted, summaries = jax.vmap(lambda *view: self._lift(points, *view))(views, cameras, log_snr)
+        logits = jnp.where(mask[:, None, None], self.importance(lifted), -jnp.inf)
+        h = jnp.sum(jax.nn.softmax(logits, axis=0) * lifted, axis=0)
+        shares = mask / jnp.sum(mask)
+        condition = self.summary(shares.astype(views.dtype) @ summaries)
+        if key is not None:
+            condition = condition + self.code(jr.normal(key, (self.latent_size,), views.dtype))
+        raw = unrolled(_decode)((self.blocks, self.out), h, jax.nn.silu(condition))
+        inside = self._inside()
+        if inside is not None:
+            outside = jnp.asarray([_OUTSIDE, 0.0, 0.0, 0.0], raw.dtype)
+            raw = jnp.broadcast_to(outside, (self.resolution**3, 4)).at[inside].set(raw, unique_indices=True)
+        raw = raw.reshape(*(self.resolution,) * 3, 4)
+        return VoxelField(
+            density=raw[..., 0],
+            colour=raw[..., 1:],
+            lower=self.lower,
+            upper=self.upper,
+            density_scale=self.density_scale,
+        )
+
+    def _views(self, noisy, level, context, params):
+        """All views in one stack, the noisy target first: images, cameras, log-SNRs, and which of them count."""
+        if not isinstance(params, Camera):
+            raise ValueError(
+                f"LiftingDenoiser: the target's `params` must be one `Camera`, got a {type(params).__name__}."
+            )
+        if noisy.shape != self.image_shape:
+            raise ValueError(
+                f"LiftingDenoiser: images must be of shape {self.image_shape}, got {noisy.shape}; resize them, or make "
+                "a denoiser for that shape."
+            )
+        images = (noisy / jnp.sqrt(level.alpha**2 + level.sigma**2))[None]
+        cameras = jax.tree.map(lambda x: x[None], params)
+        log_snr = jnp.asarray(level.log_snr, noisy.dtype)[None]
+        mask = jnp.ones(1, bool)
+        if context is None:
+            return images, cameras, log_snr, mask
+        if not isinstance(context, View) or not isinstance(context.params, Camera):
+            raise ValueError(
+                "LiftingDenoiser: the context must be a `View` with a views axis and `Camera`s as parameters, or None, "
+                f"got {type(context).__name__}."
+            )
+        number = context.observation.shape[0]
+        together = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)])
+        return (
+            together(images, context.observation),
+            jax.tree.map(together, cameras, context.params),
+            together(log_snr, jnp.full(number, _CLEAN_LOG_SNR)),
+            jnp.concatenate([mask, view_mask(context)]),
+        )
+
+    def _lift(self, points, image, camera, log_snr):
+        """What one view says of the points, and of the scene as a whole."""
+        height, columns, _ = self.image_shape
+        inputs = jnp.concatenate([image, camera.rays().directions], -1)
+        features = self.encoder(inputs, self.embedding(log_snr))
+        frustum = features.reshape(height, columns, self.depths, -1)
+        pixels, depth = camera.project(points)
+        middle = 0.5 * (jnp.asarray(self.lower) + jnp.asarray(self.upper)).astype(depth.dtype)
+        extent = sum((b - a) ** 2 for a, b in zip(self.lower, self.upper, strict=True)) ** 0.5
+        place = (depth - camera.project(middle)[1]) / extent + 0.5
+        seen = jnp.stack([pixels[:, 1] / height, pixels[:, 0] / columns], -1)
+        visible = jnp.all((seen > 0) & (seen < 1), -1) & (depth > 0)
+        size = jnp.asarray([height, columns], depth.dtype)
+        in_grid = (seen * size - 0.5) / (size - 1)
+        angles = 2 * jnp.pi * place[:, None] / jnp.asarray(_PERIODS, depth.dtype)
+        parts = [
+            interpolate(frustum, jnp.concatenate([in_grid, place[:, None]], -1)),
+            interpolate(image, in_grid),
+            visible[:, None].astype(depth.dtype),
+            place[:, None],
+            jnp.sin(angles),
+            jnp.cos(angles),
+            points,
+            jnp.broadcast_to(log_snr / 10, (len(points), 1)),
+        ]
+        return jax.nn.relu(self.lift(jnp.concatenate(parts, -1))), jnp.mean(features, axis=(0, 1))
+
+    def _grid_points(self, dtype):
+        axes = [jnp.linspace(a, b, self.resolution, dtype=dtype) for a, b in zip(self.lower, self.upper, strict=True)]
+        points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+        inside = self._inside()
+        return points if inside is None else points[inside]
+
+    def _inside(self):
+        """The indices of the grid's points in the ellipsoid inside of the box, and their neighbours."""
+        if self.support == "box":
+            return None
+        axis = np.linspace(-1, 1, self.resolution)
+        squares = np.square(np.stack(np.meshgrid(axis, axis, axis, indexing="ij")))
+        return np.flatnonzero(np.sqrt(squares.sum(0)) < 1 + 1 / self.resolution)
+
+
+def _decode(network, h, condition):
+    blocks, out = network
+    for block in blocks:
+        h = block(h, condition)
+    return out(h)

@@ -1,7 +1,16 @@
 """Where training records come from."""
 
-from ._posed.base import PosedImages as PosedImages, SceneBatches as SceneBatches
+from ._posed.base import (
+    PosedImages as PosedImages,
+    SceneBatches as SceneBatches,
+    measurements as measurements,
+)
+from ._posed.co3d import load_co3d as load_co3d
+from ._posed.colmap import load_colmap as load_colmap
+from ._posed.llff import load_llff as load_llff
+from ._posed.nerf_synthetic import load_nerf_synthetic as load_nerf_synthetic
 from ._posed.npz import load_posed_npz as load_posed_npz
+from ._posed.realestate10k import load_realestate10k as load_realestate10k
 from ._simulate import simulate as simulate
 from ._video import (
     random_crops as random_crops,

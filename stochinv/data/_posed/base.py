@@ -77,7 +77,7 @@ class PosedImages:
         pixels = premultiply(self.images)
         pixels = resize(pixels, (len(pixels), *size, pixels.shape[-1]), order=1, anti_aliasing=min(rows, columns) < 1)
         scale = np.array([[columns], [rows], [1.0]], np.float32)
-        images = np.clip(_divide(pixels), 0, 1).astype(np.float32)
+        images = np.clip(np.asarray(_divide(pixels)), 0, 1).astype(np.float32)
         return dataclasses.replace(self, images=images, intrinsics=self.intrinsics * scale)
 
     def normalise(self, radius: float = 1.0) -> "PosedImages":
@@ -129,7 +129,19 @@ def _divide(images):
 def measurements(
     images: Float[np.ndarray, "... channels"], background: float | tuple[float, ...] | None
 ) -> Float[np.ndarray, "... out"]:
-    """Images over a background, or premultiplied with their opacity for `None`."""
+    """Images over a background, or premultiplied with their opacity for `None`.
+
+    **Arguments:**
+
+    - `images`: between 0 and 1, shape `(..., 3 or 4)`; a fourth channel is the opacity, by which colours are not
+        multiplied.
+    - `background`: the colour that transparent pixels show, between 0 and 1; `None` returns premultiplied colours and
+        the opacity, 1 where the images have none.
+
+    **Returns:**
+
+    Shape `(..., 3)`, or `(..., 4)` for `None`.
+    """
     pixels = premultiply(images.astype(np.float32))
     if background is None:
         opaque = np.ones((*pixels.shape[:-1], 1), np.float32)
@@ -156,8 +168,8 @@ def _check_directions(name, poses):
     if np.mean(np.sum(offsets * poses[:, :3, 2], -1) < 0) > 0.75:
         raise ValueError(
             f"{name}: most cameras look away from the point that their optical axes meet in, so points of the scene "
-            "are behind them; `poses` must have OpenCV axes (multiply the y and z columns of OpenGL's by −1) and lead from "
-            "camera to world (else invert them)."
+            "are behind them; `poses` must have OpenCV axes (multiply the y and z columns of OpenGL's by −1) and lead "
+            "from camera to world (else invert them)."
         )
 
 

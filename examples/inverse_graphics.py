@@ -115,7 +115,7 @@ def fit_family(config):
         ),
         objective=si.EnergyScore(num_samples=config.draws, target_weight=0.0, sample_time=mostly_noise),
     )
-    fit = problem.fit(data, steps=config.steps, key=keys[1])
+    fit = problem.fit(data, steps=config.steps, key=keys[1], callbacks=[report])
 
     # One view in, whole scenes out.
     start = time.perf_counter()
@@ -141,6 +141,10 @@ def fit_family(config):
 def mostly_noise(schedule, key):
     """Noise levels for training: half of them pure noise (`t = 1`), where every sample starts."""
     return jnp.minimum(2 * jr.uniform(key), 1)
+
+
+def report(progress):
+    print(f"step {progress.step:5d}   loss {progress.loss:.4f}   {progress.history.seconds:.0f} s", flush=True)
 
 
 def load_scenes(config):

@@ -33,9 +33,9 @@ class PosedImages:
     scene: their axes are of another convention.
     """
 
-    images: Float[np.ndarray, "views height width channels"]
-    intrinsics: Float[np.ndarray, "views 3 3"]
-    poses: Float[np.ndarray, "views 4 4"]
+    images: Float[np.ndarray, "..."]
+    intrinsics: Float[np.ndarray, "_ 3 3"]
+    poses: Float[np.ndarray, "_ 4 4"]
     near: float | None = None
     far: float | None = None
     name: str = "scene"

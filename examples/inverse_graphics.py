@@ -48,7 +48,9 @@ class Config:
     """The family of scenes, see `scenes.py`."""
     steps: int = 700
     """Training steps."""
-    batch_size: int = 8
+    minutes: float = 15.0
+    """Training ends after so many minutes at the latest."""
+    batch_size: int = 4
     """Scenes per step."""
     draws: int = 2
     """Draws per scene and step, for the energy score."""
@@ -115,7 +117,7 @@ def fit_family(config):
         ),
         objective=si.EnergyScore(num_samples=config.draws, target_weight=0.0, sample_time=mostly_noise),
     )
-    fit = problem.fit(data, steps=config.steps, key=keys[1], callbacks=[report])
+    fit = problem.fit(data, steps=config.steps, key=keys[1], callbacks=[ends_after(config.minutes)])
 
     # One view in, whole scenes out.
     start = time.perf_counter()
@@ -143,8 +145,14 @@ def mostly_noise(schedule, key):
     return jnp.minimum(2 * jr.uniform(key), 1)
 
 
-def report(progress):
-    print(f"step {progress.step:5d}   loss {progress.loss:.4f}   {progress.history.seconds:.0f} s", flush=True)
+def ends_after(minutes):
+    """A callback that tells how training goes, and ends it in time."""
+
+    def look(progress):
+        print(f"step {progress.step:5d}   loss {progress.loss:.4f}   {progress.history.seconds:.0f} s", flush=True)
+        return progress.history.seconds > 60 * minutes
+
+    return look
 
 
 def load_scenes(config):
@@ -176,7 +184,7 @@ def regress(config, problem, data, held_out, key):
     """One field per view by the same network and training time: squared error, and a target that is all noise."""
     objective = si.SquaredError(weighting=lambda level: 0 * level.alpha, sample_time=lambda schedule, key: jnp.ones(()))
     problem = eqx.tree_at(lambda p: p.objective, problem, objective)
-    fit = problem.fit(data, steps=config.steps, key=key)
+    fit = problem.fit(data, steps=config.steps, key=key, callbacks=[ends_after(config.minutes)])
     return [sample(fit.problem, scene, si.Ancestral(1), 1, key) for scene in held_out]
 
 

@@ -130,7 +130,7 @@ def superellipsoid(radii, exponents, resolution=48):
          power(np.sin(up), a)], -1
     ).reshape(-1, 3)  # fmt: skip
     points = shape(*exponents) * radii
-    normals = shape(*(2 - exponents)) / radii
+    normals = shape(*(2 - np.asarray(exponents))) / radii
     normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
     stride = resolution + 1
     corner = (np.arange(2 * resolution)[:, None] * stride + np.arange(resolution)).ravel()

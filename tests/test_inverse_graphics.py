@@ -71,10 +71,10 @@ def test_the_order_of_views_and_masked_ones_change_nothing():
     assert field.density.shape == (6, 6, 6) and field.colour.shape == (6, 6, 6, 3)
     assert difference(field, denoise(denoiser, views(1, 0), jr.key(0))) < 1e-4
     assert difference(field, denoise(denoiser, views(0, 2, 1, mask=jnp.asarray([True, False, True])), jr.key(0))) < 1e-4
-    one, none = denoise(denoiser, views(0), jr.key(0)), denoise(denoiser, None, jr.key(0))
-    masked = denoise(denoiser, views(0, mask=jnp.asarray([False])), jr.key(0))
+    none = denoise(denoiser, None, jr.key(0))
+    masked = denoise(denoiser, views(0, 2, 1, mask=jnp.zeros(3, bool)), jr.key(0))
     assert difference(none, masked) < 1e-4
-    assert min(difference(field, one), difference(one, none)) > 1e-2
+    assert difference(field, none) > 1e-2
 
 
 def test_draws_differ_and_without_a_key_there_is_one_answer():
@@ -126,6 +126,7 @@ def parts_of_views():
     return jax.tree.map(lambda x: jnp.stack([x, x]), example)
 
 
+@pytest.mark.slow
 def test_training_on_parts_of_views():
     """Novel measurements may be smaller than the target; a target without weight is not rendered, nor scored."""
     data = parts_of_views()
@@ -231,13 +232,12 @@ def test_the_scenes_cameras_are_where_they_say(example):
     np.testing.assert_allclose(camera.project(jnp.asarray(place, jnp.float32))[0], centre, atol=0.15)
 
 
-def test_equal_hues_are_told(example):
-    field = lambda *colour: si.forward.VoxelField(
-        density=jnp.full((1, 3, 3, 3), 50.0),
-        colour=jnp.broadcast_to(
-            jnp.asarray(np.log(colour) - np.log1p(-np.asarray(colour)), jnp.float32), (1, 3, 3, 3, 3)
-        ),
-    )
+def test_hues_are_told(example):
+    def field(colour):
+        raw = jnp.asarray(np.log(colour) - np.log1p(-np.asarray(colour)), jnp.float32)
+        one = si.forward.VoxelField(density=jnp.full((3, 3, 3), 50.0), colour=jnp.broadcast_to(raw, (3, 3, 3, 3)))
+        return jax.tree.map(lambda x: x[None], one)
+
     cases = {"hidden_red": (0.8, 0.2, 0.2), "hidden_blue": (0.2, 0.25, 0.8), "hidden_other": (0.6, 0.2, 0.6)}
     for name, colour in cases.items():
-        assert example.hidden_shares([field(*colour)], 0.5)[name] == 1
+        assert example.hidden_shares([field(colour)], 0.5)[name] == 1

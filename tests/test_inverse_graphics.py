@@ -98,7 +98,7 @@ def test_turning_the_world_turns_the_features():
     turned = si.forward.Camera(CAMERAS.intrinsics, turn @ np.asarray(CAMERAS.pose), SIZE)
     points = denoiser._grid_points(jnp.float32)
     # The encoder sees directions in the world, and points their own place, which a turn changes: left out here.
-    embed = denoiser.encoder.embed.weight.reshape(16, 7, -1).at[:, 4:].set(0).reshape(-1, 16)
+    embed = denoiser.encoder.embed.weight.reshape(-1, 7, 16).at[:, 4:].set(0).reshape(-1, 16)
     lift = denoiser.lift.weight.at[-4:-1].set(0)
     no_world = eqx.tree_at(lambda d: (d.encoder.embed.weight, d.lift.weight), denoiser, (embed, lift))
     at = eqx.filter_jit(lambda p, cameras: no_world._lift(p, IMAGES[0], take(cameras, 0), jnp.zeros(()))[0])

@@ -26,9 +26,10 @@ from .._schedule import NoiseLevel
 from .._view import View, view_mask
 from ..forward._camera import Camera
 from ..forward._volume_voxels import VoxelField, interpolate
+from ._conv import blocks_to_channels
 from ._embedding import NoiseEmbedding
 from ._linear import Linear
-from ._misc import check_positive
+from ._misc import check_divides, check_positive
 from ._transformer import PatchTransformer
 from ._unrolled import unrolled
 
@@ -90,7 +91,9 @@ class LiftingDenoiser(AbstractDenoiser):
     - `support`: where the field may be anything but empty: in the whole `"box"`, or in the `"ball"` inside of it, which
         takes half the time.
     - `density_scale`: of the field, in units of one over length.
-    - `width`, `depth`, `patch_size`: of the transformer.
+    - `width`, `depth`: of the transformer.
+    - `patch_size`: height and width in pixels of its patches; a multiple of `feature_stride`.
+    - `feature_stride`: pixels from one feature of a view to the next, a divisor of its height and width.
     - `depths`: planes of a view's frustum, at least 2.
     - `channels`: features on each of them, at least 1.
     - `point_width`, `point_depth`: hidden features and hidden layers of the perceptron at each point.
@@ -117,6 +120,7 @@ class LiftingDenoiser(AbstractDenoiser):
     support: Literal["box", "ball"] = eqx.field(static=True)
     density_scale: float = eqx.field(static=True)
     depths: int = eqx.field(static=True)
+    feature_stride: int = eqx.field(static=True)
     latent_size: int = eqx.field(static=True)
 
     def __init__(
@@ -131,6 +135,7 @@ class LiftingDenoiser(AbstractDenoiser):
         width: int = 192,
         depth: int = 4,
         patch_size: int = 4,
+        feature_stride: int = 2,
         depths: int = 16,
         channels: int = 12,
         point_width: int = 48,
@@ -146,11 +151,15 @@ class LiftingDenoiser(AbstractDenoiser):
         keys = jr.split(key, 8)
         size = 128
         height, columns, image_channels = image_shape
+        check_positive(feature_stride=feature_stride)
+        check_divides("feature_stride", feature_stride, "height", height)
+        check_divides("feature_stride", feature_stride, "width", columns)
+        check_divides("feature_stride", feature_stride, "patch_size", patch_size)
         encoder = PatchTransformer(
-            image_channels + 3,
+            (image_channels + 3) * feature_stride**2,
             depths * channels,
-            image_size=(height, columns),
-            patch_size=patch_size,
+            image_size=(height // feature_stride, columns // feature_stride),
+            patch_size=patch_size // feature_stride,
             embedding_size=size,
             width=width,
             depth=depth,
@@ -158,7 +167,7 @@ class LiftingDenoiser(AbstractDenoiser):
             key=keys[0],
         )
         # Its output is lifted, not added to an answer, so it starts at random.
-        fresh = Linear(width, patch_size**2 * depths * channels, key=keys[1])
+        fresh = Linear(width, (patch_size // feature_stride) ** 2 * depths * channels, key=keys[1])
         self.encoder = eqx.tree_at(lambda e: e.unembed, encoder, fresh)
         self.embedding = NoiseEmbedding(size, key=keys[2])
         self.lift = Linear(channels + image_channels + _NUM_PLACE, point_width, key=keys[3])
@@ -177,6 +186,7 @@ class LiftingDenoiser(AbstractDenoiser):
         self.support = support
         self.density_scale = density_scale
         self.depths = depths
+        self.feature_stride = feature_stride
         self.latent_size = latent_size
 
     def __call__(
@@ -240,20 +250,19 @@ class LiftingDenoiser(AbstractDenoiser):
         """What one view says of the points, and of the scene as a whole."""
         height, columns, _ = self.image_shape
         inputs = jnp.concatenate([image, camera.rays().directions], -1)
-        features = self.encoder(inputs, self.embedding(log_snr))
-        frustum = features.reshape(height, columns, self.depths, -1)
+        features = self.encoder(blocks_to_channels(inputs, self.feature_stride), self.embedding(log_snr))
+        frustum = features.reshape(*features.shape[:2], self.depths, -1)
         pixels, depth = camera.project(points)
         middle = 0.5 * (jnp.asarray(self.lower) + jnp.asarray(self.upper)).astype(depth.dtype)
         extent = sum((b - a) ** 2 for a, b in zip(self.lower, self.upper, strict=True)) ** 0.5
         place = (depth - camera.project(middle)[1]) / extent + 0.5
         seen = jnp.stack([pixels[:, 1] / height, pixels[:, 0] / columns], -1)
         visible = jnp.all((seen > 0) & (seen < 1), -1) & (depth > 0)
-        size = jnp.asarray([height, columns], depth.dtype)
-        in_grid = (seen * size - 0.5) / (size - 1)
+        in_image, in_features = (_between_centres(seen, x.shape[:2]) for x in (image, features))
         angles = 2 * jnp.pi * place[:, None] / jnp.asarray(_PERIODS, depth.dtype)
         parts = [
-            interpolate(frustum, jnp.concatenate([in_grid, place[:, None]], -1)),
-            interpolate(image, in_grid),
+            interpolate(frustum, jnp.concatenate([in_features, place[:, None]], -1)),
+            interpolate(image, in_image),
             visible[:, None].astype(depth.dtype),
             place[:, None],
             jnp.sin(angles),
@@ -276,6 +285,12 @@ class LiftingDenoiser(AbstractDenoiser):
         axis = np.linspace(-1, 1, self.resolution)
         squares = np.square(np.stack(np.meshgrid(axis, axis, axis, indexing="ij")))
         return np.flatnonzero(np.sqrt(squares.sum(0)) < 1 + 1 / self.resolution)
+
+
+def _between_centres(fractions, sizes):
+    """Fractions of an image's height and width as fractions of the way from its first pixel's centre to the last's."""
+    sizes = jnp.asarray(sizes, fractions.dtype)
+    return (fractions * sizes - 0.5) / (sizes - 1)
 
 
 def _decode(network, h, condition):

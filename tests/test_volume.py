@@ -256,3 +256,59 @@ def test_what_is_wrong_is_said(make, words):
 def with_offsets(number):
     rays = CAMERA.rays()
     return si.forward.Rays(rays.origins, rays.directions, jnp.zeros((16, 16, number)))
+
+
+class Fog(si.forward.AbstractField):
+    """Density by linear interpolation between the centres of cells, as Mitsuba's grids have it."""
+
+    cells: jax.Array
+    lower: tuple[float, float, float] = (-1.0, -1.0, -1.0)
+    upper: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __call__(self, points, directions):
+        sizes = jnp.asarray(self.cells.shape, points.dtype)
+        place = ((points + 1) / 2 * sizes - 0.5) / (sizes - 1)
+        density = si.forward._volume_voxels.interpolate(self.cells[..., None], place)[..., 0]
+        return density, jnp.zeros((*density.shape, 3))
+
+
+@pytest.mark.slow
+def test_against_mitsuba():
+    """What passes through an absorbing medium before a white sky, as Mitsuba's path tracer for volumes estimates it."""
+    mi = pytest.importorskip("mitsuba")
+    mi.set_variant("scalar_rgb")
+    cells = np.random.default_rng(0).uniform(0, 1.5, (5, 6, 7)).astype(np.float32)
+    to_box = mi.ScalarTransform4f().translate([-1, -1, -1]).scale([2, 2, 2])
+    grid = mi.VolumeGrid(np.ascontiguousarray(cells.transpose(2, 1, 0))[..., None])
+    medium = {
+        "type": "heterogeneous",
+        "albedo": {"type": "constvolume", "value": 0.0},
+        "sigma_t": {"type": "gridvolume", "grid": grid, "filter_type": "trilinear", "to_world": to_box},
+    }
+    number = 1024
+    scene = mi.load_dict(
+        {
+            "type": "scene",
+            "integrator": {"type": "volpath", "max_depth": 8, "rr_depth": 100},
+            "sky": {"type": "constant", "radiance": 1.0},
+            "box": {"type": "cube", "bsdf": {"type": "null"}, "interior": medium},
+            "sensor": {
+                "type": "perspective",
+                "fov": float(2 * np.rad2deg(np.arctan(8 / 20))),
+                "to_world": mi.ScalarTransform4f(np.asarray(CAMERA.pose, float) @ np.diag([-1.0, -1, 1, 1])),
+                "film": {"type": "hdrfilm", "width": 16, "height": 16, "rfilter": {"type": "box"}},
+                "sampler": {"type": "independent", "sample_count": number},
+            },
+        }
+    )
+    reference = np.array(mi.render(scene))[..., 0]
+    # Pixels are averages there: four rays through each.
+    offsets = jnp.asarray([[-0.25, -0.25], [-0.25, 0.25], [0.25, -0.25], [0.25, 0.25]])
+    v, u = jnp.meshgrid(jnp.arange(16) + 0.5, jnp.arange(16) + 0.5, indexing="ij")
+    rays = CAMERA.rays(jnp.stack([u, v], -1)[..., None, :] + offsets)
+    passed = 1 - np.asarray(render(si.forward.VolumeRenderer(200), Fog(jnp.asarray(cells)), rays).opacity).mean(-1)
+    inside = (np.asarray(passed) < 0.9) & (np.asarray(passed) > 0.02)
+    assert inside.sum() > 60
+    error = np.sqrt(passed * (1 - passed) / number)
+    assert np.all(np.abs(reference - passed)[inside] < 5 * error[inside] + 0.01)  # 0.01: four rays for a pixel
+    assert abs(np.mean((reference - passed)[inside])) < 5 * error[inside].mean() / np.sqrt(inside.sum()) + 2e-3

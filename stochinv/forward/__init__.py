@@ -14,4 +14,5 @@ from ._smoothness import FlowSmoothness as FlowSmoothness
 from ._warp import Warp as Warp
 from ._volume import Rendering as Rendering, VolumeRenderer as VolumeRenderer
 from ._volume_base import AbstractField as AbstractField
+from ._volume_triplane import TriPlaneField as TriPlaneField
 from ._volume_voxels import VoxelField as VoxelField

@@ -42,6 +42,8 @@ class Options:
     """Height and width of the views in pixels."""
     samples: tuple[int, ...] = (16, 32, 64)
     """Samples along a ray."""
+    networks: tuple[str, ...] = ("lifting", "pixelNeRF")
+    """Which networks."""
     repeats: int = 8
     """How often each step is timed."""
     width: int = 192
@@ -185,6 +187,7 @@ def main(argv=None):
         key=jr.key(3),
     )
     networks = {"lifting": lifting, "pixelNeRF": PixelNeRFDenoiser(options, key=jr.key(4))}
+    networks = {name: networks[name] for name in options.networks}
     figures = {"product_ms": product}
     print(f"a 1024³ product of float32 matrices: {product:.1f} ms\n")
     for name, network in networks.items():
@@ -197,8 +200,9 @@ def main(argv=None):
         for name, network in networks.items():
             cases[f"{name}: training, squared error"] = training_step(forward, network, PartsError(), example), 512
             cases[f"{name}: denoising"] = denoising_step(forward, network, example), options.size**2
-        score = si.EnergyScore(num_samples=2, target_weight=0.0)
-        cases["lifting: training, energy score of 2 draws"] = training_step(forward, lifting, score, example), 1024
+        if "lifting" in networks:
+            score = si.EnergyScore(num_samples=2, target_weight=0.0)
+            cases["lifting: training, energy score of 2 draws"] = training_step(forward, lifting, score, example), 1024
         for name, ((step, arguments), rays) in cases.items():
             milliseconds, memory = measure(step, arguments, options.repeats)
             figures[f"{name}, {samples} samples"] = {"ms": milliseconds, "products": milliseconds / product}

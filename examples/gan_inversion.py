@@ -319,6 +319,7 @@ def make_denoiser(config, scene, *, key):
         signal=latent,
         latent_size=latent.size,
         latent="input",
+        scale=float(jnp.std(jax.vmap(scene.prior)(jr.split(keys[4], 1000)))),
         key=keys[6],
     )
 

@@ -54,6 +54,8 @@ class Config:
     """Training steps of the digit classifier."""
     size: int | None = None
     """Height and width of StyleGAN2's images, 256 by default."""
+    channels: int = 512
+    """The largest number of channels of StyleGAN2."""
     patch: tuple[int, int, int, int] | None = None
     """Top, left, height and width of the patch in pixels. By default the middle of digits, the left half of others."""
     anywhere: bool = False
@@ -219,7 +221,7 @@ def make_scene(config, key):
         generator = si.nn.DCGANGenerator(100, FACES, use_bias=True, key=generator_key)
         prior = partial(jr.uniform, shape=(100,), minval=-1, maxval=1)
     else:
-        generator = si.nn.StyleGAN2Generator(config.size, key=generator_key)
+        generator = si.nn.StyleGAN2Generator(config.size, channel_max=config.channels, key=generator_key)
     if config.generator is not None:
         generator = si.nn.load_weights(generator, config.generator)
     if config.preset == "stylegan2":

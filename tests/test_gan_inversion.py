@@ -88,7 +88,7 @@ def test_faces_at_tiny_sizes(example, tmp_path):
 def test_stylegan2_takes_a_step_of_training_and_of_sampling(example, tmp_path):
     options = TINY.replace("--steps 2", "--steps 1").replace("--batch-size 8", "--batch-size 2")
     options = options.replace("--sampler-steps 1 2", "--sampler-steps 1").replace("--samples 5", "--samples 2")
-    figures = run(example, tmp_path, f"stylegan2 {options} --size 32 --no-baselines")
+    figures = run(example, tmp_path, f"stylegan2 {options} --size 32 --channels 8 --no-baselines")
     assert set(figures) >= KEYS
 
 

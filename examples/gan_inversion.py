@@ -63,12 +63,12 @@ class Config:
     noise: float | None = None
     """Standard deviation of the patch's noise; images are in [−1, 1]. 1.5 for digits, 0.5 for others by default."""
     steps: int | None = None
-    """Training steps: 4000 for digits, 1500 for faces, 20000 for StyleGAN2 by default."""
+    """Training steps: 200 for digits, 250 for faces, 20000 for StyleGAN2 by default."""
     batch_size: int | None = None
-    """Images per training step: 512, 64 and 32 by default."""
+    """Images per training step: 256, 64 and 32 by default."""
     draws: int = 2
     """Draws per image and step, for the energy score."""
-    width: int = 512
+    width: int = 384
     """Features of the networks."""
     memory: int | None = None
     """Latent codes that the denoiser picks from before its network moves the pick; 32768 for digits."""
@@ -78,11 +78,11 @@ class Config:
     """Whether to train squared error and a regressor too."""
     contexts: int = 48
     """Patches in the figures: for digits ambiguous ones, whose classes have an entropy above 0.8 nats."""
-    candidates: int = 128
+    candidates: int = 96
     """Patches from which the ambiguous ones are chosen."""
-    samples: int = 600
+    samples: int = 500
     """Samples per patch."""
-    sampler_steps: tuple[int, ...] = (1, 4, 16, 64)
+    sampler_steps: tuple[int, ...] = (1, 4)
     """Noise levels that a sample goes through; figures are given for each."""
     shown_steps: int = 1
     """The one among them for the picture and for figures that are given once."""
@@ -143,8 +143,8 @@ def with_defaults(config):
         "size": size,
         "patch": ((6, 6, 8, 8), (0, 0, size, size // 2), (0, 0, size, size // 2))[index],
         "noise": (1.5, 0.5, 0.5)[index],
-        "steps": (4000, 1500, 20_000)[index],
-        "batch_size": (512, 64, 32)[index],
+        "steps": (200, 250, 20_000)[index],
+        "batch_size": (256, 64, 32)[index],
         "memory": 0 if config.anywhere else (32_768, 0, 0)[index],
     }
     if config.memory and config.anywhere:

@@ -68,8 +68,8 @@ class Config:
     """Images per training step: 256, 64 and 32 by default."""
     draws: int = 2
     """Draws per image and step, for the energy score."""
-    width: int = 384
-    """Features of the networks."""
+    width: int | None = None
+    """Features of the networks: 384 for digits, 512 for others by default."""
     memory: int | None = None
     """Latent codes that the denoiser picks from before its network moves the pick; 32768 for digits."""
     learning_rate: float = 2e-3
@@ -145,6 +145,7 @@ def with_defaults(config):
         "noise": (1.5, 0.5, 0.5)[index],
         "steps": (200, 250, 20_000)[index],
         "batch_size": (256, 64, 32)[index],
+        "width": (384, 512, 512)[index],
         "memory": 0 if config.anywhere else (32_768, 0, 0)[index],
     }
     if config.memory and config.anywhere:

@@ -170,6 +170,7 @@ def test_two_directions_are_found_with_their_weights():
     continuous in its latent code.
     """
     steps, rng = 2000, np.random.default_rng(0)
+    network_key, *_, fit_key = jr.split(jr.key(0), 4)
 
     def batches():
         for _ in range(steps):
@@ -185,12 +186,12 @@ def test_two_directions_are_found_with_their_weights():
         depth=1,
         latent_size=8,
         spread=2.0,
-        key=jr.key(0),
+        key=network_key,
     )
     objective = si.EnergyScore(sample_time=lambda schedule, key: jnp.ones(()))
     problem = si.StochasticInverseProblem(Warp(scale=8, margin=MARGIN), network, objective=objective)
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 50, steps, 1e-5))
-    fit = problem.fit(batches(), steps=steps, optimizer=optimizer, key=jr.key(1), progress=False)
+    fit = problem.fit(batches(), steps=steps, optimizer=optimizer, key=fit_key, progress=False)
 
     source, _ = translated(np.random.default_rng(1), 32, (180, 256))
     draw = lambda x: fit.problem.sample(None, x, key=jr.key(2), sampler=si.Ancestral(1), num_samples=512).signal

@@ -88,7 +88,7 @@ class Config:
 
 PRESETS = {
     "cpu": Config(),
-    "gpu": replace(Config(), height=360, crop=256, margin=32, scale=8, records=4000, steps=20_000, width=256, depth=6),
+    "gpu": replace(Config(), height=360, crop=256, margin=32, scale=8, records=1000, steps=20_000, width=256, depth=6),
 }
 
 

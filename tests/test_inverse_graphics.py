@@ -99,11 +99,11 @@ def test_turning_the_world_turns_the_features():
     points = denoiser._grid_points(jnp.float32)
     # The encoder sees directions in the world, and points their own place, which a turn changes: left out here.
     embed = denoiser.encoder.embed.weight.reshape(-1, 7, 16).at[:, 4:].set(0).reshape(-1, 16)
-    lift = denoiser.lift.weight.at[-4:-1].set(0)
-    no_world = eqx.tree_at(lambda d: (d.encoder.embed.weight, d.lift.weight), denoiser, (embed, lift))
+    no_world = eqx.tree_at(lambda d: d.encoder.embed.weight, denoiser, embed)
     at = eqx.filter_jit(lambda p, cameras: no_world._lift(p, IMAGES[0], take(cameras, 0), jnp.zeros(()))[0])
     moved = points @ jnp.asarray(turn[:3, :3].T, jnp.float32)
-    np.testing.assert_allclose(at(moved, turned), at(points, CAMERAS), atol=1e-3)
+    drop = lambda said: np.delete(said, np.s_[-4:-1], axis=-1)
+    np.testing.assert_allclose(drop(at(moved, turned)), drop(at(points, CAMERAS)), atol=1e-3)
 
 
 def test_unrolled_is_the_function_under_maps_and_gradients():

@@ -194,8 +194,9 @@ class LiftingDenoiser(AbstractDenoiser):
     ) -> VoxelField:
         views, cameras, log_snr, mask = self._views(noisy, level, context, params)
         points = self._grid_points(views.dtype)
-        lifted, summaries = jax.vmap(lambda *view: self._lift(points, *view))(views, cameras, log_snr)
-        logits = jnp.where(mask[:, None, None], self.importance(lifted), -jnp.inf)
+        said, summaries = jax.vmap(lambda *view: self._lift(points, *view))(views, cameras, log_snr)
+        lifted, logits = jax.vmap(unrolled(_hidden), (None, 0))((self.lift, self.importance), said)
+        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
         h = jnp.sum(jax.nn.softmax(logits, axis=0) * lifted, axis=0)
         shares = mask / jnp.sum(mask)
         condition = self.summary(shares.astype(views.dtype) @ summaries)
@@ -270,7 +271,7 @@ class LiftingDenoiser(AbstractDenoiser):
             points,
             jnp.broadcast_to(log_snr / 10, (len(points), 1)),
         ]
-        return jax.nn.relu(self.lift(jnp.concatenate(parts, -1))), jnp.mean(features, axis=(0, 1))
+        return jnp.concatenate(parts, -1), jnp.mean(features, axis=(0, 1))
 
     def _grid_points(self, dtype):
         axes = [jnp.linspace(a, b, self.resolution, dtype=dtype) for a, b in zip(self.lower, self.upper, strict=True)]
@@ -291,6 +292,12 @@ def _between_centres(fractions, sizes):
     """Fractions of an image's height and width as fractions of the way from its first pixel's centre to the last's."""
     sizes = jnp.asarray(sizes, fractions.dtype)
     return (fractions * sizes - 0.5) / (sizes - 1)
+
+
+def _hidden(network, x):
+    lift, importance = network
+    h = jax.nn.relu(lift(x))
+    return h, importance(h)
 
 
 def _decode(network, h, condition):

@@ -137,7 +137,7 @@ class LiftingDenoiser(AbstractDenoiser):
         patch_size: int = 4,
         feature_stride: int = 2,
         depths: int = 16,
-        channels: int = 12,
+        channels: int = 8,
         point_width: int = 48,
         point_depth: int = 2,
         latent_size: int = 16,

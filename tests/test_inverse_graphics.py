@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import runpy
 import sys
 from pathlib import Path
 
@@ -241,3 +242,12 @@ def test_hues_are_told(example):
     cases = {"hidden_red": (0.8, 0.2, 0.2), "hidden_blue": (0.2, 0.25, 0.8), "hidden_other": (0.6, 0.2, 0.6)}
     for name, colour in cases.items():
         assert example.hidden_shares([field(colour)], 0.5)[name] == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_at_tiny_sizes(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "rendering.py"))["main"]
+    sizes = "--size 8 --samples 4 --repeats 1 --width 16 --depth 1 --resolution 6"
+    figures = main([*sizes.split(), "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert "pixelNeRF: denoising, 4 samples" in figures and "lifting: denoising, 4 samples" in figures

@@ -233,6 +233,7 @@ def test_weights_are_neither_trained_nor_saved(tmp_path):
     assert names == ["denoiser.network.weight", "denoiser.network.bias"]
 
 
+@pytest.mark.slow
 def test_default_denoiser_of_a_generator():
     """`forward` alone suffices: the latent code is known from the generator."""
     forward = si.forward.Generator(mlp())

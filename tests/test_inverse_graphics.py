@@ -66,6 +66,7 @@ def difference(a, b):
     return max(float(jnp.max(jnp.abs(x - y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 def test_the_order_of_views_and_masked_ones_change_nothing():
     denoiser = make_denoiser()
     field = denoise(denoiser, views(0, 1), jr.key(0))

@@ -167,7 +167,14 @@ def test_gradients_by_finite_differences():
     np.testing.assert_allclose(slope, backwards, rtol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"checkpoint": True}, {"chunk_size": 50}, {"checkpoint": True, "chunk_size": 300}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"checkpoint": True}, marks=pytest.mark.slow),
+        pytest.param({"chunk_size": 50}, marks=pytest.mark.slow),
+        {"checkpoint": True, "chunk_size": 300},
+    ],
+)
 def test_memory_options_change_nothing(options):
     field = random_field()
     for function in (
@@ -189,6 +196,7 @@ def test_subsets_of_rays_and_crops_are_parts_of_the_image():
     np.testing.assert_allclose(part, image[1::2, ::2], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_stratified_samples_have_no_bias():
     """Over random offsets the mean optical depth is the integral, while that of the middles is off."""
     field = random_field(shape=(9, 9, 9), density_scale=0.3)

@@ -208,8 +208,9 @@ def draw(config, scene, judge):
     latents = judge.shown["energy"]
     rows = min(6, len(latents))
     images = np.asarray(scene.render(latents[:rows]))
-    titles = ["given", "its image", *[""] * 8, "mean", "std. dev."]
-    titles[5] = "samples"
+    shown_samples = min(8, images.shape[1])
+    titles = ["given", "its image", *[""] * shown_samples, "mean", "std. dev."]
+    titles[2 + shown_samples // 2] = "samples"
     columns = len(titles) + 2 * (judge.truth is not None)
     figure = Figure(figsize=(0.8 * columns, 0.82 * rows + 0.4), layout="constrained")
     grid = figure.add_gridspec(rows, columns)
@@ -222,7 +223,7 @@ def draw(config, scene, judge):
         )
         spread = images[row].std(0).mean(-1)
         shown = [canvas.squeeze(), show(np.asarray(judge.images[row]))]
-        shown += [show(x) for x in images[row, :8]] + [show(images[row].mean(0)), spread]
+        shown += [show(x) for x in images[row, :shown_samples]] + [show(images[row].mean(0)), spread]
         for column, (image, title) in enumerate(zip(shown, titles, strict=True)):
             ax = figure.add_subplot(grid[row, column])
             colours, highest = ("magma", 1) if title == "std. dev." else ("gray", 1)

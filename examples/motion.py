@@ -287,10 +287,17 @@ def photometric_optima(config, test, flows):
 
 
 def coverage(samples, observed):
-    """The share of grey values within the samples' central 90 % intervals, up to the rounding to bytes."""
-    low, high = jnp.quantile(samples, jnp.asarray([0.05, 0.95]), axis=0)
-    slack = 0.5 / 255
-    return jnp.mean((observed >= low - slack) & (observed <= high + slack))
+    """The share of grey values within the samples' central 90 % intervals: ranks of bytes, ties broken at random.
+
+    Between quantiles of 32 draws of the truth itself there would be 85 % only.
+    """
+    grey = lambda x: jnp.round(255 * jnp.clip(x, 0, 1))
+    samples, observed = grey(samples), grey(observed)
+    tie_key, place_key = jr.split(jr.key(0))
+    below, ties = jnp.sum(samples < observed, axis=0), jnp.sum(samples == observed, axis=0)
+    rank = below + jr.randint(tie_key, ties.shape, 0, ties + 1)
+    place = (rank + jr.uniform(place_key, rank.shape)) / (len(samples) + 1)
+    return jnp.mean(jnp.abs(place - 0.5) <= 0.45)
 
 
 def evaluate(forward, flows, test, reference, std):

@@ -35,7 +35,8 @@ def _from_log_snr(schedule, log_snr):
 
 
 def _fractions(num_steps):
-    return jnp.arange(num_steps) / max(num_steps - 1, 1)
+    # Compiled, `arange(n) / (n - 1)` becomes a product with the reciprocal, whose last entry need not be 1.
+    return jnp.linspace(0.0, 1.0, num_steps)
 
 
 @final

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, final
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from .. import _likelihood as likelihood
@@ -35,6 +36,9 @@ class EnergyScore(AbstractObjective):
     - `target_weight`, `novel_weight`, `context_weight`: the weights of squared differences in the norm, at least 0. A
         target of weight 0 is not predicted at all, which saves time where novel measurements are parts of the target's
         view. The context may be scored only where measurements have no noise.
+    - `marginal_weight`: the weight of the mean score of the target and each view by themselves, added to that of their
+        joint law, at least 0. The sum stays strictly proper; what the context determines is learned sooner, since it
+        is not outweighed by what other views leave open.
     - `regulariser`: a callable `(signal, params) -> scalar` added to the loss, its weight included, or `None`.
     - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t` such as
         [`stochinv.uniform_time`][] and [`stochinv.uniform_log_snr`][].
@@ -51,6 +55,7 @@ class EnergyScore(AbstractObjective):
     target_weight: float = 1.0
     novel_weight: float = 1.0
     context_weight: float = 0.0
+    marginal_weight: float = 0.0
     regulariser: AnyCallable | None = None
     sample_time: AnyCallable = uniform_log_snr
     stochastic: ClassVar[bool] = True
@@ -60,7 +65,7 @@ class EnergyScore(AbstractObjective):
             raise ValueError(f"EnergyScore: `num_samples` must be at least 2, got {self.num_samples}.")
         if not 0 < self.beta < 2:
             raise ValueError(f"EnergyScore: `beta` must lie strictly between 0 and 2, got {self.beta}.")
-        for name in ("target_weight", "novel_weight", "context_weight"):
+        for name in ("target_weight", "novel_weight", "context_weight", "marginal_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"EnergyScore: `{name}` must be at least 0, got {getattr(self, name)}.")
 
@@ -102,6 +107,16 @@ class EnergyScore(AbstractObjective):
         weights = ravel_pytree(weights)[0].astype(observed.dtype)
         predicted, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
         error, spread = energy_terms(predicted, observed, weights / weights.size, self.beta)
+        if self.marginal_weight > 0:
+            stacks = [view.observation for view, _ in scored]
+            if self.target_weight > 0:
+                stacks = [jax.tree.map(lambda x: x[None], target.observation), *stacks]
+            alone = [
+                energy_terms(predicted[:, part], observed[part], weights[part] / weights[part].size, self.beta)
+                for part in _parts(stacks)
+            ]
+            errors, spreads = (jnp.mean(jnp.stack(x)) for x in zip(*alone, strict=True))
+            error, spread = error + self.marginal_weight * errors, spread + self.marginal_weight * spreads
         return self._loss(error, spread, self.weighting(level), penalty)
 
     def _simulated(self, problem, example, key):
@@ -177,6 +192,18 @@ def _norm_power(difference, weights, beta):
     square = jnp.sum(weights * difference**2)
     positive = square > 0
     return jnp.where(positive, jnp.where(positive, square, 1.0) ** (beta / 2), 0.0)
+
+
+def _parts(stacks):
+    """Where each observation of stacks of observations is in all of them raveled."""
+    label = lambda stack, first: jax.tree.map(
+        lambda x: np.broadcast_to(np.arange(first, first + len(x)).reshape(-1, *(1,) * (x.ndim - 1)), x.shape), stack
+    )
+    lengths = [len(jax.tree.leaves(stack)[0]) for stack in stacks]
+    starts = np.cumsum([0, *lengths])
+    labels = jax.tree.leaves([label(stack, start) for stack, start in zip(stacks, starts, strict=False)])
+    labels = np.concatenate([x.ravel() for x in labels])
+    return [np.flatnonzero(labels == i) for i in range(starts[-1])]
 
 
 def _weights(view, weight):

@@ -38,6 +38,14 @@ def x64():
     jax.config.update("jax_enable_x64", before)
 
 
+@pytest.fixture
+def compiled_quickly():
+    """Hardly optimised code for one test: for one that compiles much, computes little, and is slow all the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def clear_caches_between_modules():
     """Compiled code of a finished module is only a burden on memory."""

@@ -67,6 +67,7 @@ def run(example, tmp_path, arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 def test_digits_at_tiny_sizes(example, tmp_path):
     options = f"{TINY} --generator-steps 2 --classifier-steps 2 --reference 200 --memory 32"
     figures = run(example, tmp_path, options)
@@ -76,6 +77,7 @@ def test_digits_at_tiny_sizes(example, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 def test_faces_at_tiny_sizes(example, tmp_path):
     generator = si.nn.DCGANGenerator(100, example.FACES, use_bias=True, key=jr.key(0))
     random_file(tmp_path / "faces.npz", generator)
@@ -85,6 +87,7 @@ def test_faces_at_tiny_sizes(example, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 def test_stylegan2_takes_a_step_of_training_and_of_sampling(example, tmp_path):
     options = TINY.replace("--steps 2", "--steps 1").replace("--batch-size 8", "--batch-size 2")
     options = options.replace("--sampler-steps 1 2", "--sampler-steps 1").replace("--samples 5", "--samples 2")

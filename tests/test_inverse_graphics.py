@@ -188,6 +188,7 @@ def example():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("family", ["hidden", "random"])
 def test_the_example_runs_at_tiny_sizes(example, family, tmp_path):
     pytest.importorskip("mitsuba")
@@ -246,6 +247,7 @@ def test_hues_are_told(example):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 def test_the_benchmark_runs_at_tiny_sizes(tmp_path):
     main = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "rendering.py"))["main"]
     sizes = "--size 8 --samples 4 --repeats 1 --width 16 --depth 1 --resolution 6"

@@ -124,6 +124,7 @@ def test_settings_are_checked(motion):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 def test_runs_at_tiny_sizes(motion, tmp_path):
     files = {name: tmp_path / name for name in ("picture.png", "motion.gif", "figures.json")}
     figures = motion.main(

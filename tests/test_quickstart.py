@@ -37,6 +37,7 @@ def quickstart():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
 def test_runs_at_tiny_sizes(quickstart, tmp_path):
     sizes = (
         "--steps 3 --batch-size 8 --draws 2 --width 16 --train 64 --digits 3 --unseen 2 --samples 4 --sampler-steps 2"

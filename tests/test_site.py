@@ -170,11 +170,11 @@ def test_reader_who_prefers_dark_gets_dark(open_page):
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
 def test_search(width, open_page):
     window = open_page("", width)
-    if not window.locator(".md-search__input").is_visible():
-        window.locator("label[for=__search]:visible").first.click()
-    window.locator(".md-search__input").click()
-    window.keyboard.type("StochasticInverseProblem")
-    result = window.locator(".md-search-result__link[href*='api/problem/#stochinv.StochasticInverseProblem']").first
+    field, button = window.locator(".md-search__input"), window.locator(".md-header label[for=__search].md-header__button")
+    (button if button.is_visible() else field).click()
+    field.press_sequentially("StochasticInverseProblem")
+    links = ".md-search-result__link[href*='/api/problem/'][href$='#stochinv.StochasticInverseProblem']"
+    result = window.locator(links).first
     result.wait_for()
     take_screenshot(window, f"search-{width}")
     result.click()

@@ -50,6 +50,13 @@ DIRECTIVES = {
 BLOCK = re.compile(r"^(<!-- not run -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+PICTURES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "docs").rglob("*")
+    if path.suffix in (".avif", ".gif", ".jpeg", ".jpg", ".mp4", ".png", ".svg", ".webm", ".webp")
+)
+
+
 def look_up(name):
     return functools.reduce(getattr, name.split(".")[1:], si)
 
@@ -68,6 +75,13 @@ def test_reference_names_exist():
         # Annotated without a value, as the class variable of an abstract objective.
         missing = [m for m in members if not hasattr(look_up(name), m) and m not in look_up(name).__annotations__]
         assert not missing, f"{name} has no {missing}"
+
+
+@pytest.mark.parametrize("path", PICTURES)
+def test_picture_is_small(path):
+    limit = 2_000_000 if path.endswith((".gif", ".mp4", ".webm")) else 300_000
+    size = (ROOT / path).stat().st_size
+    assert size < limit, f"{path} has {size} bytes, of at most {limit}: compress it"
 
 
 def blocks(page):

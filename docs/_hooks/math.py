@@ -1,7 +1,7 @@
 """Turns the site's formulas into MathML while it is built.
 
 Every browser of today displays MathML by itself, so that a reader's browser runs no
-script and fetches no font for them. `pymdownx.arithmatex` finds the formulas, in pages
+script for them; their font is one of the site's own. `pymdownx.arithmatex` finds the formulas, in pages
 and docstrings; a formula that cannot be converted fails the build.
 """
 

@@ -1,14 +1,27 @@
-"""Drops what Python says of every generated `__init__` while the site is built.
+"""Mends the signatures of the reference while the site is built.
 
-The arguments of such a class are in its own docstring; only the signature is wanted.
+Public names in them become links, forward references too. What Python says of every generated
+`__init__` is dropped: the arguments of such a class are in its own docstring.
 """
 
 import re
 
 _GENERATED = re.compile(r"<p>\s*Initialize self\.\s+See help\(type\(self\)\) for accurate signature\.\s*</p>")
+_SIGNATURE = re.compile(r'<div class="doc-signature highlight">.*?</div>', re.DOTALL)
+_PUBLIC = re.compile(r'<span class="n">stochinv</span>(?:<span class="o">\.</span><span class="n">\w+</span>)+')
+_FORWARD = re.compile(r'(?<=&gt;</span> )<span class="s2">"([A-Z]\w*)"</span>')
+
+
+def _link(text: str, target: str) -> str:
+    return f'<autoref optional identifier="{target}">{text}</autoref>'  # mkdocs-autorefs finds the page
+
+
+def _mend(signature: re.Match[str]) -> str:
+    linked = _PUBLIC.sub(lambda match: _link(match[0], re.sub("<.*?>", "", match[0])), signature[0])
+    return _FORWARD.sub(lambda match: _link(f'<span class="n">{match[1]}</span>', f"stochinv.{match[1]}"), linked)
 
 
 def on_page_content(content: str, *, page, config, files) -> str:
     """MkDocs's hook: called with the HTML of every page."""
     del page, config, files
-    return _GENERATED.sub("", content)
+    return _SIGNATURE.sub(_mend, _GENERATED.sub("", content))

@@ -63,10 +63,15 @@ def look_up(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_public_name_is_documented(name):
-    doc = look_up(name).__doc__
+    value = look_up(name)
+    doc = value.__doc__
     # A dataclass without a docstring is given its signature as one.
     assert doc and not doc.startswith(name.split(".")[-1] + "("), f"{name} has no docstring"
     assert name in DIRECTIVES, f"{name} is on no page of docs/api"
+    if inspect.isclass(value):
+        members = {m: getattr(value, m) for m in vars(value) if not m.startswith("_")}
+        bare = [m for m, v in members.items() if (callable(v) or isinstance(v, property)) and not inspect.getdoc(v)]
+        assert not bare, f"methods of {name} have no docstring: {bare}"
 
 
 def test_reference_names_exist():

@@ -7,6 +7,7 @@ The site is built and served on loopback. `STOCHINV_CHROMIUM` names another brow
 import functools
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,8 @@ FAULTS = """async () => {
   const faults = []
   const article = document.querySelector("article")
   const width = document.documentElement.clientWidth
-  const scrolls = (e) => e && e !== article && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
+  const overflow = (e) => getComputedStyle(e).overflowX
+  const scrolls = (e) => e !== article && (/auto|scroll/.test(overflow(e)) || scrolls(e.parentElement))
   const name = (e) => e.outerHTML.slice(0, 120)
 
   article.querySelectorAll("details").forEach((e) => (e.open = true))
@@ -129,8 +131,9 @@ def scheme(window):
 
 def luminance(window):
     """Of the page's background, between 0 and 1."""
-    colour = window.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number)")
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), colour, strict=True)) / 255
+    colour = window.evaluate("getComputedStyle(document.body).backgroundColor")
+    channels = [float(channel) for channel in re.findall(r"[0-9.]+", colour)[:3]]
+    return sum(weight * channel for weight, channel in zip((0.2126, 0.7152, 0.0722), channels, strict=True)) / 255
 
 
 def take_screenshot(window, name):
@@ -170,7 +173,8 @@ def test_reader_who_prefers_dark_gets_dark(open_page):
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
 def test_search(width, open_page):
     window = open_page("", width)
-    field, button = window.locator(".md-search__input"), window.locator(".md-header label[for=__search].md-header__button")
+    field = window.locator(".md-search__input")
+    button = window.locator(".md-header__button[for=__search]")
     (button if button.is_visible() else field).click()
     field.press_sequentially("StochasticInverseProblem")
     links = ".md-search-result__link[href*='/api/problem/'][href$='#stochinv.StochasticInverseProblem']"

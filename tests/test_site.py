@@ -22,7 +22,7 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
-    path.relative_to(ROOT / "docs").with_suffix("").as_posix().removesuffix("index")
+    re.sub(r"(^|/)index$", "", path.relative_to(ROOT / "docs").with_suffix("").as_posix())
     for path in (ROOT / "docs").rglob("*.md")
 )
 WIDTHS = {"desktop": 1280, "phone": 390}
@@ -122,7 +122,7 @@ def open_page(browser, address):
     yield open_page
     for context in contexts:
         context.close()
-    assert not troubles, "\n".join(troubles)
+    assert not troubles, "\n".join(dict.fromkeys(troubles))
 
 
 def scheme(window):
@@ -136,9 +136,9 @@ def luminance(window):
     return sum(weight * channel for weight, channel in zip((0.2126, 0.7152, 0.0722), channels, strict=True)) / 255
 
 
-def take_screenshot(window, name):
+def take_screenshot(window, name, full_page=True):
     if folder := os.environ.get("STOCHINV_SCREENSHOTS"):
-        window.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        window.screenshot(path=Path(folder) / f"{name}.png", full_page=full_page)
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
@@ -154,7 +154,7 @@ def test_page(page, width, open_page):
     assert luminance(window) < 0.2
     faults += window.evaluate(FAULTS)
     take_screenshot(window, f"{name}-dark")
-    assert not faults, "\n".join(faults)
+    assert not faults, "\n".join(dict.fromkeys(faults))
 
 
 def test_formulas_are_there(open_page):
@@ -180,10 +180,11 @@ def test_search(width, open_page):
     links = ".md-search-result__link[href*='/api/problem/'][href$='#stochinv.StochasticInverseProblem']"
     result = window.locator(links).first
     result.wait_for()
-    take_screenshot(window, f"search-{width}")
+    take_screenshot(window, f"search-{width}", full_page=False)
     result.click()
     window.wait_for_url("**/api/problem/**")
     window.locator("[id='stochinv.StochasticInverseProblem']").wait_for()
+    window.wait_for_load_state("networkidle")
 
 
 class Links(HTMLParser):

@@ -218,21 +218,21 @@ def compare(predictions, held_out):
     for predicted, scene in zip(predictions, held_out, strict=True):
         truth = on_white(np.asarray(scene.views().observation))
         errors = np.mean((predicted - truth) ** 2, axis=(2, 3, 4))
-        number = len(predicted)
-        distances = np.sqrt(np.mean((predicted[:, None] - predicted[None]) ** 2, axis=(3, 4, 5)))
-        spread = distances.sum((0, 1)) / max(2 * number * (number - 1), 1)
-        place = (predicted < truth).mean(0) + (predicted == truth).mean(0) / 2
+        scores = jax.jit(jax.vmap(si.diagnostics.energy_score, (1, 0)))(predicted, truth)
+        grey = lambda x: jnp.round(255 * jnp.asarray(x))
+        ranks = si.diagnostics.fractional_ranks(grey(predicted), grey(truth), key=jr.key(len(rows)))
+        inside = np.abs(np.asarray(ranks) - 0.5) <= 0.45
         foreground = scene.images[..., 3] > 0.5
         for view in range(len(truth)):
             psnr = -10 * np.log10(np.maximum(errors[:, view], 1e-10))
             rows.append(
                 {
                     "angle": angle(scene.poses[0], scene.poses[view]) if view else -1.0,
-                    "energy_score": np.sqrt(errors[:, view]).mean() - spread[view],
+                    "energy_score": float(scores[view]),
                     "psnr_mean": psnr.mean(),
                     "psnr_best_of_16": psnr.max(),
                     "ssim": structural_similarity(predicted[0, view], truth[view], channel_axis=-1, data_range=1),
-                    "coverage_90": np.mean(np.abs(place[view] - 0.5)[foreground[view]] <= 0.45),
+                    "coverage_90": np.mean(inside[view][foreground[view]]),
                     "diversity": predicted[:, view].std(0).mean(),
                 }
             )

@@ -237,9 +237,8 @@ def scores(forward, flows, source, observed, reference, std):
     others = lambda measure, x: jnp.sum(jax.lax.map(lambda one: jnp.sum(measure(x - one)), x)) / pairs
     psnr = -20 * jnp.log10(jnp.maximum(norm(warped - observed), 1e-3))
     found = {
-        "energy_score": (jnp.mean(norm(warped - observed)) - others(norm, warped) / 2) / std,
-        "crps": (jnp.mean(jnp.abs(warped - observed)) - others(lambda x: jnp.mean(jnp.abs(x), (1, 2, 3)), warped) / 2)
-        / std,
+        "energy_score": si.diagnostics.energy_score(warped, observed) / std,
+        "crps": si.diagnostics.crps(warped, observed) / std,
         "psnr_mean": jnp.mean(psnr),
     }
     if reference is not None:
@@ -292,12 +291,8 @@ def coverage(samples, observed):
     Between quantiles of 32 draws of the truth itself there would be 85 % only.
     """
     grey = lambda x: jnp.round(255 * jnp.clip(x, 0, 1))
-    samples, observed = grey(samples), grey(observed)
-    tie_key, place_key = jr.split(jr.key(0))
-    below, ties = jnp.sum(samples < observed, axis=0), jnp.sum(samples == observed, axis=0)
-    rank = below + jr.randint(tie_key, ties.shape, 0, ties + 1)
-    place = (rank + jr.uniform(place_key, rank.shape)) / (len(samples) + 1)
-    return jnp.mean(jnp.abs(place - 0.5) <= 0.45)
+    ranks = si.diagnostics.fractional_ranks(grey(samples), grey(observed), key=jr.key(0))
+    return jnp.mean(jnp.abs(ranks - 0.5) <= 0.45)
 
 
 def evaluate(forward, flows, test, reference, std):

@@ -191,30 +191,18 @@ def evaluate(samples, unseen, std):
     def digit(inputs):
         samples, unseen, key = inputs
         windows = cut(samples, unseen.params)
-        scores = jax.vmap(energy_score, (1, 0))(windows / std, unseen.observation / std)
+        scores = jax.vmap(si.diagnostics.energy_score, (1, 0))(windows / std, unseen.observation / std)
         return jnp.mean(scores), interval_coverage(windows, unseen.observation, key)
 
     scores, coverage = jax.lax.map(digit, (samples, unseen, jr.split(jr.key(0), len(samples))))
     return jnp.mean(scores), jnp.mean(coverage, 0)
 
 
-def energy_score(samples, observed):
-    """`mean ‖x_m − o‖ − ½ mean_{m≠n} ‖x_m − x_n‖`, unbiased; the norm is the root mean square over pixels."""
-    samples, observed = samples.reshape(len(samples), -1), observed.ravel()
-    norm = lambda difference: jnp.sqrt(jnp.mean(difference**2, axis=-1))
-    pairs = jax.vmap(lambda x: jnp.sum(norm(samples - x)))(samples)
-    return jnp.mean(norm(samples - observed)) - jnp.sum(pairs) / (2 * len(samples) * (len(samples) - 1))
-
-
 def interval_coverage(samples, observed, key):
-    """How many pixels lie in the samples' central intervals: ranks of grey levels, ties broken at random."""
+    """How many pixels lie in the samples' central intervals, by the ranks of grey levels."""
     grey = lambda x: jnp.round(255 * jnp.clip(x, 0, 1))
-    samples, observed = grey(samples), grey(observed)
-    tie_key, place_key = jr.split(key)
-    below, ties = jnp.sum(samples < observed, axis=0), jnp.sum(samples == observed, axis=0)
-    rank = below + jr.randint(tie_key, ties.shape, 0, ties + 1)
-    place = (rank + jr.uniform(place_key, rank.shape)) / (len(samples) + 1)  # uniform on [0, 1] if calibrated
-    return jnp.stack([jnp.mean(jnp.abs(place - 0.5) <= level / 200) for level in LEVELS])
+    ranks = si.diagnostics.fractional_ranks(grey(samples), grey(observed), key=key)
+    return jnp.stack([jnp.mean(jnp.abs(ranks - 0.5) <= level / 200) for level in LEVELS])
 
 
 def print_table(config, figures):

@@ -60,15 +60,6 @@ def test_coverage_of_equal_laws_is_its_level(quickstart):
     assert np.all(np.abs(coverage - levels) < 5 * np.sqrt(levels * (1 - levels) / 20_000))
 
 
-def test_energy_score_is_unbiased(quickstart):
-    """For samples and observation of one law, half the mean distance between two draws."""
-    draws = jr.normal(jr.key(0), (4000, 5, 3))
-    scores = jax.vmap(lambda x: quickstart.energy_score(x[1:], x[0]))(draws)
-    pairs = jnp.sqrt(jnp.mean((draws[:, 0] - draws[:, 1]) ** 2, -1)) / 2
-    error = math.sqrt((np.var(scores) + np.var(pairs)) / len(draws))
-    assert abs(jnp.mean(scores) - jnp.mean(pairs)) < 5 * error
-
-
 @pytest.mark.parametrize("context_snr, error", [(None, 0.5), (1e6, 0.003)])
 def test_a_trusted_context_is_repeated(context_snr, error):
     """Whatever the network says, the signal keeps to a context whose SNR is large."""

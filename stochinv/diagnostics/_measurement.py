@@ -30,6 +30,7 @@ from .._sampler.base import AbstractSampler
 from .._view import Example, RandomViews, View, view_mask
 from ._calibration import LEVELS, Calibration, band, calibration_of_ranks
 from ._common import check_probability, generator, leading_size, new_axes, random_rank
+from ._scores import fractional_ranks
 
 NUM_POINTS = 19
 
@@ -224,7 +225,7 @@ def _all_records(problem, data, keys, roles, sampler, options, batch_size):
 def _record(problem, example, key, roles, sampler, options):
     """Fractional ranks of the entries, which entries count, and ranks of random functionals."""
     num_samples, num_projections, resolution, limits = options
-    role_key, sample_key, noise_key, direction_key, rank_key, tie_key, spread_key = jr.split(key, 7)
+    role_key, sample_key, noise_key, direction_key, rank_key, tie_key = jr.split(key, 6)
     if roles is not None:
         example = roles(example, key=role_key)
     target = example.target
@@ -249,8 +250,7 @@ def _record(problem, example, key, roles, sampler, options):
     if example.novel is not None:
         each = jax.vmap(lambda o, m: jax.tree.map(lambda x: jnp.full(x.shape, m, observed.dtype), o))
         weights = ravel_pytree(each(example.novel.observation, view_mask(example.novel)))[0]
-    ranks = random_rank(predicted, observed, rank_key)
-    fractions = (ranks + jr.uniform(spread_key, ranks.shape)) / (num_samples + 1)
+    fractions = fractional_ranks(predicted, observed, key=rank_key)
     directions = weights * jr.normal(direction_key, (num_projections, observed.size), observed.dtype)
     # One product for both, so that equal measurements get equal projections.
     projected = jnp.concatenate([jnp.where(weights > 0, observed, 0)[None], predicted]) @ directions.T

@@ -1,0 +1,106 @@
+"""What single observations say of predictions: scores and ranks, to be averaged over held-out records."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from .._custom_types import FloatScalar, Key
+from ._common import as_rows, random_rank
+
+
+def energy_score(samples: PyTree, observed: PyTree) -> FloatScalar:
+    """`mean_m ‖x_m − o‖ − ½ mean_{m≠n} ‖x_m − x_n‖`, unbiased: the score of predictions of the *joint* law of `o`.
+
+    The norm is the root mean square over all entries. Of laws that predict `o`, the true one has the least expected
+    score; one sample is scored as a prediction without spread.
+
+    **Arguments:**
+
+    - `samples`: predictions of a measurement, leaves of shape `(samples, ...)`.
+    - `observed`: the measurement, in the structure of one sample.
+
+    **Returns:**
+
+    A scalar in the units of the measurement.
+
+    **Raises:**
+
+    `ValueError` if samples and measurement differ in their number of entries.
+
+    ??? cite "Source"
+
+        Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2.
+    """
+    rows, value = _checked(samples, observed)
+    norm = lambda difference: jnp.sqrt(jnp.mean(difference**2, -1))
+    pairs = jnp.sum(jax.lax.map(lambda row: jnp.sum(norm(rows - row)), rows))
+    return jnp.mean(norm(rows - value)) - pairs / _twice_the_pairs(rows)
+
+
+def crps(samples: PyTree, observed: PyTree) -> FloatScalar:
+    """The continuous ranked probability score, unbiased, mean over entries: the energy score of each by itself.
+
+    **Arguments:**
+
+    - `samples`: predictions of a measurement, leaves of shape `(samples, ...)`.
+    - `observed`: the measurement, in the structure of one sample.
+
+    **Returns:**
+
+    A scalar in the units of the measurement.
+
+    **Raises:**
+
+    `ValueError` if samples and measurement differ in their number of entries.
+
+    ??? cite "Source"
+
+        Gneiting and Raftery 2007, equation 21.
+    """
+    rows, value = _checked(samples, observed)
+    number = len(rows)
+    # Of the sorted values the i-th is the larger one of i pairs, and the smaller one of the others.
+    larger = 2 * jnp.arange(number) - (number - 1)
+    pairs = 2 * larger.astype(rows.dtype) @ jnp.sort(rows, axis=0)
+    return jnp.mean(jnp.mean(jnp.abs(rows - value), 0) - pairs / _twice_the_pairs(rows))
+
+
+def fractional_ranks(
+    samples: Float[Array, "samples *shape"], observed: Float[Array, "*shape"], *, key: Key
+) -> Float[Array, "*shape"]:
+    """The rank of each entry of a measurement among predictions of it, spread at random over `[0, 1]`.
+
+    Where the predictions have the law of the measurement, every rank is uniform on `[0, 1]`, for any number of samples and
+    with ties too, which are broken at random: round both to the levels at which measurements are recorded. The share
+    of entries within the central interval of level `p` is that of `|rank − ½| ≤ p / 2`.
+
+    **Arguments:**
+
+    - `samples`: predictions, shape `(samples, *shape)`.
+    - `observed`: the measurement.
+    - `key`: a PRNG key.
+
+    **Returns:**
+
+    Ranks in `[0, 1]`.
+    """
+    rank_key, spread_key = jr.split(key)
+    ranks = random_rank(samples, observed, rank_key)
+    return (ranks + jr.uniform(spread_key, ranks.shape)) / (len(samples) + 1)
+
+
+def _checked(samples, observed):
+    rows, value = as_rows("samples", samples), ravel_pytree(observed)[0]
+    if rows.shape[1] != value.size:
+        raise ValueError(
+            f"`samples` must predict all of `observed`, got {rows.shape[1]} and {value.size} entries; give `samples` a "
+            "leading axis and the structure of `observed`."
+        )
+    return rows, value
+
+
+def _twice_the_pairs(rows):
+    number = len(rows)
+    return max(2 * number * (number - 1), 1)

@@ -28,9 +28,8 @@ def test_scores_against_brute_force():
     np.testing.assert_allclose(si.diagnostics.crps(samples, observed), each, rtol=1e-5)
     one = np.sqrt(np.mean((samples[0] - observed) ** 2))
     np.testing.assert_allclose(si.diagnostics.energy_score(samples[:1], observed), one, rtol=1e-5)
-    np.testing.assert_allclose(
-        si.diagnostics.crps(samples[:1], observed), np.mean(np.abs(samples[0] - observed)), rtol=1e-5
-    )
+    one = np.mean(np.abs(samples[0] - observed))
+    np.testing.assert_allclose(si.diagnostics.crps(samples[:1], observed), one, rtol=1e-5)
 
 
 @pytest.mark.parametrize("score", ["energy_score", "crps"])
@@ -50,8 +49,9 @@ def test_ranks_of_a_right_law_are_uniform():
     ranks = np.asarray(si.diagnostics.fractional_ranks(values[1:], values[0], key=jr.key(1)))
     for level in (0.05, 0.3, 0.5, 0.9):
         assert abs(np.mean(ranks <= level) - level) < 5 * np.sqrt(level * (1 - level) / 40_000)
+    values = jr.normal(jr.key(2), (6, 40_000))
     narrow = np.asarray(si.diagnostics.fractional_ranks(0.7 * values[1:], values[0], key=jr.key(1)))
-    assert np.mean(np.abs(narrow - 0.5) <= 0.45) < 0.88
+    assert np.mean(np.abs(narrow - 0.5) <= 1 / 3) < 0.6
 
 
 def test_measurements_of_another_size_are_refused():

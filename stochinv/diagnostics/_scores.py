@@ -72,9 +72,9 @@ def fractional_ranks(
 ) -> Float[Array, "*shape"]:
     """The rank of each entry of a measurement among predictions of it, spread at random over `[0, 1]`.
 
-    Where the predictions have the law of the measurement, every rank is uniform on `[0, 1]`, for any number of samples and
-    with ties too, which are broken at random: round both to the levels at which measurements are recorded. The share
-    of entries within the central interval of level `p` is that of `|rank − ½| ≤ p / 2`.
+    Where the predictions have the law of the measurement, every rank is uniform on `[0, 1]`, for any number of samples
+    and with ties too, which are broken at random: round both to the levels at which measurements are recorded. The
+    share of entries within the central interval of level `p` is that of `|rank − ½| ≤ p / 2`.
 
     **Arguments:**
 

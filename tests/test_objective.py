@@ -213,3 +213,11 @@ def test_noise_of_measurements_is_drawn_where_there_is_some(noise):
     expected = jax.vmap(lambda key: scaled_normal(like, scale, key))(keys)
     jax.tree.map(np.testing.assert_array_equal, draw(keys, scale), expected)
     assert noise > 0 or all(jnp.all(x == 0) for x in jax.tree.leaves(draw(keys, scale)))
+
+
+def test_a_prediction_that_is_nan_has_a_loss_that_is_nan():
+    predicted = jnp.array([[jnp.nan, 0.0], [1.0, 2.0]])
+    assert all(jnp.isnan(x) for x in energy_terms(predicted, jnp.zeros(2), jnp.ones(2), 1.0))
+    same = jnp.ones((2, 2))
+    assert energy_terms(same, same[0], jnp.ones(2), 1.0) == (0.0, 0.0)
+    assert jnp.all(jax.grad(lambda x: sum(energy_terms(x, same[0], jnp.ones(2), 1.0)))(same) == 0)

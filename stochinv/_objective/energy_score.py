@@ -190,8 +190,8 @@ def energy_terms(predicted: Any, observed: Any, weights: Any, beta: float) -> tu
 def _norm_power(difference, weights, beta):
     """`‖d‖^β` with a gradient that is 0, not NaN, at `d = 0`."""
     square = jnp.sum(weights * difference**2)
-    positive = square > 0
-    return jnp.where(positive, jnp.where(positive, square, 1.0) ** (beta / 2), 0.0)
+    zero = square == 0  # and not `> 0`, which would hide NaN
+    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, square) ** (beta / 2))
 
 
 def _parts(stacks):

@@ -154,7 +154,7 @@ def check_forward(forward: AbstractForwardModel, signal: Structure, example: Exa
 
     **Returns:**
 
-    Whether it was found to be affine in the signal.
+    Whether it was found to be affine in the signal, and can be linearised.
     """
     params, expected = example.target.params, structure(example.target.observation)
     _check_output(forward, signal, params, expected)
@@ -196,27 +196,26 @@ def _check_output(forward, signal, params, expected):
 
 
 def _probe(forward, signal, params, key):
-    random = lambda key: jax.tree.unflatten(
-        jax.tree.structure(signal),
+    random = lambda like, key: jax.tree.unflatten(
+        jax.tree.structure(like),
         [
             jr.normal(k, x.shape, x.dtype)
-            for k, x in zip(jr.split(key, len(jax.tree.leaves(signal))), jax.tree.leaves(signal), strict=True)
+            for k, x in zip(jr.split(key, len(jax.tree.leaves(like))), jax.tree.leaves(like), strict=True)
         ],
     )
 
     @eqx.filter_jit
     def probe(forward, params, key):
-        first_key, second_key = jr.split(key)
-        first, second = random(first_key), random(second_key)
+        first_key, second_key, cotangent_key = jr.split(key, 3)
+        first, second = random(signal, first_key), random(signal, second_key)
         middle = jax.tree.map(lambda a, b: 0.5 * (a + b), first, second)
         measure = lambda s: forward(s, params)
+        # Training needs reverse mode alone, and so do solvers with a derivative of their own.
         at_first, pull_back = jax.vjp(measure, first)
-        (gradient,) = pull_back(jax.tree.map(jnp.ones_like, at_first))
-        tangent = jax.jvp(measure, (first,), (second,))[1]
+        (gradient,) = pull_back(random(structure(at_first), cotangent_key))
         largest = lambda tree: jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
         gap = jax.tree.map(lambda a, b, m: a + b - 2 * m, at_first, measure(second), measure(middle))
-        derivative = jnp.maximum(largest(gradient), largest(tangent))
-        return derivative, largest(gap), largest(at_first) + largest(measure(second))
+        return largest(gradient), largest(gap), largest(at_first) + largest(measure(second))
 
     try:
         derivatives, gaps, sizes = zip(*(probe(forward, params, k) for k in jr.split(key, 3)), strict=True)
@@ -236,7 +235,17 @@ def _probe(forward, signal, params, key):
             "comparisons and integer conversions by differentiable operations."
         )
     tolerance = 1e3 * jnp.finfo(sizes.dtype).eps
-    return bool(jnp.all(gaps <= tolerance * jnp.maximum(sizes, 1e-30)))
+    affine = bool(jnp.all(gaps <= tolerance * jnp.maximum(sizes, 1e-30)))
+    return affine and _linearises(forward, signal, params)
+
+
+def _linearises(forward, signal, params) -> bool:
+    """Whether there are derivatives in forward mode, which encoders of affine measurements linearise with."""
+    try:
+        jax.jit(lambda s: jax.jvp(lambda x: forward(x, params), (s,), (s,))).lower(signal)  # where it is refused
+    except TypeError:
+        return False
+    return True
 
 
 def find_signal(problem: Any, example: Example) -> Structure:

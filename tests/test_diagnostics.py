@@ -290,6 +290,17 @@ def test_identifiability_of_a_nonlinear_model_without_params():
     assert diagnostics.identifiability(product, signals, None).rank == 2
 
 
+def test_identifiability_of_a_model_with_a_derivative_of_its_own():
+    @jax.custom_vjp
+    def model(signal, params):
+        return jnp.concatenate([signal, signal])[:5] ** 2
+
+    model.defvjp(lambda s, p: (model(s, p), s), lambda s, g: (2 * s * (g[:3] + jnp.pad(g[3:], (0, 1))), None))
+    signals = jnp.array([[1.0, 2.0, 3.0]])
+    found = diagnostics.identifiability(model, signals, None)
+    np.testing.assert_allclose(found.eigenvalues, [36.0, 32.0, 8.0], rtol=1e-5)
+
+
 def test_identifiability_of_a_problem_uses_its_noise():
     problem = measured_problem(0.5)
     matrices = held_out(0, 1, 0.5).params[0]

@@ -117,6 +117,21 @@ def test_a_forward_model_that_cannot_be_learned_through(forward, message):
     refuse(problem_of(forward), EXAMPLES(), message)
 
 
+@jax.custom_vjp
+def in_reverse_only(signal, params):
+    return params @ signal
+
+
+in_reverse_only.defvjp(lambda s, p: (p @ s, (s, p)), lambda kept, g: (kept[1].T @ g, jnp.outer(g, kept[0])))
+
+
+def test_a_forward_model_with_a_derivative_of_its_own_trains():
+    # Affine, but not to be linearised; so are solvers of differential equations.
+    fit = training.fit(problem_of(in_reverse_only), EXAMPLES())
+    assert np.all(np.isfinite(fit.history.loss)) and not fit.problem.data_info.affine
+    assert training.fit(problem_of(training.measure), EXAMPLES()).problem.data_info.affine
+
+
 def test_integer_measurements():
     data = EXAMPLES()
     message = r"`target.observation` is int32, but measurements must be floating-point arrays; convert with"

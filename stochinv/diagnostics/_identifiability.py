@@ -248,7 +248,10 @@ def _spectrum(model, signals, params, noise, num_params, batch_size):
         at = jax.tree.map(lambda x: x[index % num_params], params) if num_params else params
         vector = points[index // num_params if num_params else index]
         outputs = jax.eval_shape(flat, vector, at).size
-        jacobian = (jax.jacrev if outputs < size else jax.jacfwd)(flat)(vector, at)
+        try:
+            jacobian = (jax.jacrev if outputs < size else jax.jacfwd)(flat)(vector, at)
+        except TypeError:  # a solver with a derivative of its own has reverse mode alone
+            jacobian = jax.jacrev(flat)(vector, at)
         return jnp.matmul(jacobian.T, jacobian, precision="highest")
 
     total = number * max(num_params, 1)

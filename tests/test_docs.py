@@ -26,7 +26,7 @@ PAGES = (
     pytest.param("docs/bring-your-own.md", marks=pytest.mark.slow),
     "docs/how-to-choose.md",
     pytest.param("docs/trust.md", marks=pytest.mark.slow),
-    "docs/coming-from.md",
+    pytest.param("docs/coming-from.md", marks=pytest.mark.slow),
     pytest.param("docs/extending.md", marks=pytest.mark.slow),
     "docs/gallery/motion.md",
     pytest.param("docs/gallery/gan-inversion.md", marks=pytest.mark.slow),

@@ -1,7 +1,7 @@
 """The documentation names everything public, and its code runs.
 
-A block of a page is run after the blocks before it, in one namespace per page, without training for long. A block
-under the line `<!-- not run -->` is compiled alone, and the names of the library in it are looked up.
+A block of a page is run after the blocks before it, in one namespace per page, without training for long and with short
+chains. A block under the line `<!-- not run -->` is compiled alone, and the names of the library in it are looked up.
 """
 
 import ast
@@ -115,6 +115,12 @@ def traced_fit(problem, data, *, key, roles=None, standardise=True, steps=10_000
 
 
 _FIT = _fit.fit
+_REFERENCE = si.diagnostics.reference_posterior
+
+
+def short_chains(*args, **options):
+    """A reference posterior of one short chain."""
+    return _REFERENCE(*args, **options | {"num_samples": 8, "num_warmup": 8, "num_chains": 1})
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -126,6 +132,7 @@ def test_code_of_page(page, monkeypatch, tmp_path):
         return
     monkeypatch.setattr(_fit, "fit", traced_fit)
     monkeypatch.setattr(si, "fit", traced_fit)
+    monkeypatch.setattr(si.diagnostics, "reference_posterior", short_chains)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     for line, source, run in blocks(page):

@@ -46,7 +46,7 @@ class Config:
 
     family: Literal["hidden", "random"] = "hidden"
     """The family of scenes, see `scenes.py`."""
-    steps: int = 700
+    steps: int = 1600
     """Training steps."""
     minutes: float = 15.0
     """Training ends after so many minutes at the latest."""
@@ -117,7 +117,9 @@ def fit_family(config):
             depth=config.depth,
             key=keys[0],
         ),
-        objective=si.EnergyScore(num_samples=config.draws, target_weight=0.0, sample_time=mostly_noise),
+        objective=si.EnergyScore(
+            num_samples=config.draws, target_weight=0.0, marginal_weight=1.0, sample_time=mostly_noise
+        ),
     )
     fit = problem.fit(data, steps=config.steps, key=keys[1], callbacks=[ends_after(config.minutes)])
 

@@ -14,6 +14,7 @@ from ._denoiser.base import AbstractDenoiser as AbstractDenoiser
 from ._denoiser.flatten import Flatten as Flatten
 from ._denoiser.gaussian import GaussianDenoiser as GaussianDenoiser
 from ._denoiser.gaussian_prior import GaussianPrior as GaussianPrior
+from ._denoiser.mixture import MixtureDenoiser as MixtureDenoiser
 from ._denoiser.network import (
     AbstractEncoder as AbstractEncoder,
     Features as Features,

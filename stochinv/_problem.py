@@ -17,9 +17,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Structure
+from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Signal, Structure
 from ._data_info import DataInfo, check_structure
 from ._denoiser.base import AbstractDenoiser
 from ._forward.base import AbstractForwardModel, MultiView, as_forward_model
@@ -209,6 +209,22 @@ class StochasticInverseProblem(eqx.Module):
             raise ValueError("The problem is not trained (`denoiser=None`): call `fit`, `load`, or give a denoiser.")
         signal = self.denoiser(noisy, level, context, params, key=key)
         return Sample(signal, self.standardise(self.forward(signal, params)))
+
+    def components(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key
+    ) -> tuple[Signal, Float[Array, " components"]]:
+        """The signals that a draw of the denoiser chooses from, see [`stochinv.AbstractDenoiser.components`][].
+
+        **Arguments:** as of `denoise`.
+
+        **Returns:**
+
+        Signals with a leading components axis, and log-probabilities of shape `(components,)`.
+        """
+        if isinstance(self.denoiser, AbstractDenoiser):
+            return self.denoiser.components(noisy, level, context, params, key=key)
+        signal = self.denoise(noisy, level, context, params, key=key).signal
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], signal), jnp.zeros(1)
 
     def score(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None

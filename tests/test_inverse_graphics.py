@@ -36,7 +36,7 @@ def views(*index, mask=None):
     return si.View(IMAGES[index], take(CAMERAS, index), mask)
 
 
-def make_denoiser(support="box"):
+def make_denoiser(support="box", num_components=1):
     """A small denoiser whose last layer, which starts at zero, is random."""
     denoiser = si.nn.LiftingDenoiser(
         (*SIZE, 4),
@@ -48,6 +48,7 @@ def make_denoiser(support="box"):
         point_width=8,
         latent_size=3,
         support=support,
+        num_components=num_components,
         key=jr.key(1),
     )
     weight = jr.normal(jr.key(2), denoiser.out.weight.shape)
@@ -56,10 +57,14 @@ def make_denoiser(support="box"):
     return eqx.tree_at(where, denoiser, (weight, importance))
 
 
+def arguments_of(context, target=3):
+    level = jax.tree.map(jnp.asarray, si.CosineSchedule().level(0.6))
+    return IMAGES[target], level, context, take(CAMERAS, target)
+
+
 @eqx.filter_jit
 def denoise(denoiser, context, key, target=3):
-    level = jax.tree.map(jnp.asarray, si.CosineSchedule().level(0.6))
-    return denoiser(IMAGES[target], level, context, take(CAMERAS, target), key=key)
+    return denoiser(*arguments_of(context, target), key=key)
 
 
 def difference(a, b):
@@ -84,6 +89,20 @@ def test_draws_differ_and_without_a_key_there_is_one_answer():
     first, second, fixed = (denoise(denoiser, views(0), key) for key in (jr.key(0), jr.key(1), None))
     assert min(difference(first, second), difference(first, fixed)) > 1e-3
     assert difference(fixed, denoise(denoiser, views(0), None)) == 0
+
+
+def test_a_draw_is_one_of_the_components():
+    denoiser = make_denoiser(num_components=3)
+    weight = 3 * jr.normal(jr.key(4), denoiser.choice.weight.shape)
+    denoiser = eqx.tree_at(lambda d: d.choice.weight, denoiser, weight)
+    key = jr.key(0)
+    propose = eqx.filter_jit(lambda key: denoiser.components(*arguments_of(views(0)), key=key))
+    fields, logs = propose(None)
+    np.testing.assert_allclose(jnp.sum(jnp.exp(logs)), 1, rtol=1e-5)
+    assert fields.density.shape == (3, 6, 6, 6) and len(np.unique(logs)) == 3
+    assert difference(denoise(denoiser, views(0), None), take(fields, jnp.argmax(logs))) < 1e-5
+    drawn, (fields, _) = denoise(denoiser, views(0), key), propose(jr.split(key)[1])
+    assert min(difference(drawn, take(fields, k)) for k in range(3)) < 1e-5
 
 
 def test_a_field_in_the_ball_is_empty_outside_and_the_same_inside():

@@ -3,6 +3,9 @@ r"""Denoisers: from a noisy measurement and the context to the signal behind it.
 import abc
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from .._custom_types import Context, Key, Observation, Params, Signal
 from .._schedule import NoiseLevel
@@ -33,3 +36,20 @@ class AbstractDenoiser(eqx.Module):
 
         The signal `ŝ`, in the units that the forward model takes.
         """
+
+    def components(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key
+    ) -> tuple[Signal, Float[Array, " components"]]:
+        """All the signals that a draw chooses from, and the logarithms of their probabilities.
+
+        [`stochinv.EnergyScore`][] weights each by its probability, so that the choice itself has a gradient. There is
+        one component unless a denoiser says otherwise, see [`stochinv.MixtureDenoiser`][].
+
+        **Arguments:** as of a call.
+
+        **Returns:**
+
+        Signals with a leading components axis, and log-probabilities of shape `(components,)`.
+        """
+        signal = self(noisy, level, context, params, key=key)
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], signal), jnp.zeros(1)

@@ -88,15 +88,20 @@ class EnergyScore(AbstractObjective):
 
         def predict(key):
             denoise_key, target_key, novel_key = jr.split(key, 3)
-            sample = problem.denoise(noisy, level, context, target.params, key=denoise_key)
-            predicted = []
-            if self.target_weight > 0:
-                predicted.append(problem.measured(noisy, level, sample.observation, key=target_key))
-            for view, _ in scored:
-                stack = as_multi_view(problem.forward)(sample.signal, view.params)
-                predicted.append(problem.standardise(problem.add_noise(stack, key=novel_key, stacked=True)))
-            penalty = 0.0 if self.regulariser is None else self.regulariser(sample.signal, target.params)
-            return ravel_pytree(predicted)[0], jnp.asarray(penalty, observed.dtype)
+            signals, log_shares = problem.components(noisy, level, context, target.params, key=denoise_key)
+
+            def measure(signal):
+                predicted = []
+                if self.target_weight > 0:
+                    observation = problem.standardise(problem.forward(signal, target.params))
+                    predicted.append(problem.measured(noisy, level, observation, key=target_key))
+                for view, _ in scored:
+                    stack = as_multi_view(problem.forward)(signal, view.params)
+                    predicted.append(problem.standardise(problem.add_noise(stack, key=novel_key, stacked=True)))
+                penalty = 0.0 if self.regulariser is None else self.regulariser(signal, target.params)
+                return ravel_pytree(predicted)[0], jnp.asarray(penalty, observed.dtype)
+
+            return *jax.vmap(measure)(signals), jnp.exp(log_shares).astype(observed.dtype)
 
         parts = [view.observation for view, _ in scored]
         weights = [_weights(view, weight) for view, weight in scored]
@@ -105,19 +110,21 @@ class EnergyScore(AbstractObjective):
             weights = [jax.tree.map(lambda x: jnp.full(x.shape, self.target_weight), target.observation), *weights]
         observed, _ = ravel_pytree(parts)
         weights = ravel_pytree(weights)[0].astype(observed.dtype)
-        predicted, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
-        error, spread = energy_terms(predicted, observed, weights / weights.size, self.beta)
+        predicted, penalty, shares = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
+        error, spread = energy_terms(predicted, observed, weights / weights.size, self.beta, shares)
         if self.marginal_weight > 0:
             stacks = [view.observation for view, _ in scored]
             if self.target_weight > 0:
                 stacks = [jax.tree.map(lambda x: x[None], target.observation), *stacks]
             alone = [
-                energy_terms(predicted[:, part], observed[part], weights[part] / weights[part].size, self.beta)
+                energy_terms(
+                    predicted[..., part], observed[part], weights[part] / weights[part].size, self.beta, shares
+                )
                 for part in _parts(stacks)
             ]
             errors, spreads = (jnp.mean(jnp.stack(x)) for x in zip(*alone, strict=True))
             error, spread = error + self.marginal_weight * errors, spread + self.marginal_weight * spreads
-        return self._loss(error, spread, self.weighting(level), penalty)
+        return self._loss(error, spread, self.weighting(level), jnp.sum(shares * penalty, -1))
 
     def _simulated(self, problem, example, key):
         """The score of novel views under any law of their noise, from pure noise in one step."""
@@ -130,36 +137,41 @@ class EnergyScore(AbstractObjective):
 
         def predict(key):
             denoise_key, *noise_keys = jr.split(key, 3)
-            signal = problem.denoise(noisy, level, context, target.params, key=denoise_key).signal
-            clean = as_multi_view(problem.forward)(signal, novel.params)
-            penalty = 0.0 if self.regulariser is None else self.regulariser(signal, target.params)
+            signals, log_shares = problem.components(noisy, level, context, target.params, key=denoise_key)
 
-            def simulate(key):
-                drawn = problem.add_noise(clean, key=key, stacked=True)
-                if path:
-                    return ravel_pytree(problem.standardise(drawn))[0], jnp.zeros((), observed.dtype)
-                drawn = jax.lax.stop_gradient(drawn)
-                logs = jax.vmap(lambda o, x: likelihood.log_prob(problem.noise, o, x))(clean, drawn)
-                return ravel_pytree(problem.standardise(drawn))[0], jnp.sum(jnp.where(mask, logs, 0))
+            def measure(signal):
+                clean = as_multi_view(problem.forward)(signal, novel.params)
+                penalty = 0.0 if self.regulariser is None else self.regulariser(signal, target.params)
 
-            return *jax.vmap(simulate)(jnp.stack(noise_keys)), jnp.asarray(penalty, observed.dtype)
+                def simulate(key):
+                    drawn = problem.add_noise(clean, key=key, stacked=True)
+                    if path:
+                        return ravel_pytree(problem.standardise(drawn))[0], jnp.zeros((), observed.dtype)
+                    drawn = jax.lax.stop_gradient(drawn)
+                    logs = jax.vmap(lambda o, x: likelihood.log_prob(problem.noise, o, x))(clean, drawn)
+                    return ravel_pytree(problem.standardise(drawn))[0], jnp.sum(jnp.where(mask, logs, 0))
+
+                return *jax.vmap(simulate)(jnp.stack(noise_keys)), jnp.asarray(penalty, observed.dtype)
+
+            return *jax.vmap(measure)(signals), jnp.exp(log_shares).astype(observed.dtype)
 
         observed, _ = ravel_pytree(novel.observation)
         weights = ravel_pytree(_weights(novel, self.novel_weight))[0].astype(observed.dtype)
         weights = weights / weights.size
-        drawn, logs, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
-        first = drawn[:, 0]
-        error, spread = energy_terms(first, observed, weights, self.beta)
+        drawn, logs, penalty, shares = jax.vmap(predict)(jr.split(draws_key, self.num_samples))
+        first = drawn[:, :, 0]
+        error, spread = energy_terms(first, observed, weights, self.beta, shares)
         if not path:
             distance = lambda a, b: _norm_power(a - b, weights, self.beta)
-            to_others = jax.vmap(jax.vmap(jax.vmap(distance, (None, 0)), (0, None)), (0, None))(drawn, first)
+            to_first = lambda a: jnp.sum(shares * jax.vmap(jax.vmap(lambda b: distance(a, b)))(first), -1)
             apart = 1 - jnp.eye(self.num_samples, dtype=observed.dtype)
-            costs = jax.vmap(jax.vmap(lambda a: distance(a, observed)))(drawn)
-            costs = costs - jnp.sum(to_others * apart[:, None], -1) / (self.num_samples - 1)
-            pull = jax.lax.stop_gradient(costs[:, 0] - costs[:, 1])
-            surrogate = 0.5 * jnp.mean(pull * (logs[:, 0] - logs[:, 1]))
+            costs = jax.vmap(jax.vmap(jax.vmap(lambda a: distance(a, observed))))(drawn)
+            to_others = jax.vmap(jax.vmap(jax.vmap(to_first)))(drawn)
+            costs = costs - jnp.sum(to_others * apart[:, None, None], -1) / (self.num_samples - 1)
+            pull = jax.lax.stop_gradient(shares * (costs[..., 0] - costs[..., 1]))
+            surrogate = 0.5 * jnp.mean(jnp.sum(pull * (logs[..., 0] - logs[..., 1]), -1))
             error = error + (surrogate - jax.lax.stop_gradient(surrogate))
-        return self._loss(error, spread, self.weighting(level), penalty)
+        return self._loss(error, spread, self.weighting(level), jnp.sum(shares * penalty, -1))
 
     def _loss(self, error, spread, weight, penalty):
         parts = {"error": error, "spread": spread}
@@ -170,21 +182,30 @@ class EnergyScore(AbstractObjective):
         return loss, parts
 
 
-def energy_terms(predicted: Any, observed: Any, weights: Any, beta: float) -> tuple[FloatScalar, FloatScalar]:
+def energy_terms(
+    predicted: Any, observed: Any, weights: Any, beta: float, shares: Any = None
+) -> tuple[FloatScalar, FloatScalar]:
     """`mean_m ‖v̂_m − v‖^β` and the unbiased `½ mean_{m≠n} ‖v̂_m − v̂_n‖^β`, with a weighted norm.
 
     **Arguments:**
 
-    - `predicted`: the draws, shape `(M, n)`.
+    - `predicted`: the draws, shape `(M, n)`; or with `shares` their components, shape `(M, K, n)`.
     - `observed`: the observed vector, shape `(n,)`.
     - `weights`: weights of the squares, shape `(n,)`.
     - `beta`: the exponent.
+    - `shares`: the probabilities of the components, shape `(M, K)`; means are taken over them.
     """
-    num_samples = predicted.shape[0]
-    error = jnp.mean(jax.vmap(lambda v: _norm_power(v - observed, weights, beta))(predicted))
-    rows, columns = jnp.triu_indices(num_samples, 1)
-    pairs = jax.vmap(lambda m, n: _norm_power(predicted[m] - predicted[n], weights, beta))(rows, columns)
-    return error, 0.5 * jnp.mean(pairs)
+    if shares is None:
+        predicted, shares = predicted[:, None], jnp.ones((len(predicted), 1), observed.dtype)
+    distance = lambda a, b: _norm_power(a - b, weights, beta)
+    errors = jax.vmap(jax.vmap(lambda v: distance(v, observed)))(predicted)
+    rows, columns = jnp.triu_indices(len(predicted), 1)
+
+    def pair(m, n):
+        between = jax.vmap(lambda a: jax.vmap(lambda b: distance(a, b))(predicted[n]))(predicted[m])
+        return shares[m] @ between @ shares[n]
+
+    return jnp.mean(jnp.sum(shares * errors, -1)), 0.5 * jnp.mean(jax.vmap(pair)(rows, columns))
 
 
 def _norm_power(difference, weights, beta):

@@ -5,10 +5,12 @@ r"""A denoiser that makes a voxel field out of posed images, by lifting their fe
 2. The grid's points are projected into every view, and each collects the view's features there. A view whose image does
    not contain a point says so.
 3. What the views say of a point is averaged, weighted by a softmax over the views: any number of them, in any order.
-4. A perceptron at each point, modulated by the latent code, makes density and colour of it.
+4. A perceptron at each point, modulated by the latent code and by the component that was chosen, makes density and
+   colour of it.
 
-All that depends on the latent code is the last step, so that draws from the same views share the other three. It is the
-image-conditioned field of Yu et al. 2021, "pixelNeRF", evaluated once on a grid and not at every sample of every ray.
+All that depends on code and component is the last step, so that draws from the same views share the other three. It is
+the image-conditioned field of Yu et al. 2021, "pixelNeRF", evaluated once on a grid and not at every sample of every
+ray.
 """
 
 from typing import Literal, final
@@ -81,7 +83,8 @@ class LiftingDenoiser(AbstractDenoiser):
 
     The parameters of the target and of the context's views are [`stochinv.forward.Camera`][]s; all images have one
     size.
-    With a key it draws the latent code `z ~ N(0, I)`; without one `z = 0`.
+    With a key it chooses a component by the probabilities that it gives to each, and draws the latent code
+    `z ~ N(0, I)`; without one the most probable component is the answer, with `z = 0`.
 
     **Arguments:**
 
@@ -98,6 +101,8 @@ class LiftingDenoiser(AbstractDenoiser):
     - `channels`: features on each of them, at least 1.
     - `point_width`, `point_depth`: hidden features and hidden layers of the perceptron at each point.
     - `latent_size`: the length of `z`, at least 1.
+    - `num_components`: signals to choose from, at least 1; see [`stochinv.AbstractDenoiser.components`][]. The cost of
+        decoding and rendering in training is multiplied by it, that of sampling is not.
     - `key`: a PRNG key for the weights.
 
     ??? cite "Source"
@@ -111,6 +116,8 @@ class LiftingDenoiser(AbstractDenoiser):
     importance: Linear
     code: Linear
     summary: Linear
+    choice: Linear
+    offsets: Float[Array, "components size"]
     blocks: tuple[PointBlock, ...]
     out: Linear
     image_shape: tuple[int, int, int] = eqx.field(static=True)
@@ -141,14 +148,16 @@ class LiftingDenoiser(AbstractDenoiser):
         point_width: int = 48,
         point_depth: int = 2,
         latent_size: int = 16,
+        num_components: int = 1,
         key: Key,
     ):
         check_positive(depths=depths, channels=channels, point_width=point_width, latent_size=latent_size)
+        check_positive(num_components=num_components)
         if resolution < 2 or depths < 2:
             raise ValueError(
                 f"LiftingDenoiser: `resolution` and `depths` must be at least 2, got {resolution}, {depths}."
             )
-        keys = jr.split(key, 8)
+        keys = jr.split(key, 10)
         size = 128
         height, columns, image_channels = image_shape
         check_positive(feature_stride=feature_stride)
@@ -174,6 +183,8 @@ class LiftingDenoiser(AbstractDenoiser):
         self.importance = Linear(point_width, 1, zero_init=True, key=keys[4])
         self.code = Linear(latent_size, size, key=keys[5])
         self.summary = Linear(depths * channels, size, key=keys[6])
+        self.choice = Linear(depths * channels, num_components, zero_init=True, key=keys[8])
+        self.offsets = jr.normal(keys[9], (num_components, size))
         *block_keys, out_key = jr.split(keys[7], point_depth + 1)
         self.blocks = tuple(PointBlock(point_width, size, key=k) for k in block_keys)
         out = Linear(point_width, 4, zero_init=True, key=out_key)
@@ -192,16 +203,32 @@ class LiftingDenoiser(AbstractDenoiser):
     def __call__(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
     ) -> VoxelField:
+        choice_key, code_key = (None, None) if key is None else jr.split(key)
+        h, condition, log_shares = self._lifted(noisy, level, context, params, code_key)
+        index = jnp.argmax(log_shares) if choice_key is None else jr.categorical(choice_key, log_shares)
+        return self._field(h, condition + self.offsets[index])
+
+    def components(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
+    ) -> tuple[VoxelField, Float[Array, " components"]]:
+        h, condition, log_shares = self._lifted(noisy, level, context, params, key)
+        return jax.vmap(lambda offset: self._field(h, condition + offset))(self.offsets), log_shares
+
+    def _lifted(self, noisy, level, context, params, code_key):
+        """What the views say of each point and of the scene, with the latent code, and the components' shares."""
         views, cameras, log_snr, mask = self._views(noisy, level, context, params)
         points = self._grid_points(views.dtype)
         said, summaries = jax.vmap(lambda *view: self._lift(points, *view))(views, cameras, log_snr)
         lifted, logits = jax.vmap(unrolled(_hidden), (None, 0))((self.lift, self.importance), said)
         logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
         h = jnp.sum(jax.nn.softmax(logits, axis=0) * lifted, axis=0)
-        shares = mask / jnp.sum(mask)
-        condition = self.summary(shares.astype(views.dtype) @ summaries)
-        if key is not None:
-            condition = condition + self.code(jr.normal(key, (self.latent_size,), views.dtype))
+        summary = (mask / jnp.sum(mask)).astype(views.dtype) @ summaries
+        condition = self.summary(summary)
+        if code_key is not None:
+            condition = condition + self.code(jr.normal(code_key, (self.latent_size,), views.dtype))
+        return h, condition, jax.nn.log_softmax(self.choice(summary))
+
+    def _field(self, h, condition):
         raw = unrolled(_decode)((self.blocks, self.out), h, jax.nn.silu(condition))
         inside = self._inside()
         if inside is not None:

@@ -11,9 +11,14 @@ The problems of `sbibm` need the reference files of that package, which is not i
 
     pip download --no-deps sbibm==1.1.0 && unzip sbibm-1.1.0-*.whl -d sbibm-files
     python benchmarks/posterior_accuracy.py --problems two_moons slcp gaussian_mixture --sbibm sbibm-files
+
+With `--npse PYTHON`, the Python of a virtual environment where `sbi` is installed, its score estimation is trained on
+the same simulations and printed beside.
 """
 
 import json
+import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +45,7 @@ class Options:
         "noisy_linear",
         "noisy_circle",
         "banana",
+        "concentrations",
         "sigmoid",
         "manifold",
     )
@@ -56,6 +62,8 @@ class Options:
     """Seed of training."""
     sbibm: Path | None = None
     """The folder with the unpacked files of sbibm."""
+    npse: Path | None = None
+    """A Python interpreter with `sbi`, to compare with on the problems of sbibm."""
     quick: bool = False
     """Tiny sizes: that everything runs, and nothing else."""
     json: Path | None = None
@@ -124,7 +132,7 @@ def draw(case, problem, index, steps, samples):
         key = jr.fold_in(jr.key(100 + index), attempt)
         sample = problem.sample(context, params, key=key, sampler=sampler, num_samples=samples, chunk_size=samples)
         new = case.rows(sample.signal)
-        new = new[case.keep(new)]
+        new = new[np.all(np.abs(new) <= case.bound, -1)]
         rows = new if attempt == 0 else np.concatenate([rows, new])
         if len(rows) >= samples:
             break
@@ -141,19 +149,43 @@ def distance(case, a, b, index):
 
 
 def compare(case, problem, steps, options):
-    """Means over the contexts of the distance and of the other figures."""
+    """Means over the contexts of the distance and of the other figures; the floor where there is no problem."""
+    n = options.samples
+    if problem is None:
+        return score(case, lambda index, rng: case.reference(index, rng, n), n)
+    return score(case, lambda index, rng: draw(case, problem, index, steps, n), n)
+
+
+def score(case, rows_of, n):
     collected = []
     for index in range(len(case.contexts)):
         rng = np.random.default_rng(1000 + index)
-        reference = case.reference(index, rng, options.samples)
-        rows = (
-            case.reference(index, rng, options.samples)
-            if problem is None
-            else draw(case, problem, index, steps, options.samples)
-        )
+        reference = case.reference(index, rng, n)
+        rows = rows_of(index, rng)
         figures = case.figures(rows, reference)
         collected.append({"distance": distance(case, rows, reference, index)} | figures)
     return {name: float(np.mean([x[name] for x in collected])) for name in collected[0]}
+
+
+def estimate_scores(case, options):
+    """Figures and times of neural posterior score estimation by `sbi`, in an interpreter of its own."""
+    records = jax.tree.map(lambda *x: np.concatenate(x), case.data, case.validation)
+    with tempfile.TemporaryDirectory() as folder:
+        source, destination = Path(folder) / "simulations.npz", Path(folder) / "samples.npz"
+        np.savez(
+            source,
+            theta=records.target.observation,
+            x=records.context,
+            observed=np.stack([context for context, _ in case.contexts]),
+            bound=case.bound,
+            samples=options.samples,
+        )
+        script = Path(__file__).with_name("npse.py")
+        subprocess.run([options.npse, script, source, destination], check=True, stdout=subprocess.DEVNULL)
+        with np.load(destination) as found:
+            samples, training, sampling = found["samples"], float(found["training"]), float(found["sampling"])
+    figures = score(case, lambda index, rng: samples[index], options.samples)
+    return figures | {"seconds": training, "sampling_seconds": sampling}
 
 
 def make_objective(name):
@@ -172,6 +204,8 @@ def run(name, options):
         figures[objective] = {"seconds": seconds} | {
             str(steps): compare(case, problem, steps, options) for steps in options.steps
         }
+    if options.npse is not None and case.validation is not None:
+        figures["npse"] = estimate_scores(case, options)
     return figures
 
 
@@ -192,6 +226,10 @@ def print_table(results, options):
                     f"{of['seconds']:.0f} s",
                 ]
             )
+        if "npse" in result:
+            cells = [*[""] * (len(options.steps) - 1), f"{result['npse']['distance']:.4f}"]
+            row = [result["problem"], result["metric"], "NPSE (sbi)", *cells, f"{result['floor']['distance']:.4f}"]
+            rows.append([*row, f"{result['npse']['seconds']:.0f} s"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(x.ljust(w) if i < 3 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -22,7 +23,8 @@ class Case:
     """A problem to train, and posteriors to compare with.
 
     `contexts` are pairs of a context and the target's params. `reference(index, rng, n)` draws `n` samples of the
-    posterior for one of them. `sampler`, of a number of steps, is that of the squared error.
+    posterior for one of them. `sampler`, of a number of steps, is that of the squared error. No entry of a
+    signal is larger than `bound`.
     """
 
     problem: si.StochasticInverseProblem
@@ -38,7 +40,7 @@ class Case:
     learning_rate: float = 3e-3
     validation: Any = None
     sampler: Callable[[int], si.AbstractSampler] = si.Ancestral
-    keep: Callable[[np.ndarray], np.ndarray] = lambda rows: np.ones(len(rows), bool)
+    bound: float = np.inf
 
 
 def stack_views(observation, params):
@@ -116,6 +118,27 @@ def circle(options, objective):
     )
 
 
+def choice_of_angles(number, *, key, width=128, latent_size=64):
+    """A network that proposes several angles and their probabilities, given one measured point and the noisy target."""
+    keys = jr.split(key, 5)
+    network = si.nn.MLP(
+        2 + width + 1 + latent_size, 2 * number, embedding_size=128, width=width, key=keys[0]
+    )  # target, view, whether there is one, code -> angles and logits
+    apart = jnp.concatenate([jnp.linspace(-2.0, 2.0, number), jnp.zeros(number)])
+    return si.MixtureDenoiser(
+        si.NetworkDenoiser(
+            si.Flatten(eqx.nn.MLP(2, width, width, 1, jax.nn.silu, key=keys[1])),
+            eqx.tree_at(lambda n: n.linear_out.bias, network, apart),
+            si.nn.NoiseEmbedding(128, key=keys[2]),
+            embedding_size=128,
+            signal=si.MixtureDenoiser.structure(jax.ShapeDtypeStruct((), jnp.float32), number),
+            latent_size=latent_size,
+            latent="input",
+            key=keys[3],
+        )
+    )
+
+
 def noisy_circle(options, objective, noise=0.7, novel=8):
     """The same with noise as large as the spread of what is measured; one noisy measurement is given."""
 
@@ -136,6 +159,7 @@ def noisy_circle(options, objective, noise=0.7, novel=8):
 
     problem = si.StochasticInverseProblem(
         measure_angle,
+        choice_of_angles(4, key=jr.key(options.seed)) if objective.stochastic else None,
         objective=replace(objective, regulariser=within_a_turn),
         noise=noise,
         signal=jax.ShapeDtypeStruct((), jnp.float32),
@@ -150,7 +174,8 @@ def noisy_circle(options, objective, noise=0.7, novel=8):
         reference,
         rows=lambda signal: on_circle(np.asarray(signal)),
         figures=lambda a, b: angle_figures(a, b) | moments(a, b),
-        training_steps=8000,
+        training_steps=16_000,
+        learning_rate=1e-3,
     )
 
 
@@ -241,19 +266,19 @@ def noisy_linear(options, objective, noise=1.0):
     return Case(problem, data, si.RandomViews(1, 1, 1), contexts, reference, figures=moments, training_steps=8000)
 
 
-def nuts(options, objective, *, size, features, views, noise, seed, training_steps):
-    """A standard Gaussian signal, seen by noisy projections of a nonlinear function of it; NUTS is the reference."""
+def nuts(options, objective, *, size, measure, draw_params, views, novel, noise, seed, training_steps):
+    """A standard Gaussian signal, seen by noisy nonlinear measurements; NUTS is the reference.
+
+    `measure(signal, params, np)` of signals `(..., size)` and params `(..., n)`, in the NumPy given.
+    """
     import numpyro.distributions as dist
 
-    def measure(signal, params):
-        return params @ features(signal, jnp)
+    forward = lambda signal, params: measure(signal, params, jnp)
 
     def data(rng, batch):
-        signals = rng.normal(size=(batch, size))
-        bent = features(signals.T, np).T
-        along = directions(rng, batch, views + 2, bent.shape[1])[:, :, None]
-        observation = np.einsum("bvij,bj->bvi", along, bent)
-        return stack_views(observation + noise * rng.normal(size=observation.shape), along)
+        along = draw_params(rng, batch, views + 1 + novel)
+        clean = measure(rng.normal(size=(batch, 1, size)), along, np)
+        return stack_views(clean + noise * rng.normal(size=clean.shape), along)
 
     number = 4
     seen = data(np.random.default_rng(seed), number)
@@ -263,18 +288,24 @@ def nuts(options, objective, *, size, features, views, noise, seed, training_ste
     drawn = [
         np.asarray(
             si.diagnostics.reference_posterior(
-                prior, measure, noise, context, key=jr.key(i), num_samples=max(2 * options.samples // 4, 500)
+                prior,
+                forward,
+                noise,
+                context,
+                key=jr.key(i),
+                num_samples=max(2 * options.samples // 4, 500),
+                target_accept_prob=0.98,
             ).samples
         ).reshape(-1, size)
         for i, (context, _) in enumerate(contexts)
     ]
     problem = si.StochasticInverseProblem(
-        measure, objective=objective, noise=noise, signal=jax.ShapeDtypeStruct((size,), jnp.float32)
+        forward, objective=objective, noise=noise, signal=jax.ShapeDtypeStruct((size,), jnp.float32)
     )
     return Case(
         problem,
         data,
-        si.RandomViews(views, 1, 1),
+        si.RandomViews(views, 1, novel),
         contexts,
         lambda index, rng, n: rng.permutation(drawn[index])[:n],
         distance="C2ST",
@@ -285,14 +316,66 @@ def nuts(options, objective, *, size, features, views, noise, seed, training_ste
 
 def banana(options, objective):
     """Two dimensions, bent to a banana by the measurement."""
-    bend = lambda s, np_: np_.stack([s[0], s[1] + s[0] ** 2 - 1])
-    return nuts(options, objective, size=2, features=bend, views=2, noise=0.5, seed=1, training_steps=10_000)
+
+    def measure(s, along, np_):
+        bent = np_.stack([s[..., 0], s[..., 1] + s[..., 0] ** 2 - 1], -1)
+        return np_.sum(along * bent, -1, keepdims=True)
+
+    draw = lambda rng, *shape: directions(rng, *shape, 2)
+    return nuts(
+        options,
+        objective,
+        size=2,
+        measure=measure,
+        draw_params=draw,
+        views=2,
+        novel=1,
+        noise=0.5,
+        seed=1,
+        training_steps=10_000,
+    )
+
+
+def concentrations(options, objective):
+    """Positive concentrations of three substances, seen by mixtures of them; the signal is their logarithms."""
+
+    def measure(s, along, np_):
+        return np_.sum(along * 2 * np_.exp(0.5 * s), -1, keepdims=True)
+
+    draw = lambda rng, *shape: directions(rng, *shape, 3)
+    return nuts(
+        options,
+        objective,
+        size=3,
+        measure=measure,
+        draw_params=draw,
+        views=3,
+        novel=1,
+        noise=0.5,
+        seed=2,
+        training_steps=10_000,
+    )
 
 
 def sigmoid(options, objective):
     """Five dimensions, each saturated before it is projected."""
-    squash = lambda s, np_: 2 * np_.tanh(s)
-    return nuts(options, objective, size=5, features=squash, views=4, noise=0.5, seed=2, training_steps=10_000)
+
+    def measure(s, along, np_):
+        return np_.sum(along * 2 * np_.tanh(s), -1, keepdims=True)
+
+    draw = lambda rng, *shape: directions(rng, *shape, 5)
+    return nuts(
+        options,
+        objective,
+        size=5,
+        measure=measure,
+        draw_params=draw,
+        views=4,
+        novel=1,
+        noise=0.5,
+        seed=2,
+        training_steps=10_000,
+    )
 
 
 def closed_curve(angle, size=5, modes=4):
@@ -395,7 +478,7 @@ def sbibm(name, simulator, size, bound, **settings):
             figures=moments,
             validation=jax.tree.map(lambda x: x[:cut], records),
             sampler=si.ExponentialAdams,
-            keep=lambda rows: np.all(np.abs(rows) <= bound, -1),
+            bound=bound,
             learning_rate=2e-3,
             **settings,
         )
@@ -409,6 +492,7 @@ PROBLEMS = {
     "noisy_linear": noisy_linear,
     "noisy_circle": noisy_circle,
     "banana": banana,
+    "concentrations": concentrations,
     "sigmoid": sigmoid,
     "manifold": manifold,
     "two_moons": sbibm("two_moons", two_moons_simulator, 2, 1.0, training_steps=10_000),

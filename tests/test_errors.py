@@ -125,6 +125,7 @@ def in_reverse_only(signal, params):
 in_reverse_only.defvjp(lambda s, p: (p @ s, (s, p)), lambda kept, g: (kept[1].T @ g, jnp.outer(g, kept[0])))
 
 
+@pytest.mark.slow
 def test_a_forward_model_with_a_derivative_of_its_own_trains():
     # Affine, but not to be linearised; so are solvers of differential equations.
     fit = training.fit(problem_of(in_reverse_only), EXAMPLES())

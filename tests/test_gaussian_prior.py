@@ -79,7 +79,8 @@ def test_a_network_moves_a_measured_direction_by_its_variance():
         assert np.all(np.abs(moved) < 10 * sigma**2)
 
 
-@pytest.mark.parametrize("noise", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_the_default_network_of_a_small_affine_problem_uses_it(noise):
     rng = np.random.default_rng(0)
     params = jnp.asarray(rng.normal(size=(16, 3, 1, 2)), jnp.float32)

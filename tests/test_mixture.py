@@ -116,7 +116,7 @@ def test_weighting_the_choices_changes_no_expectation(noise):
     assert np.all(weighted.var(0) < drawn.var(0))
 
 
-@pytest.mark.parametrize("noise", [0.0, dist.Poisson])
+@pytest.mark.parametrize("noise", [0.0, pytest.param(dist.Poisson, marks=pytest.mark.slow)])
 def test_the_right_shares_are_stationary(noise):
     """The gradient by the logits vanishes within its standard error there, and not at other shares."""
     share, number = 0.3, 20_000

@@ -1,7 +1,8 @@
 """The built site, as a reader's browser shows it: desktop and phone, light and dark.
 
-The site is built and served on loopback. `STOCHINV_CHROMIUM` names another browser than the `chromium` of the path, and
-`STOCHINV_SCREENSHOTS` a folder for a picture of every page.
+The site is built and served on loopback. `STOCHINV_SITE` names the folder of one that is built already,
+`STOCHINV_CHROMIUM` another browser than the `chromium` of the path, and `STOCHINV_SCREENSHOTS` a folder for a picture
+of every page.
 """
 
 import functools
@@ -61,6 +62,8 @@ FAULTS = """async () => {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
+    if folder := os.environ.get("STOCHINV_SITE"):
+        return Path(folder)
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

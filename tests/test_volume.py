@@ -172,7 +172,7 @@ def test_gradients_by_finite_differences():
     [
         pytest.param({"checkpoint": True}, marks=pytest.mark.slow),
         pytest.param({"chunk_size": 50}, marks=pytest.mark.slow),
-        {"checkpoint": True, "chunk_size": 300},
+        pytest.param({"checkpoint": True, "chunk_size": 300}, marks=pytest.mark.slow),
     ],
 )
 def test_memory_options_change_nothing(options):

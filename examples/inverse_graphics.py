@@ -60,6 +60,8 @@ class Config:
     """Features of the transformer."""
     depth: int = 4
     """Blocks of the transformer."""
+    components: int = 2
+    """Fields that each draw chooses from."""
     train: int = 600
     """Training scenes."""
     held_out: int = 20
@@ -115,6 +117,7 @@ def fit_family(config):
             support="ball",
             width=config.width,
             depth=config.depth,
+            num_components=config.components,
             key=keys[0],
         ),
         objective=si.EnergyScore(

@@ -167,14 +167,8 @@ def test_gradients_by_finite_differences():
     np.testing.assert_allclose(slope, backwards, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"checkpoint": True}, marks=pytest.mark.slow),
-        pytest.param({"chunk_size": 50}, marks=pytest.mark.slow),
-        pytest.param({"checkpoint": True, "chunk_size": 300}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"checkpoint": True}, {"chunk_size": 50}, {"checkpoint": True, "chunk_size": 300}])
 def test_memory_options_change_nothing(options):
     field = random_field()
     for function in (

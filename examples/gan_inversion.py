@@ -48,7 +48,7 @@ class Config:
     """Pretrained weights, .npz or .safetensors. Without, digits train their own and StyleGAN2 takes random ones."""
     cache: Path = Path("gan_inversion_cache")
     """Where the trained generator and the digit classifier are kept."""
-    generator_steps: int = 4000
+    generator_steps: int = 6000
     """Training steps of the generator of digits."""
     classifier_steps: int = 3000
     """Training steps of the digit classifier."""

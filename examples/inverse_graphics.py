@@ -46,7 +46,7 @@ class Config:
 
     family: Literal["hidden", "random"] = "hidden"
     """The family of scenes, see `scenes.py`."""
-    steps: int = 1600
+    steps: int = 1200
     """Training steps."""
     minutes: float = 15.0
     """Training ends after so many minutes at the latest."""

@@ -207,3 +207,20 @@ def test_a_default_image_network_is_trained_by_fit():
     assert isinstance(seen.problem.denoiser.encoder, si.BackProjection)
     assert seen.problem.signal == IMAGE
     assert np.all(np.isfinite(seen.history.loss))
+
+
+def test_a_signal_without_a_slope_at_zero_is_left():
+    """Intensities are squares: at a signal of zeros their derivative is zero, where no network would learn."""
+    forward = lambda signal, mask: (mask @ signal) ** 2
+    masks = jr.normal(jr.key(0), (16, 3, 4, 2))
+    data = si.View(jnp.einsum("nvij,nj->nvi", masks, jr.normal(jr.key(1), (16, 2))) ** 2, masks)
+    signal = jax.ShapeDtypeStruct((2,), jnp.float32)
+    for objective in (si.SquaredError(), si.EnergyScore(num_samples=2)):
+        problem = si.StochasticInverseProblem(forward, objective=objective, signal=signal)
+        fit = problem.fit(
+            data, roles=si.RandomViews(1, 1, 1), key=jr.key(2), steps=1, batch_size=8, ema=None, progress=False
+        )
+        context = si.View(data.observation[0, :1], masks[0, :1])
+        sample = fit.problem.sample(context, masks[0, 1], key=jr.key(3), sampler=si.Ancestral(1))
+        slope = jax.grad(lambda s: jnp.sum(forward(s, masks[0, 2])))(sample.signal)
+        assert jnp.max(jnp.abs(slope)) > 0.1

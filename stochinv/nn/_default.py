@@ -18,6 +18,7 @@ from .._forward.base import AbstractForwardModel
 from .._frozen import trainable
 from .._view import View
 from ._embedding import NoiseEmbedding
+from ._linear import Linear
 from ._mlp import MLP
 from ._unet import UNet
 
@@ -108,6 +109,10 @@ def default_denoiser(
         latent = "input"
         features += latent_size
         network = MLP(features, size, embedding_size=embedding_size, width=width, key=network_key)
+        if not info.affine:
+            # A signal of zeros may be a place without a slope: intensities, for one, are squares.
+            start = Linear(width, size, key=jr.fold_in(network_key, 1))
+            network = eqx.tree_at(lambda n: n.linear_out, network, start)
 
     def cast(module):
         arrays, rest = eqx.partition(module, trainable(module))

@@ -10,7 +10,10 @@ from . import data as data, diagnostics as diagnostics, forward as forward, nn a
 from ._data_info import DataInfo as DataInfo
 from ._denoiser.amortised_gaussian import AmortisedGaussian as AmortisedGaussian
 from ._denoiser.back_projection import BackProjection as BackProjection
-from ._denoiser.base import AbstractDenoiser as AbstractDenoiser
+from ._denoiser.base import (
+    AbstractDenoiser as AbstractDenoiser,
+    AbstractMixtureDenoiser as AbstractMixtureDenoiser,
+)
 from ._denoiser.flatten import Flatten as Flatten
 from ._denoiser.gaussian import GaussianDenoiser as GaussianDenoiser
 from ._denoiser.gaussian_prior import GaussianPrior as GaussianPrior

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Signal, Structure
 from ._data_info import DataInfo, check_structure
-from ._denoiser.base import AbstractDenoiser
+from ._denoiser.base import AbstractDenoiser, AbstractMixtureDenoiser
 from ._forward.base import AbstractForwardModel, MultiView, as_forward_model
 from ._likelihood import draw
 from ._log_prob import CONTROLLER, SOLVER, log_prob
@@ -213,15 +213,16 @@ class StochasticInverseProblem(eqx.Module):
     def components(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key
     ) -> tuple[Signal, Float[Array, " components"]]:
-        """The signals that a draw of the denoiser chooses from, see [`stochinv.AbstractDenoiser.components`][].
+        """The signals that a draw of the denoiser chooses from, see [`stochinv.AbstractMixtureDenoiser`][].
 
         **Arguments:** as of `denoise`.
 
         **Returns:**
 
-        Signals with a leading components axis, and log-probabilities of shape `(components,)`.
+        Signals with a leading components axis, and log-probabilities of shape `(components,)`: one, unless the denoiser
+        has several.
         """
-        if isinstance(self.denoiser, AbstractDenoiser):
+        if isinstance(self.denoiser, AbstractMixtureDenoiser):
             return self.denoiser.components(noisy, level, context, params, key=key)
         signal = self.denoise(noisy, level, context, params, key=key).signal
         return jax.tree.map(lambda x: jnp.asarray(x)[None], signal), jnp.zeros(1)

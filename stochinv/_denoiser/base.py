@@ -3,8 +3,6 @@ r"""Denoisers: from a noisy measurement and the context to the signal behind it.
 import abc
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._custom_types import Context, Key, Observation, Params, Signal
@@ -37,13 +35,17 @@ class AbstractDenoiser(eqx.Module):
         The signal `ŝ`, in the units that the forward model takes.
         """
 
+
+class AbstractMixtureDenoiser(AbstractDenoiser):
+    """A denoiser whose draws choose one of several signals, such as [`stochinv.MixtureDenoiser`][]."""
+
+    @abc.abstractmethod
     def components(
-        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
     ) -> tuple[Signal, Float[Array, " components"]]:
         """All the signals that a draw chooses from, and the logarithms of their probabilities.
 
-        [`stochinv.EnergyScore`][] weights each by its probability, so that the choice itself has a gradient. There is
-        one component unless a denoiser says otherwise, see [`stochinv.MixtureDenoiser`][].
+        [`stochinv.EnergyScore`][] weights each by its probability, so that the choice itself has a gradient.
 
         **Arguments:** as of a call.
 
@@ -51,5 +53,3 @@ class AbstractDenoiser(eqx.Module):
 
         Signals with a leading components axis, and log-probabilities of shape `(components,)`.
         """
-        signal = self(noisy, level, context, params, key=key)
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], signal), jnp.zeros(1)

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal, Structure
 from .._schedule import NoiseLevel
-from .base import AbstractDenoiser
+from .base import AbstractMixtureDenoiser
 
 
 @final
-class MixtureDenoiser(AbstractDenoiser):
+class MixtureDenoiser(AbstractMixtureDenoiser):
     """Chooses one of the `K` signals that another denoiser proposes, by the probabilities that it gives them.
 
     The proposals may be draws themselves, made with one latent code. Without a key the most probable one is the answer.

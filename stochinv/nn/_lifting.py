@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._custom_types import Context, Key, Observation, Params
-from .._denoiser.base import AbstractDenoiser
+from .._denoiser.base import AbstractMixtureDenoiser
 from .._schedule import NoiseLevel
 from .._view import View, view_mask
 from ..forward._camera import Camera
@@ -78,7 +78,7 @@ class PointBlock(eqx.Module):
 
 
 @final
-class LiftingDenoiser(AbstractDenoiser):
+class LiftingDenoiser(AbstractMixtureDenoiser):
     """Makes a [`stochinv.forward.VoxelField`][] of the noisy target and any number of context views.
 
     The parameters of the target and of the context's views are [`stochinv.forward.Camera`][]s; all images have one
@@ -101,8 +101,8 @@ class LiftingDenoiser(AbstractDenoiser):
     - `channels`: features on each of them, at least 1.
     - `point_width`, `point_depth`: hidden features and hidden layers of the perceptron at each point.
     - `latent_size`: the length of `z`, at least 1.
-    - `num_components`: signals to choose from, at least 1; see [`stochinv.AbstractDenoiser.components`][]. The cost of
-        decoding and rendering in training is multiplied by it, that of sampling is not.
+    - `num_components`: signals to choose from, at least 1; see [`stochinv.AbstractMixtureDenoiser.components`][]. The
+        cost of decoding and rendering in training is multiplied by it, that of sampling is not.
     - `key`: a PRNG key for the weights.
 
     ??? cite "Source"

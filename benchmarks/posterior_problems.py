@@ -266,17 +266,18 @@ def noisy_linear(options, objective, noise=1.0):
     return Case(problem, data, si.RandomViews(1, 1, 1), contexts, reference, figures=moments, training_steps=8000)
 
 
-def nuts(options, objective, *, size, measure, draw_params, views, novel, noise, seed, training_steps):
-    """A standard Gaussian signal, seen by noisy nonlinear measurements; NUTS is the reference.
+def nuts(options, objective, features, *, size, views, seed, noise=0.5, training_steps=10_000):
+    """A standard Gaussian signal, seen by noisy projections of a nonlinear function of it; NUTS is the reference.
 
-    `measure(signal, params, np)` of signals `(..., size)` and params `(..., n)`, in the NumPy given.
+    `features(signal, np)` of signals `(..., size)`, in the NumPy given.
     """
     import numpyro.distributions as dist
 
+    measure = lambda s, along, np_: np_.sum(along * features(s, np_), -1, keepdims=True)
     forward = lambda signal, params: measure(signal, params, jnp)
 
     def data(rng, batch):
-        along = draw_params(rng, batch, views + 1 + novel)
+        along = directions(rng, batch, views + 2, size)
         clean = measure(rng.normal(size=(batch, 1, size)), along, np)
         return stack_views(clean + noise * rng.normal(size=clean.shape), along)
 
@@ -305,7 +306,7 @@ def nuts(options, objective, *, size, measure, draw_params, views, novel, noise,
     return Case(
         problem,
         data,
-        si.RandomViews(views, 1, novel),
+        si.RandomViews(views, 1, 1),
         contexts,
         lambda index, rng, n: rng.permutation(drawn[index])[:n],
         distance="C2ST",
@@ -316,66 +317,18 @@ def nuts(options, objective, *, size, measure, draw_params, views, novel, noise,
 
 def banana(options, objective):
     """Two dimensions, bent to a banana by the measurement."""
-
-    def measure(s, along, np_):
-        bent = np_.stack([s[..., 0], s[..., 1] + s[..., 0] ** 2 - 1], -1)
-        return np_.sum(along * bent, -1, keepdims=True)
-
-    draw = lambda rng, *shape: directions(rng, *shape, 2)
-    return nuts(
-        options,
-        objective,
-        size=2,
-        measure=measure,
-        draw_params=draw,
-        views=2,
-        novel=1,
-        noise=0.5,
-        seed=1,
-        training_steps=10_000,
-    )
+    bend = lambda s, np_: np_.stack([s[..., 0], s[..., 1] + s[..., 0] ** 2 - 1], -1)
+    return nuts(options, objective, bend, size=2, views=2, seed=1)
 
 
 def concentrations(options, objective):
     """Positive concentrations of three substances, seen by mixtures of them; the signal is their logarithms."""
-
-    def measure(s, along, np_):
-        return np_.sum(along * 2 * np_.exp(0.5 * s), -1, keepdims=True)
-
-    draw = lambda rng, *shape: directions(rng, *shape, 3)
-    return nuts(
-        options,
-        objective,
-        size=3,
-        measure=measure,
-        draw_params=draw,
-        views=3,
-        novel=1,
-        noise=0.5,
-        seed=2,
-        training_steps=10_000,
-    )
+    return nuts(options, objective, lambda s, np_: 2 * np_.exp(0.5 * s), size=3, views=3, seed=2)
 
 
 def sigmoid(options, objective):
     """Five dimensions, each saturated before it is projected."""
-
-    def measure(s, along, np_):
-        return np_.sum(along * 2 * np_.tanh(s), -1, keepdims=True)
-
-    draw = lambda rng, *shape: directions(rng, *shape, 5)
-    return nuts(
-        options,
-        objective,
-        size=5,
-        measure=measure,
-        draw_params=draw,
-        views=4,
-        novel=1,
-        noise=0.5,
-        seed=2,
-        training_steps=10_000,
-    )
+    return nuts(options, objective, lambda s, np_: 2 * np_.tanh(s), size=5, views=4, seed=2)
 
 
 def closed_curve(angle, size=5, modes=4):

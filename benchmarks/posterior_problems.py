@@ -405,7 +405,7 @@ def sbibm(name, simulator, size, bound, **settings):
                 f"{name} needs `--sbibm FOLDER` with the unpacked files of sbibm 1.1.0, got {options.sbibm}."
             )
         if isinstance(objective, si.SquaredError):
-            objective = replace(objective, weighting=si.snr_weight)
+            objective = replace(objective, weighting=si.snr_weight, sample_time=si.uniform_log_snr)
         rng = np.random.default_rng(options.seed)
         theta = rng.uniform(-bound, bound, (10_000, size)).astype(np.float32)
         observed = simulator(rng, theta.astype(np.float64))

@@ -62,6 +62,8 @@ class Config:
     """Blocks of the transformer."""
     components: int = 2
     """Fields that each draw chooses from."""
+    latent: int = 0
+    """Length of the code that varies each of them."""
     train: int = 600
     """Training scenes."""
     held_out: int = 20
@@ -118,6 +120,7 @@ def fit_family(config):
             width=config.width,
             depth=config.depth,
             num_components=config.components,
+            latent_size=config.latent,
             key=keys[0],
         ),
         objective=si.EnergyScore(

@@ -36,7 +36,7 @@ def views(*index, mask=None):
     return si.View(IMAGES[index], take(CAMERAS, index), mask)
 
 
-def make_denoiser(support="box", num_components=1):
+def make_denoiser(support="box", num_components=1, latent_size=3):
     """A small denoiser whose last layer, which starts at zero, is random."""
     denoiser = si.nn.LiftingDenoiser(
         (*SIZE, 4),
@@ -46,7 +46,7 @@ def make_denoiser(support="box", num_components=1):
         depths=3,
         channels=2,
         point_width=8,
-        latent_size=3,
+        latent_size=latent_size,
         support=support,
         num_components=num_components,
         key=jr.key(1),
@@ -103,6 +103,21 @@ def test_a_draw_is_one_of_the_components():
     assert difference(denoise(denoiser, views(0), None), take(fields, jnp.argmax(logs))) < 1e-5
     drawn, (fields, _) = denoise(denoiser, views(0), key), propose(jr.split(key)[1])
     assert min(difference(drawn, take(fields, k)) for k in range(3)) < 1e-5
+
+
+def test_without_a_code_a_draw_is_a_choice_and_nothing_else():
+    denoiser = make_denoiser(num_components=2, latent_size=0)
+    propose = eqx.filter_jit(lambda key: denoiser.components(*arguments_of(views(0)), key=key))
+    fields, logs = propose(jr.key(0))
+    np.testing.assert_allclose(jnp.exp(logs), 0.5, rtol=1e-5)
+    assert difference(fields, propose(jr.key(1))[0]) == 0
+    assert difference(take(fields, 0), take(fields, 1)) > 1e-3
+    drawn = [denoise(denoiser, views(0), jr.key(i)) for i in range(8)]
+    chosen = [min(range(2), key=lambda k: difference(field, take(fields, k))) for field in drawn]
+    assert set(chosen) == {0, 1}
+    assert max(difference(f, take(fields, k)) for f, k in zip(drawn, chosen, strict=True)) < 1e-5
+    with pytest.raises(ValueError, match="latent_size"):
+        make_denoiser(latent_size=-1)
 
 
 def test_a_field_in_the_ball_is_empty_outside_and_the_same_inside():

@@ -100,7 +100,8 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
     - `depths`: planes of a view's frustum, at least 2.
     - `channels`: features on each of them, at least 1.
     - `point_width`, `point_depth`: hidden features and hidden layers of the perceptron at each point.
-    - `latent_size`: the length of `z`, at least 1.
+    - `latent_size`: the length of `z`; with 0 a draw is the choice of a component and nothing else, and all draws of
+        the energy score share one evaluation.
     - `num_components`: signals to choose from, at least 1; see [`stochinv.AbstractMixtureDenoiser.components`][]. The
         cost of decoding and rendering in training is multiplied by it, that of sampling is not.
     - `key`: a PRNG key for the weights.
@@ -114,7 +115,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
     embedding: NoiseEmbedding
     lift: Linear
     importance: Linear
-    code: Linear
+    code: Linear | None
     summary: Linear
     choice: Linear
     offsets: Float[Array, "components size"]
@@ -151,8 +152,9 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         num_components: int = 1,
         key: Key,
     ):
-        check_positive(depths=depths, channels=channels, point_width=point_width, latent_size=latent_size)
-        check_positive(num_components=num_components)
+        check_positive(depths=depths, channels=channels, point_width=point_width, num_components=num_components)
+        if latent_size < 0:
+            raise ValueError(f"LiftingDenoiser: `latent_size` must be at least 0, got {latent_size}.")
         if resolution < 2 or depths < 2:
             raise ValueError(
                 f"LiftingDenoiser: `resolution` and `depths` must be at least 2, got {resolution}, {depths}."
@@ -181,7 +183,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         self.embedding = NoiseEmbedding(size, key=keys[2])
         self.lift = Linear(channels + image_channels + _NUM_PLACE, point_width, key=keys[3])
         self.importance = Linear(point_width, 1, zero_init=True, key=keys[4])
-        self.code = Linear(latent_size, size, key=keys[5])
+        self.code = Linear(latent_size, size, key=keys[5]) if latent_size > 0 else None
         self.summary = Linear(depths * channels, size, key=keys[6])
         self.choice = Linear(depths * channels, num_components, zero_init=True, key=keys[8])
         self.offsets = jr.normal(keys[9], (num_components, size))
@@ -224,7 +226,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         h = jnp.sum(jax.nn.softmax(logits, axis=0) * lifted, axis=0)
         summary = (mask / jnp.sum(mask)).astype(views.dtype) @ summaries
         condition = self.summary(summary)
-        if code_key is not None:
+        if code_key is not None and self.code is not None:
             condition = condition + self.code(jr.normal(code_key, (self.latent_size,), views.dtype))
         return h, condition, jax.nn.log_softmax(self.choice(summary))
 

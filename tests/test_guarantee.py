@@ -65,8 +65,9 @@ def test_null_space():
         assert 0.85 < found["variance_ratio"] < 1.15
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    "known", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.guarantee)]
+)
 def test_noise_as_large_as_the_signal(known):
     """Moments within 5 % of the reference's standard deviations, if and only if the noise is known."""
     case, problem = trained("noisy_linear", ENERGY_SCORE, training=0.3, noise=None if known else 0.0)

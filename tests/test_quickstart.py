@@ -83,7 +83,7 @@ def test_a_trusted_context_is_repeated(context_snr, error):
 @pytest.mark.parametrize(
     "sizes",
     [
-        pytest.param("--steps 375 --digits 100", marks=pytest.mark.slow),
+        pytest.param("--steps 150 --digits 100", marks=pytest.mark.slow),
         pytest.param("", marks=pytest.mark.guarantee, id="its own"),
     ],
 )

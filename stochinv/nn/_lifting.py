@@ -183,7 +183,12 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         self.embedding = NoiseEmbedding(size, key=keys[2])
         self.lift = Linear(channels + image_channels + _NUM_PLACE, point_width, key=keys[3])
         self.importance = Linear(point_width, 1, zero_init=True, key=keys[4])
-        self.code = Linear(latent_size, size, key=keys[5]) if latent_size > 0 else None
+        self.code = None
+        if latent_size > 0:
+            code = Linear(latent_size, size, key=keys[5])
+            # Weak beside the offsets, so that modes are told apart by the choice before the code can mix them.
+            weak = code.weight if num_components == 1 else 0.1 * code.weight
+            self.code = eqx.tree_at(lambda c: c.weight, code, weak)
         self.summary = Linear(depths * channels, size, key=keys[6])
         self.choice = Linear(depths * channels, num_components, zero_init=True, key=keys[8])
         self.offsets = jr.normal(keys[9], (num_components, size))

@@ -62,7 +62,7 @@ class Config:
     """Blocks of the transformer."""
     components: int = 2
     """Fields that each draw chooses from."""
-    latent: int = 0
+    latent: int = 16
     """Length of the code that varies each of them."""
     train: int = 600
     """Training scenes."""

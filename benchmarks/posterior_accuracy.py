@@ -99,7 +99,8 @@ class KeepBest:
 def train(case, options):
     steps = max(int(case.training_steps * options.training), 2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, case.learning_rate, max(steps // 50, 1), steps, 1e-5)
-    settings: dict[str, Any] = {"key": jr.key(options.seed), "steps": steps, "optimizer": optax.adam(schedule, b2=0.99)}
+    optimizer = optax.adamw(schedule, b2=0.99, weight_decay=case.weight_decay)
+    settings: dict[str, Any] = {"key": jr.key(options.seed), "steps": steps, "optimizer": optimizer}
     start = time.perf_counter()
     batch_size = 16 if options.quick else case.batch_size
     if callable(case.data):

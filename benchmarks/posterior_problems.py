@@ -38,6 +38,7 @@ class Case:
     training_steps: int = 6000
     batch_size: int = 256
     learning_rate: float = 3e-3
+    weight_decay: float = 0.0
     validation: Any = None
     sampler: Callable[[int], si.AbstractSampler] = si.Ancestral
     bound: float = np.inf
@@ -449,6 +450,6 @@ PROBLEMS = {
     "sigmoid": sigmoid,
     "manifold": manifold,
     "two_moons": sbibm("two_moons", two_moons_simulator, 2, 1.0, training_steps=10_000),
-    "slcp": sbibm("slcp", slcp_simulator, 5, 3.0, training_steps=6000),
+    "slcp": sbibm("slcp", slcp_simulator, 5, 3.0, training_steps=3000, weight_decay=1.0),
     "gaussian_mixture": sbibm("gaussian_mixture", gaussian_mixture_simulator, 2, 10.0, training_steps=8000),
 }

@@ -28,6 +28,7 @@ import optax
 import tyro
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.ndimage import prewitt
 from skimage.metrics import structural_similarity
 
 import stochinv as si
@@ -240,17 +241,27 @@ def compare(predictions, held_out):
                     "psnr_mean": psnr.mean(),
                     "psnr_best_of_16": psnr.max(),
                     "ssim": structural_similarity(predicted[0, view], truth[view], channel_axis=-1, data_range=1),
+                    "gmsd": gradient_deviation(predicted[0, view].mean(-1), truth[view].mean(-1)),
                     "coverage_90": np.mean(inside[view][foreground[view]]),
                     "diversity": predicted[:, view].std(0).mean(),
                 }
             )
     figures = {"context_psnr": mean_of(rows, "psnr_mean", -2, 0)}
-    for name in ("energy_score", "psnr_mean", "psnr_best_of_16", "ssim", "coverage_90", "diversity"):
+    for name in ("energy_score", "psnr_mean", "psnr_best_of_16", "ssim", "gmsd", "coverage_90", "diversity"):
         figures[name] = mean_of(rows, name, 0, 181)
         if name in ("psnr_mean", "psnr_best_of_16", "diversity"):
             for low, high in zip(ANGLES, ANGLES[1:], strict=False):
                 figures[f"{name}_{low}_to_{high}"] = mean_of(rows, name, low, high + 0.01)
     return figures
+
+
+def gradient_deviation(predicted, truth):
+    """A perceptual distance of grey images in [0, 1], 0 for equal ones: the spread of how alike their gradients are.
+
+    Xue et al. 2014, "Gradient magnitude similarity deviation".
+    """
+    a, b = (np.hypot(prewitt(x, 0), prewitt(x, 1)) / 3 for x in (predicted, truth))
+    return ((2 * a * b + 0.0026) / (a**2 + b**2 + 0.0026)).std()
 
 
 def mean_of(rows, name, low, high):

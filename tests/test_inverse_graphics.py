@@ -230,7 +230,8 @@ def test_the_example_runs_at_tiny_sizes(example, family, tmp_path):
     files = f"--folder {tmp_path} --out {tmp_path / 'picture.png'} --json {tmp_path / 'figures.json'}"
     figures = example.main([*sizes.split(), *files.split(), "--family", family, "--path-samples", "2"])
     assert json.loads((tmp_path / "figures.json").read_text()).keys() == figures.keys()
-    wanted = {"context_psnr", "energy_score", "psnr_mean", "psnr_best_of_16", "ssim", "coverage_90", "diversity"}
+    wanted = {"context_psnr", "energy_score", "psnr_mean", "psnr_best_of_16", "ssim", "gmsd"}
+    wanted |= {"coverage_90", "diversity"}
     assert wanted <= figures.keys()
     assert all(math.isfinite(figures[name]) for name in wanted)
     if family == "hidden":

@@ -15,7 +15,7 @@ is the whole story; `--help` lists sizes and files.
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +73,10 @@ class Config:
     """Sampled scenes per held-out view of the hidden family."""
     sampler_steps: int = 1
     """Noise levels that a sample goes through."""
+    views: int = 1
+    """Context views in training: from one to so many."""
+    autoregressive: bool = False
+    """Whether `views - 1` views around the scene are drawn first, each given those before, and then the scene."""
     regressor: bool = True
     """Whether to train the same network as a regressor too, for comparison."""
     path_samples: int = 64
@@ -106,11 +110,17 @@ def fit_family(config):
     keys = jr.split(jr.key(config.seed), 4)
     everything, red = load_scenes(config)
     known, held_out = everything[: config.train], everything[config.train :]
-    fronts = range(2) if config.family == "hidden" else None
+    fronts = range(2) if config.family == "hidden" and config.views == 1 else None
 
     # Posed images in, a trained problem out.
     data = si.data.SceneBatches(
-        known, config.batch_size, patch=(SIZE // 2,) * 2, stride=2, context_views=fronts, seed=config.seed
+        known,
+        config.batch_size,
+        context=(1, config.views),
+        patch=(SIZE // 2,) * 2,
+        stride=2,
+        context_views=fronts,
+        seed=config.seed,
     )
     problem = si.StochasticInverseProblem(
         forward=FORWARD,
@@ -132,9 +142,8 @@ def fit_family(config):
 
     # One view in, whole scenes out.
     start = time.perf_counter()
-    sampler = si.Ancestral(config.sampler_steps)
     number = config.samples if config.family == "hidden" else 16
-    fields = [sample(fit.problem, scene, sampler, number, jr.fold_in(keys[2], i)) for i, scene in enumerate(held_out)]
+    fields = [sample(config, fit.problem, scene, number, jr.fold_in(keys[2], i)) for i, scene in enumerate(held_out)]
     jax.block_until_ready(fields)
     figures = {"train_seconds": fit.history.seconds, "sample_seconds": time.perf_counter() - start}
     figures |= evaluate(fields, held_out)
@@ -185,10 +194,19 @@ def opposite(azimuth=np.pi, elevation=0.2):
     return si.forward.Camera(posed_scenes.intrinsics(SIZE), pose, (SIZE, SIZE))
 
 
-def sample(problem, scene, sampler, number, key):
+def sample(config, problem, scene, number, key):
     """Fields given the first view of a scene."""
-    context = jax.tree.map(lambda x: jnp.asarray(x[:1]), scene.views())
-    return problem.sample(context, opposite(), key=key, sampler=sampler, num_samples=number, chunk_size=20).signal
+    sampler, room = si.Ancestral(config.sampler_steps), config.views - 1
+    context, target = jax.tree.map(lambda x: jnp.asarray(x[:1]), scene.views()), opposite()
+    if room:
+        repeated = jax.tree.map(lambda x: jnp.repeat(x, 1 + room, 0), context)
+        context = si.View(repeated.observation, repeated.params, jnp.arange(1 + room) == 0)
+    if config.autoregressive:
+        sampler = si.Autoregressive(sampler)
+        azimuth = np.arctan2(scene.poses[0, 1, 3], scene.poses[0, 0, 3])
+        turns = 2 * np.pi * np.arange(1, 1 + room) / (1 + room)
+        target = stack([*(opposite(azimuth + turn) for turn in turns), target])
+    return problem.sample(context, target, key=key, sampler=sampler, num_samples=number, chunk_size=20).signal
 
 
 def regress(config, problem, data, held_out, key):
@@ -196,7 +214,8 @@ def regress(config, problem, data, held_out, key):
     objective = si.SquaredError(weighting=lambda level: 0 * level.alpha, sample_time=lambda schedule, key: jnp.ones(()))
     problem = eqx.tree_at(lambda p: p.objective, problem, objective)
     fit = problem.fit(data, steps=config.steps, key=key, callbacks=[ends_after(config.minutes)])
-    return [sample(fit.problem, scene, si.Ancestral(1), 1, key) for scene in held_out]
+    config = replace(config, sampler_steps=1, autoregressive=False)
+    return [sample(config, fit.problem, scene, 1, key) for scene in held_out]
 
 
 @eqx.filter_jit

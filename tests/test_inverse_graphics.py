@@ -223,12 +223,15 @@ def example():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize("family", ["hidden", "random"])
-def test_the_example_runs_at_tiny_sizes(example, family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "options"), [("hidden", ""), ("random", "--views 2 --autoregressive --no-regressor")]
+)
+def test_the_example_runs_at_tiny_sizes(example, family, options, tmp_path):
     pytest.importorskip("mitsuba")
     sizes = "--train 6 --held-out 2 --steps 2 --batch-size 2 --samples 4 --resolution 12 --width 48 --depth 1"
     files = f"--folder {tmp_path} --out {tmp_path / 'picture.png'} --json {tmp_path / 'figures.json'}"
-    figures = example.main([*sizes.split(), *files.split(), "--family", family, "--path-samples", "2"])
+    options = f"--family {family} --path-samples 2 {options} {sizes} {files}"
+    figures = example.main(options.split())
     assert json.loads((tmp_path / "figures.json").read_text()).keys() == figures.keys()
     wanted = {"context_psnr", "energy_score", "psnr_mean", "psnr_best_of_16", "ssim", "gmsd"}
     wanted |= {"coverage_90", "diversity"}

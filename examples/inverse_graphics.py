@@ -73,6 +73,8 @@ class Config:
     """Sampled scenes per held-out view of the hidden family."""
     sampler_steps: int = 1
     """Noise levels that a sample goes through."""
+    guidance: float = 1.0
+    """Draws heed the given view so many times as much; other than 1, training drops it at times."""
     views: int = 1
     """Context views in training: from one to so many."""
     autoregressive: bool = False
@@ -116,7 +118,7 @@ def fit_family(config):
     data = si.data.SceneBatches(
         known,
         config.batch_size,
-        context=(1, config.views),
+        context=(int(config.guidance == 1), config.views),
         patch=(SIZE // 2,) * 2,
         stride=2,
         context_views=fronts,
@@ -198,7 +200,9 @@ def sample(config, problem, scene, number, key):
     """Fields given the first view of a scene."""
     sampler, room = si.Ancestral(config.sampler_steps), config.views - 1
     context, target = jax.tree.map(lambda x: jnp.asarray(x[:1]), scene.views()), opposite()
-    if room:
+    if config.guidance != 1:
+        problem = replace(problem, denoiser=si.GuidedDenoiser(problem.denoiser, config.guidance))
+    if room or config.guidance != 1:
         repeated = jax.tree.map(lambda x: jnp.repeat(x, 1 + room, 0), context)
         context = si.View(repeated.observation, repeated.params, jnp.arange(1 + room) == 0)
     if config.autoregressive:

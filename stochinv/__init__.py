@@ -17,6 +17,7 @@ from ._denoiser.base import (
 from ._denoiser.flatten import Flatten as Flatten
 from ._denoiser.gaussian import GaussianDenoiser as GaussianDenoiser
 from ._denoiser.gaussian_prior import GaussianPrior as GaussianPrior
+from ._denoiser.guided import GuidedDenoiser as GuidedDenoiser
 from ._denoiser.mixture import MixtureDenoiser as MixtureDenoiser
 from ._denoiser.network import (
     AbstractEncoder as AbstractEncoder,

@@ -120,3 +120,37 @@ def test_without_context_and_with_one_that_is_no_view():
 def test_covariance_of_the_wrong_shape():
     with pytest.raises(ValueError, match="covariance"):
         si.GaussianDenoiser(helpers.measure, jnp.zeros(3), jnp.eye(2))
+
+
+def test_guidance_moves_a_signal_along_what_the_context_says():
+    forward = lambda signal, direction: direction @ signal
+    exact = si.GaussianDenoiser(forward, jnp.zeros(2), jnp.array([[1.0, 0.8], [0.8, 1.0]]))
+    level, noisy, params = si.CosineSchedule().level(0.5), jnp.asarray(0.3), jnp.array([0.0, 1.0])
+    context = si.View(jnp.array([1.0]), jnp.array([[1.0, 0.0]]), jnp.array([True]))
+    none = eqx.tree_at(lambda c: c.mask, context, jnp.array([False]))
+    given, free = (exact(noisy, level, c, params) for c in (context, none))
+    guided = lambda weight: si.GuidedDenoiser(exact, weight)(noisy, level, context, params)
+    for weight, expected in ((0.0, free), (1.0, given), (3.0, 3 * given - 2 * free)):
+        np.testing.assert_allclose(guided(weight), expected, rtol=1e-5, atol=1e-5)
+    assert jnp.abs(given - free).max() > 0.1
+    with pytest.raises(ValueError, match="with a mask"):
+        si.GuidedDenoiser(exact, 2.0)(noisy, level, si.View(context.observation, context.params), params)
+    with pytest.raises(ValueError, match="`weight` must be at least 0"):
+        si.GuidedDenoiser(exact, -1.0)
+
+
+def test_guided_samples_agree_more_with_the_context():
+    """Given that the first entry is 1, the second has mean 0.8; guidance goes beyond, with less spread."""
+    forward = lambda signal, direction: direction @ signal
+    exact = si.GaussianDenoiser(forward, jnp.zeros(2), jnp.array([[1.0, 0.8], [0.8, 1.0]]))
+    context = si.View(jnp.array([1.0]), jnp.array([[1.0, 0.0]]), jnp.array([True]))
+
+    def draws(denoiser):
+        problem = si.StochasticInverseProblem(forward, denoiser, signal=jax.ShapeDtypeStruct((2,), jnp.float32))
+        sample = problem.sample(context, jnp.array([0.0, 1.0]), key=jr.key(0), num_samples=2000)
+        return np.asarray(sample.observation)
+
+    plain, same, guided = draws(exact), draws(si.GuidedDenoiser(exact, 1.0)), draws(si.GuidedDenoiser(exact, 3.0))
+    np.testing.assert_allclose(plain, same, atol=1e-4)
+    assert abs(plain.mean() - 0.8) < 5 * 0.6 / np.sqrt(2000)
+    assert guided.mean() > 1.2 and guided.std() < plain.std()

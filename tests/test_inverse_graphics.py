@@ -224,7 +224,7 @@ def example():
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
-    ("family", "options"), [("hidden", ""), ("random", "--views 2 --autoregressive --no-regressor")]
+    ("family", "options"), [("hidden", ""), ("random", "--views 2 --autoregressive --guidance 2 --no-regressor")]
 )
 def test_the_example_runs_at_tiny_sizes(example, family, options, tmp_path):
     pytest.importorskip("mitsuba")

@@ -23,7 +23,8 @@ def snr_weight(level: NoiseLevel) -> FloatScalar:
     """The weight `1 + α²/σ²`, by which all noise levels ask the same precision of a network.
 
     It is the one to take for fine structure of posteriors, where the network's output is scaled by the uncertainty of a
-    first estimate as in [`stochinv.NetworkDenoiser`][].
+    first estimate as in [`stochinv.NetworkDenoiser`][]. Fine structure shows at low noise alone, which
+    [`stochinv.uniform_log_snr`][] gives its share of the training.
 
     **Arguments:**
 

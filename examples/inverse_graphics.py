@@ -307,8 +307,8 @@ def hidden_shares(fields, red_share):
         largest, smallest = middle.max(1), middle.min(1)
         r, g, b = middle.T
         saturated = largest - smallest > 0.25 * largest
-        red.append(saturated & (r == largest) & (np.abs(g - b) < 0.5 * (largest - smallest)))  # hue within 30° of red
-        blue.append(saturated & (b == largest) & (np.abs(r - g) < 0.5 * (largest - smallest)))
+        red.append(saturated & (r == largest) & (np.abs(g - b) < (largest - smallest) / 3))  # hue within 20° of red
+        blue.append(saturated & (b == largest) & (np.abs(r - g) < (largest - smallest) / 3))
     by_view = np.array([np.mean(x) for x in red])
     return {
         "hidden_red": float(by_view.mean()),

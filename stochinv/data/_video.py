@@ -7,6 +7,7 @@ bytes, `(frames, height, width, 3)`, until they are cropped.
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -248,14 +249,17 @@ def _decode(path, height, max_frames):
         raise ImportError("Reading a video needs ImageIO: `pip install imageio[ffmpeg]`.") from error
     frames = []
     try:
-        for frame in iio.imiter(path):
-            frames.append(_to_rgb(np.asarray(frame)))
-            if height is not None:
-                width = max(round(frame.shape[1] * height / frame.shape[0]), 1)
-                resized = Image.fromarray(frames[-1]).resize((width, height), Image.Resampling.BILINEAR)
-                frames[-1] = np.asarray(resized)
-            if len(frames) == max_frames:
-                break
+        with warnings.catch_warnings():
+            # FFmpeg is forked and executed at once: the threads that JAX warns of are not used in between.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            for frame in iio.imiter(path):
+                frames.append(_to_rgb(np.asarray(frame)))
+                if height is not None:
+                    width = max(round(frame.shape[1] * height / frame.shape[0]), 1)
+                    resized = Image.fromarray(frames[-1]).resize((width, height), Image.Resampling.BILINEAR)
+                    frames[-1] = np.asarray(resized)
+                if len(frames) == max_frames:
+                    break
     except Exception as error:
         raise ValueError(
             f"`path` is {str(path)!r}, which cannot be decoded ({type(error).__name__}: "

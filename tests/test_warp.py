@@ -65,6 +65,14 @@ def test_gradients_are_those_of_finite_differences(name, x64):
         np.testing.assert_allclose(jnp.sum(gradients[i] * towards[i]), difference, rtol=1e-5)
 
 
+def test_values_do_not_depend_on_whether_derivatives_are_taken(x64):
+    keys = jr.split(jr.key(0), 2)
+    source, flow = jr.uniform(keys[0], (9, 11, 3)), 4 * jr.normal(keys[1], (9, 11, 2))
+    warp = si.forward.Warp()
+    value, _ = jax.jvp(lambda u: warp(u, source), (flow,), (jnp.ones_like(flow),))
+    np.testing.assert_allclose(warp(flow, source), value, atol=1e-12)
+
+
 def test_margin_is_the_larger_source():
     """A frame within a larger source is the part of that source's own warp."""
     flow = FLOW.at[:3].set(0).at[-3:].set(0).at[:, :3].set(0).at[:, -3:].set(0)

@@ -180,15 +180,34 @@ def sample_bilinear(
     - `image`: of at least one pixel.
     - `rows`, `columns`: the places, in pixels from the centre of the top left one.
     """
-    height, width, _ = image.shape
-    rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
-    row = jnp.clip(rows.astype(jnp.int32), 0, max(height - 2, 0))
-    column = jnp.clip(columns.astype(jnp.int32), 0, max(width - 2, 0))
-    below, right = rows - row, columns - column
-    corner = row * width + column
-    down, across = (width if height > 1 else 0), (1 if width > 1 else 0)
+    return _interpolated(image, rows, columns)
 
-    # One channel after the other: gathers of single numbers are several times faster on a CPU than of all channels.
+
+@jax.custom_jvp
+def _interpolated(image, rows, columns):
+    """Without derivatives the sum of four corners is fastest on a CPU: 5 times at 128×128 pixels."""
+    (row, column), (down, across), (below, right) = _corners(image, rows, columns)
+    above, left = 1 - below, 1 - right
+
+    def interpolate(channel):
+        at = lambda i, j: channel.at[row + i, column + j].get(mode="clip")
+        top = above * left * at(0, 0) + above * right * at(0, across)
+        return top + below * left * at(down, 0) + below * right * at(down, across)
+
+    return jax.vmap(interpolate, -1, -1)(image)
+
+
+@_interpolated.defjvp
+def _interpolated_jvp(primals, tangents):
+    return jax.jvp(_interpolated_with_derivatives, primals, tangents)
+
+
+def _interpolated_with_derivatives(image, rows, columns):
+    """With derivatives it is fastest to take one channel after the other, in single numbers."""
+    (row, column), (down, across), (below, right) = _corners(image, rows, columns)
+    width = image.shape[1]
+    corner, down = row * width + column, down * width
+
     def interpolate(channel):
         at = lambda offset: jnp.take(channel, corner + offset, mode="clip")
         top = at(0) + right * (at(across) - at(0))
@@ -196,6 +215,15 @@ def sample_bilinear(
         return top + below * (bottom - top)
 
     return jnp.stack([interpolate(channel.ravel()) for channel in jnp.moveaxis(image, -1, 0)], -1)
+
+
+def _corners(image, rows, columns):
+    """The top left corner of the square around each place, the steps to the next ones, and how far the place is."""
+    height, width, _ = image.shape
+    rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
+    row = jnp.clip(rows.astype(jnp.int32), 0, max(height - 2, 0))
+    column = jnp.clip(columns.astype(jnp.int32), 0, max(width - 2, 0))
+    return (row, column), (int(height > 1), int(width > 1)), (rows - row, columns - column)
 
 
 def _grid(height, width, dtype):

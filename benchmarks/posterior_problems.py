@@ -324,7 +324,8 @@ def banana(options, objective):
 
 def concentrations(options, objective):
     """Positive concentrations of three substances, seen by mixtures of them; the signal is their logarithms."""
-    return nuts(options, objective, lambda s, np_: 2 * np_.exp(0.5 * s), size=3, views=3, seed=2)
+    mix = lambda s, np_: 2 * np_.exp(0.5 * s)
+    return nuts(options, objective, mix, size=3, views=3, seed=2, training_steps=16_000)
 
 
 def sigmoid(options, objective):

@@ -39,6 +39,17 @@ def draws_only(denoiser):
     return lambda *arguments, key=None: denoiser(*arguments, key=key)
 
 
+def test_one_component_scores_as_two_equal_ones():
+    draws, observed = jr.normal(jr.key(0), (5, 3)), jr.normal(jr.key(1), (3,))
+    twice, half = jnp.stack([draws, draws], 1), jnp.full((5, 2), 0.5)
+    expected = energy_terms(twice, observed, jnp.ones(3), 1.0, half)
+    for found in (
+        energy_terms(draws, observed, jnp.ones(3), 1.0),
+        energy_terms(draws[:, None], observed, jnp.ones(3), 1.0, jnp.ones((5, 1))),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_draws_follow_the_shares():
     number, share = 20_000, 0.3
     denoiser = two_points(share)

@@ -100,8 +100,9 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
     - `depths`: planes of a view's frustum, at least 2.
     - `channels`: features on each of them, at least 1.
     - `point_width`, `point_depth`: hidden features and hidden layers of the perceptron at each point.
-    - `latent_size`: the length of `z`, at least 0; with 0 a draw is the choice of a component and nothing else, and all draws of
-        the energy score share one evaluation.
+    - `latent_size`: the length of `z`, at least 0. With 0 a draw is the choice of a component and nothing else, and all
+        draws of the energy score share one evaluation. With several components its first weights are a tenth of the
+        usual ones.
     - `num_components`: signals to choose from, at least 1; see [`stochinv.AbstractMixtureDenoiser.components`][]. The
         cost of decoding and rendering in training is multiplied by it, that of sampling is not.
     - `key`: a PRNG key for the weights.

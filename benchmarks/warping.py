@@ -2,11 +2,12 @@ r"""What warping costs. Prints two tables.
 
 The first compares `stochinv.forward.Warp` with `jax.scipy.ndimage.map_coordinates` of order 1, mapped over channels: a
 batch of frames, each warped by several displacement fields, forwards and with the gradient in the fields. The two take
-turns; times are medians, of all processor cores together and on the clock.
+turns, each first as often as the other; times are medians, of all processor cores together and on the clock.
 
 The second compares a training step of motion from one frame with the same network's *bare* step, which does the same
-work written out: network, warp, energy score and optimiser. The last column is the network alone, its displacements
-compared with zero: no warp and no energy score. What `fit` adds around a step is in `training.py`.
+work written out: network, warp, energy score and optimiser. The last columns are the network alone, its displacements
+compared with zero, no warp and no energy score, and a second copy of the bare step over the first, which tells how far
+off a ratio is by chance. What `fit` adds around a step is in `training.py`.
 
     python benchmarks/warping.py [--quick] [--json PATH]
 """
@@ -56,12 +57,14 @@ def turns(functions, rounds):
     for function in functions:
         jax.block_until_ready(function())
     times = []
-    for _ in range(rounds):
-        for function in functions:
+    for turn in range(rounds):
+        taken = {}
+        for index in np.roll(range(len(functions)), turn):
             start = now()
-            jax.block_until_ready(function())
-            times.append(now() - start)
-    return np.median(np.reshape(times, (rounds, len(functions), 2)), 0)
+            jax.block_until_ready(functions[index]())
+            taken[index] = now() - start
+        times.append([taken[index] for index in range(len(functions))])
+    return np.median(times, 0)
 
 
 def map_coordinates(flow, source):
@@ -111,11 +114,12 @@ def compare_steps(options):
     objective = si.EnergyScore(num_samples=options.draws, sample_time=lambda schedule, key: jnp.ones(()))
     problem = si.StochasticInverseProblem(forward, network, objective=objective)
     params, static = eqx.partition(network, eqx.is_inexact_array)
+    numbers, rest = eqx.partition(eqx.tree_at(lambda p: p.denoiser, problem, None), eqx.is_array)
     optimizer = optax.adam(1e-3)
 
-    def ours(params, source, after, key):
-        whole = eqx.tree_at(lambda p: p.denoiser, problem, eqx.combine(params, static))
-        return whole.loss(si.Example(None, si.View(after, source)), key=key)[0]
+    def ours(params, numbers, source, after, key):
+        problem = replace(eqx.combine(numbers, rest), denoiser=eqx.combine(params, static))
+        return problem.loss(si.Example(None, si.View(after, source)), key=key)[0]
 
     def displacements(params, source, after, key):
         noise_key, draw_key = jr.split(key)
@@ -124,34 +128,36 @@ def compare_steps(options):
         draw = lambda key: denoiser(noisy, level, None, source, key=key)
         return jax.vmap(draw)(jr.split(draw_key, options.draws))
 
-    def bare(params, source, after, key):
+    def bare(params, numbers, source, after, key):
         warped = jax.vmap(lambda u: forward(u, source).ravel())(displacements(params, source, after, key))
         norm = lambda x: jnp.sqrt(jnp.mean(x**2, -1) + 1e-12)
         first, second = jnp.triu_indices(options.draws, 1)
         return jnp.mean(norm(warped - after.ravel())) - jnp.mean(norm(warped[first] - warped[second])) / 2
 
-    def network_alone(params, source, after, key):
+    def network_alone(params, numbers, source, after, key):
         return jnp.mean(displacements(params, source, after, key) ** 2)
 
     def step(loss):
-        def update(params, state, key):
+        def update(params, state, numbers, key):
             batch_loss = lambda params: jnp.mean(
-                jax.vmap(loss, (None, 0, 0, 0))(params, source, after, jr.split(key, options.batch))
+                jax.vmap(loss, (None, None, 0, 0, 0))(params, numbers, source, after, jr.split(key, options.batch))
             )
             value, gradient = jax.value_and_grad(batch_loss)(params)
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, value
 
         update = jax.jit(update)
-        return lambda: update(params, optimizer.init(params), jr.key(2))
+        return lambda: update(params, optimizer.init(params), numbers, jr.key(2))
 
-    clock, cores = turns([step(ours), step(bare), step(network_alone)], options.rounds).T
+    clock, cores = turns([step(ours), step(bare), step(bare), step(network_alone)], options.rounds).T
     return {
         "milliseconds": float(1e3 * clock[0]),
         "milliseconds_bare": float(1e3 * clock[1]),
-        "milliseconds_network": float(1e3 * clock[2]),
+        "milliseconds_network": float(1e3 * clock[3]),
         "ratio": float(clock[0] / clock[1]),
         "processor_ratio": float(cores[0] / cores[1]),
+        "ratio_bare": float(clock[2] / clock[1]),
+        "processor_ratio_bare": float(cores[2] / cores[1]),
     }
 
 
@@ -172,10 +178,10 @@ def main(argv: Sequence[str] | None = None):
         )
     steps = compare_steps(options)
     print("\nTraining step, milliseconds")
-    print(f"{'':<24}{'stochinv':>10}{'bare':>18}{'ratio':>10}{'processor':>12}{'network alone':>16}")
+    print(f"{'':<24}{'stochinv':>10}{'bare':>18}{'ratio':>10}{'processor':>12}{'network alone':>16}{'bare/bare':>12}")
     print(
         f"{'':<24}{steps['milliseconds']:>10.1f}{steps['milliseconds_bare']:>18.1f}{steps['ratio']:>10.3f}"
-        f"{steps['processor_ratio']:>12.3f}{steps['milliseconds_network']:>16.1f}"
+        f"{steps['processor_ratio']:>12.3f}{steps['milliseconds_network']:>16.1f}{steps['ratio_bare']:>12.3f}"
     )
     figures = {"warps": warps, "steps": steps}
     if options.json is not None:

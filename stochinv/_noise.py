@@ -1,5 +1,7 @@
 r"""Noising a measurement."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -25,15 +27,13 @@ def scaled_normal(like: Observation, scale: PyTree, key: Key) -> Observation:
     return jax.tree.unflatten(treedef, noise)
 
 
-def measurement_noise(like: Observation, noise: PyTree, scale: PyTree, key: Key) -> Observation:
-    """`scaled_normal`, drawn only if any entry of `noise`, in the structure of `scale`, is positive.
+def where_noisy(noise: PyTree, noisy: Callable[[], Observation], clean: Observation) -> Observation:
+    """`noisy()` if any of the standard deviations `noise` is positive, and `clean` if none is.
 
-    Without measurement noise, random numbers for every draw of every measurement would be much of a training step.
+    Without measurement noise, its arithmetic and random numbers for every draw would be much of a training step.
     """
     some = jnp.any(jnp.stack([x > 0 for x in jax.tree.leaves(noise)]))
-    return jax.lax.cond(
-        some, lambda: scaled_normal(like, scale, key), lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    )
+    return jax.lax.cond(some, noisy, lambda: clean)
 
 
 def numbered_key(key: Key, number: UInt32[Array, ""]) -> Key:

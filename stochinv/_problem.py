@@ -25,7 +25,7 @@ from ._denoiser.base import AbstractDenoiser, AbstractMixtureDenoiser
 from ._forward.base import AbstractForwardModel, MultiView, as_forward_model
 from ._likelihood import draw
 from ._log_prob import CONTROLLER, SOLVER, log_prob
-from ._noise import measurement_noise
+from ._noise import scaled_normal, where_noisy
 from ._objective.base import AbstractObjective
 from ._objective.squared_error import SquaredError
 from ._sampler.autoregressive import Autoregressive
@@ -150,11 +150,12 @@ class StochasticInverseProblem(eqx.Module):
         scale = self.noise_scale(observation)
         total = jax.tree.map(lambda n: (level.alpha * n) ** 2 + level.sigma**2, scale)
         pull = lambda o, x, n, v: o + level.alpha * n**2 / v * (x - level.alpha * o)
-        mean = jax.tree.map(pull, observation, noisy, scale, total)
+        mean = lambda: jax.tree.map(pull, observation, noisy, scale, total)
         if key is None:
-            return mean
+            return mean()
         spread = jax.tree.map(lambda n, v: n * level.sigma / jnp.sqrt(v), scale, total)
-        return jax.tree.map(jnp.add, mean, measurement_noise(observation, scale, spread, key))
+        draw = lambda: jax.tree.map(jnp.add, mean(), scaled_normal(observation, spread, key))
+        return where_noisy(scale, draw, observation)
 
     def add_noise(self, observation: Observation, *, key: Key, stacked: bool = False) -> Observation:
         """A noisy measurement, given a noise-free one; both in raw units.
@@ -170,10 +171,14 @@ class StochasticInverseProblem(eqx.Module):
             if callable(self.noise):
                 return draw(self.noise, observation, key)
             scale = self.noise_scale(observation)
-            noise = measurement_noise(observation, scale, scale, key)
-            if self.data_info is not None:
-                noise = jax.tree.map(jnp.multiply, noise, self.data_info.std)
-            return jax.tree.map(jnp.add, observation, noise)
+
+            def noisy():
+                noise = scaled_normal(observation, scale, key)
+                if self.data_info is not None:
+                    noise = jax.tree.map(jnp.multiply, noise, self.data_info.std)
+                return jax.tree.map(jnp.add, observation, noise)
+
+            return where_noisy(scale, noisy, observation)
 
         if not stacked and not isinstance(self.forward, MultiView):
             return add(observation, key)

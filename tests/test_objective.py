@@ -11,7 +11,7 @@ import pytest
 
 import helpers
 import stochinv as si
-from stochinv._noise import measurement_noise, scaled_normal
+from stochinv._noise import scaled_normal
 from stochinv._objective.energy_score import energy_terms
 
 
@@ -206,13 +206,20 @@ def test_impossible_settings(make, words):
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_noise_of_measurements_is_drawn_where_there_is_some(noise):
-    """The very numbers that are drawn unconditionally, under `jit` and `vmap` as well; exact zeros without noise."""
+    """The very numbers that are drawn unconditionally, under `jit` and `vmap` too; without noise exactly nothing."""
     like, keys = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}, jr.split(jr.key(0), 4)
-    scale = {"a": jnp.asarray(noise), "b": jnp.asarray(noise)}
-    draw = jax.jit(jax.vmap(lambda key, scale: measurement_noise(like, scale, scale, key), (0, None)))
-    expected = jax.vmap(lambda key: scaled_normal(like, scale, key))(keys)
-    jax.tree.map(np.testing.assert_array_equal, draw(keys, scale), expected)
-    assert noise > 0 or all(jnp.all(x == 0) for x in jax.tree.leaves(draw(keys, scale)))
+    problem = si.StochasticInverseProblem(lambda s, phi: s, noise={"a": noise, "b": noise})
+    draw = eqx.filter_jit(jax.vmap(lambda problem, key: problem.add_noise(like, key=key), (None, 0)))
+    added = jax.vmap(lambda key: scaled_normal(like, noise, key))(keys)
+    jax.tree.map(lambda x, y, z: np.testing.assert_array_equal(x, y + z), draw(problem, keys), like, added)
+    level = problem.schedule.level(0.5)
+    noisy = jax.tree.map(lambda x: 3 * x, like)
+    bridge = eqx.filter_jit(jax.vmap(lambda problem, key: problem.measured(noisy, level, like, key=key), (None, 0)))
+    mean = problem.measured(noisy, level, like)
+    spread = noise * level.sigma / jnp.sqrt((level.alpha * noise) ** 2 + level.sigma**2)
+    around = jax.vmap(lambda key: scaled_normal(like, spread, key))(keys)
+    close = lambda x, y, z: np.testing.assert_allclose(x, y + z, rtol=1e-6, atol=0 if noise == 0 else 1e-6)
+    jax.tree.map(close, bridge(problem, keys), mean, around)
 
 
 def test_a_prediction_that_is_nan_has_a_loss_that_is_nan():

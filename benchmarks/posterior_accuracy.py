@@ -44,6 +44,7 @@ class Options:
         "null_space",
         "noisy_linear",
         "noisy_circle",
+        "ambiguous_circle",
         "banana",
         "concentrations",
         "sigmoid",

@@ -47,7 +47,7 @@ class Config:
 
     family: Literal["hidden", "random"] = "hidden"
     """The family of scenes, see `scenes.py`."""
-    steps: int = 1200
+    steps: int = 1900
     """Training steps."""
     minutes: float = 15.0
     """Training ends after so many minutes at the latest."""
@@ -61,10 +61,10 @@ class Config:
     """Features of the transformer."""
     depth: int = 4
     """Blocks of the transformer."""
-    components: int = 2
+    components: int = 4
     """Fields that each draw chooses from."""
-    latent: int = 16
-    """Length of the code that varies each of them."""
+    latent: int = 0
+    """Length of a code that varies each of them."""
     train: int = 600
     """Training scenes."""
     held_out: int = 20
@@ -425,7 +425,7 @@ def fit_chair(config):
     stop = lambda progress: time.perf_counter() - start > config.chair_seconds
     rate = optax.exponential_decay(0.2, 300, 0.6, end_value=0.02)
     fit = problem.fit(
-        batches(), steps=config.steps * 10, optimizer=optax.adam(rate), ema=si.ExponentialEMA(0.98), gradient_clip=None,
+        batches(), steps=12_000, optimizer=optax.adam(rate), ema=si.ExponentialEMA(0.98), gradient_clip=None,
         standardise=False, callbacks=[stop], log_every=10, key=jr.key(config.seed),
     )  # fmt: skip
     draw_view = eqx.filter_jit(lambda camera: forward(fit.problem.denoiser.field, camera))

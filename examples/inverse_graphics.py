@@ -57,7 +57,7 @@ class Config:
     """Draws per scene and step, for the energy score."""
     resolution: int = 24
     """Grid points of a field along each axis."""
-    width: int = 192
+    width: int = 144
     """Features of the transformer."""
     depth: int = 4
     """Blocks of the transformer."""

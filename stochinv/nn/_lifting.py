@@ -229,7 +229,8 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         said, summaries = jax.vmap(lambda *view: self._lift(points, *view))(views, cameras, log_snr)
         lifted, logits = jax.vmap(unrolled(_hidden), (None, 0))((self.lift, self.importance), said)
         logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
-        h = jnp.sum(jax.nn.softmax(logits, axis=0) * lifted, axis=0)
+        # Written out, since a sum over a short leading axis takes as long as a tenth of a training step on CPU.
+        h = sum(share * view for share, view in zip(jax.nn.softmax(logits, axis=0), lifted, strict=True))
         summary = (mask / jnp.sum(mask)).astype(views.dtype) @ summaries
         condition = self.summary(summary)
         if code_key is not None and self.code is not None:

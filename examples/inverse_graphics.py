@@ -137,7 +137,7 @@ def fit_family(config):
             key=keys[0],
         ),
         objective=si.EnergyScore(
-            num_samples=config.draws, target_weight=0.0, marginal_weight=1.0, sample_time=mostly_noise
+            num_samples=config.draws, target_weight=0.0, marginal_weight=1.0, local_weight=1.0, sample_time=mostly_noise
         ),
     )
     fit = problem.fit(data, steps=config.steps, key=keys[1], callbacks=[ends_after(config.minutes)])

@@ -147,8 +147,9 @@ def check_noise(problem: Any, example: Example):
         )
     if getattr(problem.objective, "context_weight", 0.0) > 0:
         raise ValueError(f"`noise` is {given}, so the context must not be scored: set `context_weight=0`.")
-    if other and getattr(problem.objective, "marginal_weight", 0.0) > 0:
-        raise ValueError(f"`noise` is {given}, so views are scored together alone: set `marginal_weight=0`.")
+    for name in ("marginal_weight", "local_weight"):
+        if other and getattr(problem.objective, name, 0.0) > 0:
+            raise ValueError(f"`noise` is {given}, so views are scored together alone: set `{name}=0`.")
 
 
 def check_forward(forward: AbstractForwardModel, signal: Structure, example: Example, key: Key) -> bool:

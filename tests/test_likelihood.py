@@ -129,6 +129,7 @@ def test_predictions_have_the_noise():
         ("novel measurements are needed", dist.Poisson, {"roles": (1, 1, 0)}),
         ("`context_weight=0`", dist.Poisson, {"objective": lambda: si.EnergyScore(context_weight=1.0)}),
         ("`marginal_weight=0`", dist.Poisson, {"objective": lambda: si.EnergyScore(marginal_weight=1.0)}),
+        ("`local_weight=0`", dist.Poisson, {"objective": lambda: si.EnergyScore(local_weight=1.0)}),
         ("a callable from a noise-free measurement", lambda o: o, {}),
         ("simulates measurements of shapes", lambda o: dist.Normal(jnp.zeros(3), 1.0), {}),
         ("`noise` fails on a noise-free measurement", lambda o: dist.Normal(o[0], 1.0), {}),

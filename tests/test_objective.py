@@ -12,7 +12,7 @@ import pytest
 import helpers
 import stochinv as si
 from stochinv._noise import scaled_normal
-from stochinv._objective.energy_score import energy_terms
+from stochinv._objective.energy_score import energy_terms, local_terms
 
 
 @pytest.mark.parametrize("name", helpers.objectives())
@@ -70,6 +70,7 @@ def gradients_around_the_exact_denoiser(objective, noise, number):
         (si.EnergyScore, 0.0),
         (si.EnergyScore, 0.6),
         pytest.param(partial(si.EnergyScore, marginal_weight=3.0), 0.6, id="each-0.6", marks=pytest.mark.slow),
+        pytest.param(partial(si.EnergyScore, local_weight=3.0), 0.6, id="local-0.6", marks=pytest.mark.slow),
     ],
 )
 def test_the_exact_denoiser_is_stationary(objective, noise):
@@ -98,6 +99,34 @@ def test_energy_terms_against_brute_force(beta):
     predicted, observed, weights = rng.normal(size=(5, 3)), rng.normal(size=3), np.asarray([1.0, 0.0, 2.0])
     got = energy_terms(*(jnp.asarray(x, jnp.float32) for x in (predicted, observed, weights)), beta)
     np.testing.assert_allclose(got, brute_force(predicted, observed, weights, beta), rtol=1e-5)
+
+
+def test_local_terms_are_those_of_each_pixel():
+    """Of a stack of vectors, of images of two channels, and of numbers; with weights, and of two components."""
+    rng = np.random.default_rng(1)
+    parts = [np.zeros((2, 3)), np.zeros((1, 2, 2)), np.zeros(())]
+    pixels = [[0, 1, 2], [3, 4, 5], [6, 7], [8, 9], [10]]
+    predicted, observed, weights = map(jnp.asarray, (rng.normal(size=(4, 2, 11)), rng.normal(size=11), rng.random(11)))
+    shares = jnp.asarray([[0.3, 0.7], [1.0, 0.0], [0.5, 0.5], [0.2, 0.8]])
+    alone = [
+        energy_terms(predicted[..., i], observed[i], weights[i] / len(i), 1.0, shares) for i in map(np.asarray, pixels)
+    ]
+    got = local_terms(predicted, parts, observed, weights, 1.0, shares)
+    np.testing.assert_allclose(got, np.mean(alone, axis=0), rtol=1e-5)
+
+
+def test_the_local_score_is_added():
+    """One draw: no spread, and the norm of every pixel's error by itself."""
+    case = helpers.linear_gaussian(0, num_context=2)
+    signal = jr.normal(jr.key(3), (1, 6))
+    target, novel = si.View(jnp.zeros(2), case.params), si.View(jnp.zeros((2, 2)), case.context.params)
+    score = lambda **settings: energy_of(
+        si.Example(case.context, target, novel), fixed_draws(case, signal), case, novel_weight=3.0, **settings
+    )[0]
+    square = lambda d: float(jnp.sum(d**2))
+    alone = [square(case.params @ signal[0]), *(3 * square(phi @ signal[0]) for phi in case.context.params)]
+    expected = score() + 0.7 * np.mean(np.sqrt(np.asarray(alone) / 2))
+    np.testing.assert_allclose(score(local_weight=0.7), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.7])
@@ -196,6 +225,7 @@ def test_snr_weight_makes_scaled_outputs_count_alike():
         (lambda: si.EnergyScore(num_samples=1), "num_samples"),
         (lambda: si.EnergyScore(beta=2.0), "beta"),
         (lambda: si.EnergyScore(marginal_weight=-1.0), "marginal_weight"),
+        (lambda: si.EnergyScore(local_weight=-1.0), "local_weight"),
         (lambda: si.EnergyScore(context_weight=-1.0), "context_weight"),
     ],
 )

@@ -44,7 +44,6 @@ class Options:
         "null_space",
         "noisy_linear",
         "noisy_circle",
-        "ambiguous_circle",
         "banana",
         "concentrations",
         "sigmoid",

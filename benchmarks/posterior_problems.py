@@ -140,8 +140,8 @@ def choice_of_angles(number, *, key, width=128, latent_size=64):
     )
 
 
-def noisy_circle(options, objective, noise=0.2, novel=8):
-    """The same with noise as large as the spread of a mode; no measurement is given, or a noisy one."""
+def noisy_circle(options, objective, noise=0.7, novel=8):
+    """The same with noise as large as the spread of what is measured; one noisy measurement is given."""
 
     def data(rng, batch):
         clean = on_circle(draw_angles(rng, batch))[:, None]
@@ -155,8 +155,7 @@ def noisy_circle(options, objective, noise=0.2, novel=8):
     prior = (1 - SECOND_MODE) * wrapped(0) + SECOND_MODE * wrapped(np.pi)
 
     def reference(index, rng, n):
-        given = observed[index - 1 : index]  # none at first
-        density = prior * np.exp(-0.5 * ((on_circle(grid) - given[:, None]) ** 2).sum((0, 2)) / noise**2)
+        density = prior * np.exp(-0.5 * ((on_circle(grid) - observed[index]) ** 2).sum(-1) / noise**2)
         return on_circle(rng.choice(grid, n, p=density / density.sum()))
 
     problem = si.StochasticInverseProblem(
@@ -167,24 +166,18 @@ def noisy_circle(options, objective, noise=0.2, novel=8):
         signal=jax.ShapeDtypeStruct((), jnp.float32),
     )
     empty = jnp.zeros((0,))
-    given = [np.zeros((1, 2)), *observed[:, None]]
-    views = [si.View(jnp.asarray(x, jnp.float32), empty[None], jnp.full(1, i > 0)) for i, x in enumerate(given)]
+    contexts = [(si.View(jnp.asarray(x[None], jnp.float32), empty[None]), empty) for x in observed]
     return Case(
         problem,
         data,
-        si.RandomViews((0, 1), 1, novel),
-        [(view, empty) for view in views],
+        si.RandomViews(1, 1, novel),
+        contexts,
         reference,
         rows=lambda signal: on_circle(np.asarray(signal)),
         figures=lambda a, b: angle_figures(a, b) | moments(a, b),
         training_steps=16_000,
         learning_rate=1e-3,
     )
-
-
-def ambiguous_circle(options, objective):
-    """The same with noise as large as the spread of what is measured, which leaves the mode open."""
-    return noisy_circle(options, objective, noise=0.7)
 
 
 def project(signal, params):
@@ -453,7 +446,6 @@ PROBLEMS = {
     "null_space": null_space,
     "noisy_linear": noisy_linear,
     "noisy_circle": noisy_circle,
-    "ambiguous_circle": ambiguous_circle,
     "banana": banana,
     "concentrations": concentrations,
     "sigmoid": sigmoid,

@@ -235,7 +235,7 @@ def local_terms(
         def pixels(x, first=first, last=last, channels=channels):
             return jnp.moveaxis(x[..., first:last].reshape(*x.shape[:-1], -1, channels), -2, 0)
 
-        terms = jax.vmap(lambda *x: energy_terms(*x, beta, shares))
+        terms = jax.vmap(lambda draws, truth, weights: energy_terms(draws, truth, weights, beta, shares))
         error, spread = terms(pixels(predicted), pixels(observed), pixels(weights) / channels)
         errors, spreads, first = [*errors, error], [*spreads, spread], last
     return jnp.mean(jnp.concatenate(errors)), jnp.mean(jnp.concatenate(spreads))

@@ -2,12 +2,13 @@ r"""What a training step and a denoising step of inverse graphics cost. Prints o
 
 *lifting* is the network of `examples/inverse_graphics.py`: it makes a voxel field once, which is then rendered.
 *pixelNeRF* is the same image encoder with a perceptron, 64 wide and of 5 residual blocks, at every sample of every ray.
-A training step takes the gradient of the squared error, or of the energy score with two draws, over two 16×16 parts of
-views, and a step of Adam; a denoising step makes one signal and renders its whole image. One record at a time, on one
-thread: processor time, the median over repeats, also in units of a 1024³ product of float32 matrices on that thread,
-which takes turns with each step. *the example's* training step is the energy score of the four fields that its draws
-choose from. On Linux one core runs everything, and freed memory is kept: without that, `glibc` asks the system for each
-step's memory again if it is more than 32 MiB, which takes 20 ms of processor time for 40 MiB.
+A training step takes the gradient of the squared error over two 16×16 parts of views, and a step of Adam; *the
+example's* that of the energy score of the four fields that its draws choose from. A denoising step makes one signal and
+renders its whole image. One record at a time: processor time, the median over repeats, also in units of a 1024³ product
+of float32 matrices, which takes turns with each step.
+
+On Linux one core runs everything, and freed memory is kept: without that, `glibc` asks the system for each step's memory
+again if it is more than 32 MiB, which takes 20 ms of processor time for 40 MiB.
 
     python benchmarks/rendering.py [--json PATH]
 """
@@ -232,7 +233,7 @@ def main(argv=None):
             cases[f"{name}: training, squared error"] = training_step(forward, network, PartsError(), example), 512
             cases[f"{name}: denoising"] = denoising_step(forward, network, example), options.size**2
         if "lifting" in networks:
-            score = si.EnergyScore(num_samples=2, target_weight=0.0, marginal_weight=1.0)
+            score = si.EnergyScore(num_samples=2, target_weight=0.0, marginal_weight=1.0, local_weight=1.0)
             cases["lifting: training, the example's"] = (
                 training_step(forward, make(num_components=4), score, example),
                 2048,

@@ -154,8 +154,8 @@ class StochasticInverseProblem(eqx.Module):
         if key is None:
             return mean()
         spread = jax.tree.map(lambda n, v: n * level.sigma / jnp.sqrt(v), scale, total)
-        draw = lambda: jax.tree.map(jnp.add, mean(), scaled_normal(observation, spread, key))
-        return where_noisy(scale, draw, observation)
+        around_mean = lambda: jax.tree.map(jnp.add, mean(), scaled_normal(observation, spread, key))
+        return where_noisy(scale, around_mean, observation)
 
     def add_noise(self, observation: Observation, *, key: Key, stacked: bool = False) -> Observation:
         """A noisy measurement, given a noise-free one; both in raw units.

@@ -251,9 +251,8 @@ def test_noise_of_measurements_is_drawn_where_there_is_some(noise):
     close = lambda x, y, z: np.testing.assert_allclose(x, y + z, rtol=1e-6, atol=1e-6)
     jax.tree.map(close, bridge(problem, keys), mean, around)
     if noise == 0:
-        jax.tree.map(
-            lambda x, y: np.testing.assert_array_equal(x, jnp.broadcast_to(y, x.shape)), bridge(problem, keys), like
-        )
+        exactly = lambda x, y: np.testing.assert_array_equal(x, jnp.broadcast_to(y, x.shape))
+        jax.tree.map(exactly, bridge(problem, keys), like)
 
 
 def test_a_prediction_that_is_nan_has_a_loss_that_is_nan():

@@ -7,8 +7,8 @@ example's* that of the energy score of the four fields that its draws choose fro
 renders its whole image. One record at a time: processor time, the median over repeats, also in units of a 1024³ product
 of float32 matrices, which takes turns with each step.
 
-On Linux one core runs everything, and freed memory is kept: without that, `glibc` asks the system for each step's memory
-again if it is more than 32 MiB, which takes 20 ms of processor time for 40 MiB.
+On Linux one core runs everything, and freed memory is kept: without that, `glibc` asks the system for memory
+at each step that needs more than 32 MiB, which takes 20 ms of processor time for 40 MiB.
 
     python benchmarks/rendering.py [--json PATH]
 """

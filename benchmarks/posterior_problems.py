@@ -235,14 +235,14 @@ def null_space(options, objective):
     return Case(problem, data, si.RandomViews(1, 1, 1), contexts, reference, figures=moments, training_steps=16_000)
 
 
-def noisy_linear(options, objective, noise=1.0):
+def noisy_linear(options, objective, noise=1.0, novel=8):
     """A Gaussian in two dimensions, seen by projections with noise as large as its spread."""
     root = np.array([[1.0, 0.0], [0.8, 0.6]])
 
     def data(rng, batch):
         signals = rng.normal(size=(batch, 2)) @ root.T
-        along = directions(rng, batch, 3, 2)[:, :, None]
-        observation = np.einsum("bvij,bj->bvi", along, signals) + noise * rng.normal(size=(batch, 3, 1))
+        along = directions(rng, batch, 2 + novel, 2)[:, :, None]
+        observation = np.einsum("bvij,bj->bvi", along, signals) + noise * rng.normal(size=(batch, 2 + novel, 1))
         return stack_views(observation, along)
 
     rng = np.random.default_rng(3)
@@ -264,7 +264,8 @@ def noisy_linear(options, objective, noise=1.0):
     problem = si.StochasticInverseProblem(
         project, objective=objective, noise=noise, signal=jax.ShapeDtypeStruct((2,), jnp.float32)
     )
-    return Case(problem, data, si.RandomViews(1, 1, 1), contexts, reference, figures=moments, training_steps=8000)
+    roles = si.RandomViews(1, 1, novel)
+    return Case(problem, data, roles, contexts, reference, figures=moments, training_steps=8000)
 
 
 def nuts(options, objective, features, *, size, views, seed, noise=0.5, training_steps=10_000):

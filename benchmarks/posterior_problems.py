@@ -162,10 +162,12 @@ def noisy_circle(options, objective, noise=0.7, novel=32):
         density = prior * np.exp(-0.5 * ((on_circle(grid) - observed[index]) ** 2).sum(-1) / noise**2)
         return on_circle(rng.choice(grid, n, p=density / density.sum()))
 
+    if objective.stochastic:
+        objective = replace(objective, beta=0.5)
     problem = si.StochasticInverseProblem(
         measure_angle,
         choice_of_angles(4, key=jr.key(options.seed)) if objective.stochastic else None,
-        objective=replace(objective, regulariser=within_a_turn, **({"beta": 0.5} if objective.stochastic else {})),
+        objective=replace(objective, regulariser=within_a_turn),
         noise=noise,
         signal=jax.ShapeDtypeStruct((), jnp.float32),
     )

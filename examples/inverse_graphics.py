@@ -313,7 +313,7 @@ def hidden_shares(fields, red_share):
     return {
         "hidden_red": float(by_view.mean()),
         "hidden_blue": float(np.mean(blue)),
-        "hidden_other": float(1 - by_view.mean() - np.mean(blue)),
+        "hidden_other": float(np.mean(~(np.array(red) | np.array(blue)))),
         "hidden_gap": float(np.abs(by_view - red_share).mean()),
         "hidden_red_of_training": red_share,
     }

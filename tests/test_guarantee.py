@@ -3,6 +3,7 @@
 The problems and their references are those of `benchmarks/posterior_accuracy.py`, trained as there.
 """
 
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import posterior_problems as problems
 ENERGY_SCORE = si.EnergyScore()
 
 
+@functools.cache
 def trained(name, objective, *, training=1.0, noise=None):
     options = accuracy.Options(training=training)
     case = problems.PROBLEMS[name](options, objective)
@@ -78,28 +80,34 @@ def test_noise_as_large_as_the_signal(known):
         assert worst < 0.05 if known else worst > 0.05
 
 
+RARE = "modes of a share below one in a hundred come out at half of it or twice: the cosine's is off by 8 %"
+
+
 @pytest.mark.guarantee
-@pytest.mark.parametrize("known", [True, False])
-def test_circle_under_noise(known):
+@pytest.mark.parametrize(
+    ("known", "steps"),
+    [
+        pytest.param(True, 1, marks=pytest.mark.xfail(reason=RARE)),
+        *[(True, 4), (True, 16), (False, 1), (False, 4), (False, 16)],
+    ],
+)
+def test_circle_under_noise(known, steps):
     """Moments of what is measured within 5 % of the reference's standard deviations, if and only if the noise is known.
 
-    Both are root mean squares over ten contexts; the standard error of a mean is below 0.7 %. One step is not enough:
-    contexts that leave a mode a share of less than one in a hundred come out at half of it or twice, which is 8 % of
-    the standard deviation of the cosine.
+    Both are root mean squares over ten contexts; the standard error of a mean is below 0.7 %.
     """
     case, problem = trained("noisy_circle", ENERGY_SCORE, noise=None if known else 0.0)
     number, samples = len(case.contexts), 20_000
     reference = np.stack([case.reference(i, np.random.default_rng(i), 400_000) for i in range(number)])
+    rows = np.stack([accuracy.draw(case, problem, i, steps, samples) for i in range(number)])
     size = lambda x: np.sqrt(np.mean(x**2, axis=0))
-    for steps in (16, 64):
-        rows = np.stack([accuracy.draw(case, problem, i, steps, samples) for i in range(number)])
-        mean_error, std_error = (
-            np.max(size(of(rows) - of(reference)) / size(reference.std(1)))
-            for of in (lambda x: x.mean(1), lambda x: x.std(1))
-        )
-        print(steps, mean_error, std_error)
-        worst = max(mean_error, std_error)
-        assert worst < 0.05 if known else worst > 0.05
+    mean_error, std_error = (
+        np.max(size(of(rows) - of(reference)) / size(reference.std(1)))
+        for of in (lambda x: x.mean(1), lambda x: x.std(1))
+    )
+    print(steps, mean_error, std_error)
+    worst = max(mean_error, std_error)
+    assert worst < 0.05 if known else worst > 0.05
 
 
 @pytest.mark.slow

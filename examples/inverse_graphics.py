@@ -6,10 +6,12 @@ rendered from anywhere without a network.
 
     python examples/inverse_graphics.py                     # scenes with a hidden side that is red or blue
     python examples/inverse_graphics.py --family random     # several solids that hide one another
+    python examples/inverse_graphics.py gpu --photos FOLDER # RealEstate10K, or with --category CO3D, at 64 pixels
     python examples/inverse_graphics.py --chair FOLDER      # fits one scene to many views, and does nothing else
+    python examples/inverse_graphics.py --saved FILE.npz    # turns around scenes that a run has saved
 
 The views are rendered by Mitsuba at the first run, which takes some minutes, and kept (see `scenes.py`). `main` below
-is the whole story; `--help` lists sizes and files.
+is the whole story; `--help` lists sizes and files, `gpu --help` the sizes for one GPU.
 """
 
 import json
@@ -28,25 +30,39 @@ import optax
 import tyro
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.ndimage import prewitt
-from skimage.metrics import structural_similarity
 
 import stochinv as si
 
 sys.path.insert(0, str(Path(__file__).parent))
 import scenes as posed_scenes
-
-SIZE = 32  # of the views, in pixels
-ANGLES = (0, 45, 90, 180)  # degrees from the given view, between which figures are told apart
-FORWARD = si.forward.VolumeRenderer(32, background=None)  # (field, camera) -> premultiplied colour and opacity
+from inverse_graphics_scores import (
+    angle,
+    camera_at,
+    evaluate,
+    hidden_shares,
+    nearest_scene,
+    on_white,
+    render,
+    stack,
+    take,
+)
+from photo_scenes import Photos, evenly
 
 
 @dataclass
 class Config:
     """3D scenes sampled from one view: trains on posed views of other scenes, samples, scores, draws."""
 
-    family: Literal["hidden", "random"] = "hidden"
-    """The family of scenes, see `scenes.py`."""
+    family: Literal["hidden", "random", "photos"] = "hidden"
+    """The family of scenes: of `scenes.py`, or photographs."""
+    photos: Path | None = None
+    """The folder of photographs: clips of RealEstate10K, or all of CO3D."""
+    category: str | None = None
+    """The category of CO3D; without one the photographs are RealEstate10K."""
+    size: int = 32
+    """Height and width of the views, in pixels."""
+    ray_samples: int = 32
+    """Samples of a field on each ray."""
     steps: int = 1900
     """Training steps."""
     minutes: float = 15.0
@@ -91,6 +107,10 @@ class Config:
     """Seconds for that fit."""
     chair_every: int = 10
     """The number of test views from one that is scored to the next."""
+    saved: Path | None = None
+    """Scenes that a run has saved: write a turntable of them, and do nothing else."""
+    camera_path: Path | None = None
+    """An npz file with poses `c2w` and intrinsics `K` from which those are seen, instead of from around."""
     seed: int = 0
     """Seed of everything random."""
     out: Path = Path("inverse-graphics.png")
@@ -98,9 +118,27 @@ class Config:
     json: Path | None = None
     """Where the figures go, for scripts."""
 
+    @property
+    def forward(self):
+        """(field, camera) -> premultiplied colour and opacity."""
+        return si.forward.VolumeRenderer(self.ray_samples, background=None)
+
+
+PRESETS = {
+    "cpu": Config(),
+    "gpu": replace(
+        Config(), family="photos", size=64, ray_samples=64, steps=100_000, minutes=24 * 60.0, batch_size=8, draws=4,
+        resolution=48, width=384, depth=8, components=1, latent=16,
+    ),
+}  # fmt: skip
+
 
 def main(argv=None):
-    config = tyro.cli(Config, args=argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    preset, *options = argv if argv and argv[0] in PRESETS else ["cpu", *argv]
+    config = tyro.cli(Config, args=options, default=PRESETS[preset])
+    if config.saved is not None:
+        return turn_saved(config)
     figures = fit_chair(config) if config.chair is not None else fit_family(config)
     print("\n" + "\n".join(f"{name:<32}{value:10.4f}" for name, value in figures.items()) + "\n")
     if config.json is not None:
@@ -110,26 +148,30 @@ def main(argv=None):
 
 def fit_family(config):
     keys = jr.split(jr.key(config.seed), 4)
-    everything, red = load_scenes(config)
-    known, held_out = everything[: config.train], everything[config.train :]
+    known, held_out, red = load_scenes(config)
     fronts = range(2) if config.family == "hidden" and config.views == 1 else None
+
+    room = config.family == "photos" and config.category is None
+    # Cameras that look ahead are at a distance of 2 from what they look at, and see what is far behind it.
+    box = {"lower": (-2.0,) * 3, "upper": (2.0,) * 3} if room else {"support": "ball"}
 
     # Posed images in, a trained problem out.
     data = si.data.SceneBatches(
         known,
         config.batch_size,
         context=(int(config.guidance == 1), config.views),
-        patch=(SIZE // 2,) * 2,
+        patch=(config.size // 2,) * 2,
         stride=2,
         context_views=fronts,
+        place="between" if room else "anywhere",
         seed=config.seed,
     )
     problem = si.StochasticInverseProblem(
-        forward=FORWARD,
+        forward=config.forward,
         denoiser=si.nn.LiftingDenoiser(
-            (SIZE, SIZE, 4),
+            (config.size, config.size, 4),
             resolution=config.resolution,
-            support="ball",
+            **box,
             width=config.width,
             depth=config.depth,
             num_components=config.components,
@@ -148,15 +190,17 @@ def fit_family(config):
     fields = [sample(config, fit.problem, scene, number, jr.fold_in(keys[2], i)) for i, scene in enumerate(held_out)]
     jax.block_until_ready(fields)
     figures = {"train_seconds": fit.history.seconds, "sample_seconds": time.perf_counter() - start}
-    figures |= evaluate(fields, held_out)
+    figures |= evaluate(config.forward, fields, held_out)
     if config.family == "hidden":
-        figures |= hidden_shares(fields, float(np.mean(red[: config.train])))
+        figures |= hidden_shares(config.forward, fields, config.size, float(np.mean(red)))
     if config.regressor:
         guesses = regress(config, problem, data, held_out, keys[3])
-        figures |= {f"{name}_regressor": value for name, value in evaluate(guesses, held_out).items()}
+        figures |= {f"{n}_regressor": value for n, value in evaluate(config.forward, guesses, held_out).items()}
         if config.family == "hidden":
-            shares = hidden_shares(guesses, 0.0)
+            shares = hidden_shares(config.forward, guesses, config.size, 0.0)
             figures |= {f"{n}_regressor": shares[n] for n in ("hidden_red", "hidden_blue", "hidden_other")}
+    if config.family == "photos":
+        known = [evenly(scene, 8) for scene in known]
     figures |= {f"{name}_nearest": value for name, value in nearest_scene(known, held_out, fronts).items()}
     draw(config, fields, held_out)
     return figures
@@ -178,28 +222,39 @@ def ends_after(minutes):
 
 
 def load_scenes(config):
-    """Scenes of a family, and which of them are red behind."""
+    """Training scenes, held-out ones, and which of the training scenes are red behind."""
+    if config.family == "photos":
+        if config.photos is None:
+            raise ValueError("--photos is not given; it has to be a folder of RealEstate10K or CO3D.")
+        photos = Photos(config.photos, config.size, config.category)
+        if len(photos) <= config.held_out:
+            raise ValueError(f"--held-out is {config.held_out}, but --photos has {len(photos)} scenes; hold out fewer.")
+        return photos[: -config.held_out], [evenly(scene, 8) for scene in photos[-config.held_out :]], None
     number = config.train + config.held_out
-    options = posed_scenes.Config(config.family, number, size=SIZE, samples=config.path_samples, folder=config.folder)
+    options = posed_scenes.Config(
+        config.family, number, size=config.size, samples=config.path_samples, folder=config.folder
+    )
     path = posed_scenes.cached(options)
-    red = np.load(path)["red"] if config.family == "hidden" else np.zeros(number, bool)
-    return si.data.load_posed_npz(path), red
+    red = np.load(path)["red"][: config.train] if config.family == "hidden" else None
+    everything = si.data.load_posed_npz(path)
+    return everything[: config.train], everything[config.train :], red
 
 
-def camera(scene, index):
-    return jax.tree.map(lambda x: x[index], scene.cameras)
-
-
-def opposite(azimuth=np.pi, elevation=0.2):
-    """A camera at an azimuth and an elevation, in radians."""
-    pose = posed_scenes.camera_pose(azimuth, elevation)
-    return si.forward.Camera(posed_scenes.intrinsics(SIZE), pose, (SIZE, SIZE))
+def around(config, scene, number, elevation=0.2):
+    """Cameras around a scene, the first where the given view is from; of photographs, those of the scene."""
+    if config.family == "photos":
+        index = np.linspace(0, len(scene.images) - 1, number).round().astype(int)
+        return take(scene.cameras, index)
+    start = np.arctan2(scene.poses[0, 1, 3], scene.poses[0, 0, 3])
+    turns = np.linspace(0, 2 * np.pi, number, endpoint=False)
+    return stack([camera_at(config.size, start + turn, elevation) for turn in turns])
 
 
 def sample(config, problem, scene, number, key):
     """Fields given the first view of a scene."""
     sampler, room = si.Ancestral(config.sampler_steps), config.views - 1
-    context, target = jax.tree.map(lambda x: jnp.asarray(x[:1]), scene.views()), opposite()
+    context = jax.tree.map(lambda x: jnp.asarray(x[:1]), scene.views())
+    last = take(scene.cameras, -1) if config.family == "photos" else camera_at(config.size)
     if config.guidance != 1:
         problem = replace(problem, denoiser=si.GuidedDenoiser(problem.denoiser, config.guidance))
     if room or config.guidance != 1:
@@ -207,10 +262,9 @@ def sample(config, problem, scene, number, key):
         context = si.View(repeated.observation, repeated.params, jnp.arange(1 + room) == 0)
     if config.autoregressive:
         sampler = si.Autoregressive(sampler)
-        azimuth = np.arctan2(scene.poses[0, 1, 3], scene.poses[0, 0, 3])
-        turns = 2 * np.pi * np.arange(1, 1 + room) / (1 + room)
-        target = stack([*(opposite(azimuth + turn) for turn in turns), target])
-    return problem.sample(context, target, key=key, sampler=sampler, num_samples=number, chunk_size=20).signal
+        targets = [take(around(config, scene, 1 + room), i) for i in range(1, 1 + room)]
+        last = stack([*targets, last])
+    return problem.sample(context, last, key=key, sampler=sampler, num_samples=number, chunk_size=20).signal
 
 
 def regress(config, problem, data, held_out, key):
@@ -222,136 +276,23 @@ def regress(config, problem, data, held_out, key):
     return [sample(config, fit.problem, scene, 1, key) for scene in held_out]
 
 
-@eqx.filter_jit
-def render(fields, cameras):
-    """Views of fields, shape (fields, cameras, height, width, 4). No network is run."""
-    return jax.lax.map(lambda field: jax.lax.map(lambda camera: FORWARD(field, camera), cameras), fields)
-
-
-def on_white(rgba):
-    return rgba[..., :3] + 1 - rgba[..., 3:]
-
-
-def evaluate(fields, held_out):
-    """How the first 16 fields of each held-out scene compare with its other views, by the angle from the given one."""
-    predictions = [
-        on_white(np.asarray(render(take(f, slice(16)), s.cameras))) for f, s in zip(fields, held_out, strict=True)
-    ]
-    return compare(predictions, held_out)
-
-
-def take(tree, index):
-    return jax.tree.map(lambda x: x[index], tree)
-
-
-def compare(predictions, held_out):
-    """Figures of predicted views, shape (draws, views, height, width, 3) per scene, against the true ones."""
-    rows = []
-    for predicted, scene in zip(predictions, held_out, strict=True):
-        truth = on_white(np.asarray(scene.views().observation))
-        errors = np.mean((predicted - truth) ** 2, axis=(2, 3, 4))
-        scores = jax.jit(jax.vmap(si.diagnostics.energy_score, (1, 0)))(predicted, truth)
-        grey = lambda x: jnp.round(255 * jnp.asarray(x))
-        ranks = si.diagnostics.fractional_ranks(grey(predicted), grey(truth), key=jr.key(len(rows)))
-        inside = np.abs(np.asarray(ranks) - 0.5) <= 0.45
-        foreground = scene.images[..., 3] > 0.5
-        for view in range(len(truth)):
-            psnr = -10 * np.log10(np.maximum(errors[:, view], 1e-10))
-            rows.append(
-                {
-                    "angle": angle(scene.poses[0], scene.poses[view]) if view else -1.0,
-                    "energy_score": float(scores[view]),
-                    "psnr_mean": psnr.mean(),
-                    "psnr_best_of_16": psnr.max(),
-                    "ssim": structural_similarity(predicted[0, view], truth[view], channel_axis=-1, data_range=1),
-                    "gmsd": gradient_deviation(predicted[0, view].mean(-1), truth[view].mean(-1)),
-                    "coverage_90": np.mean(inside[view][foreground[view]]),
-                    "diversity": predicted[:, view].std(0).mean(),
-                }
-            )
-    figures = {"context_psnr": mean_of(rows, "psnr_mean", -2, 0)}
-    for name in ("energy_score", "psnr_mean", "psnr_best_of_16", "ssim", "gmsd", "coverage_90", "diversity"):
-        figures[name] = mean_of(rows, name, 0, 181)
-        if name in ("psnr_mean", "psnr_best_of_16", "diversity"):
-            for low, high in zip(ANGLES, ANGLES[1:], strict=False):
-                figures[f"{name}_{low}_to_{high}"] = mean_of(rows, name, low, high + 0.01)
-    return figures
-
-
-def gradient_deviation(predicted, truth):
-    """A perceptual distance of grey images in [0, 1], 0 for equal ones: the spread of how alike their gradients are.
-
-    Xue et al. 2014, "Gradient magnitude similarity deviation".
-    """
-    a, b = (np.hypot(prewitt(x, 0), prewitt(x, 1)) / 3 for x in (predicted, truth))
-    return ((2 * a * b + 0.0026) / (a**2 + b**2 + 0.0026)).std()
-
-
-def mean_of(rows, name, low, high):
-    values = [row[name] for row in rows if low <= row["angle"] < high]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def angle(first, second):
-    """Degrees between the directions from the origin to two cameras."""
-    a, b = first[:3, 3] / np.linalg.norm(first[:3, 3]), second[:3, 3] / np.linalg.norm(second[:3, 3])
-    return float(np.rad2deg(np.arccos(np.clip(a @ b, -1, 1))))
-
-
-def hidden_shares(fields, red_share):
-    """The shares of red, blue and other far sides, by the hue of what a camera behind the scene sees in its middle."""
-    behind = jax.tree.map(lambda x: x[None], opposite(np.pi, 0.0))
-    red, blue = [], []
-    for field in fields:
-        middle = np.asarray(render(field, behind))[:, 0, 12:20, 12:20, :3].mean((1, 2))
-        largest, smallest = middle.max(1), middle.min(1)
-        r, g, b = middle.T
-        saturated = largest - smallest > 0.25 * largest
-        red.append(saturated & (r == largest) & (np.abs(g - b) < (largest - smallest) / 3))  # hue within 20° of red
-        blue.append(saturated & (b == largest) & (np.abs(r - g) < (largest - smallest) / 3))
-    by_view = np.array([np.mean(x) for x in red])
-    return {
-        "hidden_red": float(by_view.mean()),
-        "hidden_blue": float(np.mean(blue)),
-        "hidden_other": float(np.mean(~(np.array(red) | np.array(blue)))),
-        "hidden_gap": float(np.abs(by_view - red_share).mean()),
-        "hidden_red_of_training": red_share,
-    }
-
-
-def nearest_scene(known, held_out, fronts):
-    """Figures of the views of the training scene with the most similar view: those from the most similar angles."""
-    predictions = []
-    images = np.stack([on_white(np.asarray(scene.views().observation)) for scene in known])
-    candidates = np.arange(images.shape[1]) if fronts is None else np.asarray(fronts)
-    for scene in held_out:
-        truth = on_white(np.asarray(scene.views().observation))
-        errors = np.mean((images[:, candidates] - truth[0]) ** 2, axis=(2, 3, 4))
-        best, given = np.unravel_index(np.argmin(errors), errors.shape)
-        relative = lambda poses, first: np.linalg.inv(poses[first]) @ poses
-        own = relative(known[best].poses, candidates[given])[:, :3, 3]
-        chosen = [np.argmin(np.sum((own - p[:3, 3]) ** 2, -1)) for p in relative(scene.poses, 0)]
-        predictions.append(images[best, chosen][None])
-    return compare(predictions, held_out)
-
-
 def draw(config, fields, held_out):
-    """Writes the picture: the given view, eight sampled scenes from four sides, the truth; and turntables."""
+    """Writes the picture (the given view, eight scenes from four sides, the truth), turntables, and the scenes."""
     scene, shown = held_out[0], take(fields[0], slice(8))
-    start = np.arctan2(scene.poses[0, 1, 3], scene.poses[0, 0, 3])
-    sides = stack([opposite(start + turn, 0.3) for turn in (0, np.pi / 2, np.pi, 3 * np.pi / 2)])
-    views = on_white(np.asarray(render(shown, sides)))
+    sides = around(config, scene, 4, 0.3)
+    views = on_white(np.asarray(render(config.forward, shown, sides)))
     number = len(views)
-    depth = render_depth(shown, sides)
+    depth = render_depth(config.forward, shown, sides)
     figure = Figure(figsize=(0.9 * (number + 2), 0.9 * 6 + 0.4), layout="constrained")
     axes = figure.subplots(6, number + 2, squeeze=False)
     for row in range(4):
         for column in range(number):
             axes[row, column + 1].imshow(np.clip(views[column, row], 0, 1))
         axes[row, -1].imshow(views[:, row].std(0).mean(-1), cmap="magma", vmin=0, vmax=0.4)
-        axes[row, 0].set_ylabel(f"{90 * row}° away", fontsize=7)
+        degrees = angle(scene.poses[0], sides.pose[row])
+        axes[row, 0].set_ylabel(f"{degrees:.0f}° away", fontsize=7)
     for column in range(number):
-        axes[4, column + 1].imshow(depth[column, 1], cmap="viridis", vmin=2.6, vmax=4.6)
+        axes[4, column + 1].imshow(depth[column, 1], cmap="viridis", vmin=depth[:, 1].min(), vmax=depth[:, 1].max())
     truth = on_white(np.asarray(scene.views().observation))
     for column in range(min(number, len(truth) - 1)):
         axes[5, column + 1].imshow(truth[column + 1])
@@ -363,23 +304,43 @@ def draw(config, fields, held_out):
     axes[0, 0].set_title("given", fontsize=8)
     axes[0, 1 + number // 2].set_title("sampled scenes", fontsize=8)
     axes[0, -1].set_title("std. dev.", fontsize=8)
-    axes[4, 0].set_ylabel("depth, 90°", fontsize=7)
+    axes[4, 0].set_ylabel("depth, row 2", fontsize=7)
     axes[5, 0].set_ylabel("other views\nof the truth", fontsize=7)
     figure.savefig(config.out, dpi=110)
-    orbit = stack([opposite(start + turn, 0.3) for turn in np.linspace(0, 2 * np.pi, 36, endpoint=False)])
-    frames = on_white(np.asarray(render(take(shown, slice(4)), orbit)))
+    turntable(config, take(shown, slice(4)), around(config, scene, 36, 0.3), config.out.with_suffix(".gif"))
+    arrays = {name: getattr(shown, name) for name in ("density", "colour", "lower", "upper", "density_scale")}
+    np.savez_compressed(config.out.with_suffix(".npz"), **arrays)
+
+
+def turntable(config, fields, cameras, path):
+    """Writes fields side by side, seen from one camera after the other."""
+    frames = on_white(np.asarray(render(config.forward, fields, cameras)))
     frames = np.concatenate(list(np.uint8(255 * np.clip(frames, 0, 1)).repeat(3, 2).repeat(3, 3)), axis=2)
     first, *others = (Image.fromarray(frame) for frame in frames)
-    first.save(config.out.with_suffix(".gif"), save_all=True, append_images=others, duration=80, loop=0)
-    np.savez_compressed(config.out.with_suffix(".npz"), density=shown.density, colour=shown.colour)
+    first.save(path, save_all=True, append_images=others, duration=80, loop=0)
 
 
-def stack(cameras):
-    return jax.tree.map(lambda *x: jnp.stack(x), *cameras)
+def turn_saved(config):
+    """Writes a turntable of saved scenes; no network is needed."""
+    for name, path in (("--saved", config.saved), ("--camera-path", config.camera_path)):
+        if path is not None and not path.exists():
+            raise ValueError(f"{name}: there is no file {path}; give an npz file that is there.")
+    with np.load(config.saved) as file:
+        box = {name: tuple(file[name].tolist()) for name in ("lower", "upper")}
+        make = lambda d, c: si.forward.VoxelField(d, c, **box, density_scale=file["density_scale"].item())
+        fields = jax.vmap(make)(file["density"], file["colour"])
+    if config.camera_path is None:
+        turns = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+        cameras = stack([camera_at(config.size, turn, 0.3) for turn in turns])
+    else:
+        with np.load(config.camera_path) as file:
+            intrinsics = np.broadcast_to(file["K"], (len(file["c2w"]), 3, 3))
+            cameras = si.forward.Camera(intrinsics, file["c2w"], (config.size, config.size))
+    turntable(config, fields, cameras, config.out.with_suffix(".gif"))
 
 
-def render_depth(fields, cameras):
-    depth = lambda field: jax.lax.map(lambda camera: FORWARD.render(field, camera).depth, cameras)
+def render_depth(forward, fields, cameras):
+    depth = lambda field: jax.lax.map(lambda camera: forward.render(field, camera).depth, cameras)
     return np.asarray(jax.jit(lambda fields: jax.lax.map(depth, fields))(fields))
 
 
@@ -408,7 +369,7 @@ def fit_chair(config):
     problem = si.StochasticInverseProblem(forward, OneScene(field), objective=si.SquaredError())
     views, height, width = scene.images.shape[:3]
     pixels = si.data.measurements(scene.images, 1.0)
-    every = [camera(scene, i).rays() for i in range(views)]
+    every = [take(scene.cameras, i).rays() for i in range(views)]
     origins, directions = (
         np.stack([np.asarray(getattr(r, name)) for r in every]) for name in ("origins", "directions")
     )
@@ -430,7 +391,9 @@ def fit_chair(config):
     )  # fmt: skip
     draw_view = eqx.filter_jit(lambda camera: forward(fit.problem.denoiser.field, camera))
     truth = si.data.measurements(test.images, 1.0)
-    errors = [np.mean((draw_view(camera(test, i)) - truth[i]) ** 2) for i in range(0, len(truth), config.chair_every)]
+    errors = [
+        np.mean((draw_view(take(test.cameras, i)) - truth[i]) ** 2) for i in range(0, len(truth), config.chair_every)
+    ]
     return {
         "chair_psnr": float(np.mean(-10 * np.log10(errors))),
         "chair_steps": float(len(fit.history.loss)),

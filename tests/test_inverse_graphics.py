@@ -1,5 +1,6 @@
 """Inverse graphics: the lifting denoiser, training on parts of views, and the example at tiny sizes."""
 
+import gzip
 import importlib.util
 import json
 import math
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import equinox as eqx
+import imageio.v3 as imageio
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -243,6 +245,58 @@ def test_the_example_runs_at_tiny_sizes(example, family, options, tmp_path):
     assert (tmp_path / "picture.gif").read_bytes().startswith(b"GIF")
 
 
+def write_clips(folder, number=3, frames=5):
+    """Clips as RealEstate10K has them: cameras on an arc, and pixels of noise."""
+    rng = np.random.default_rng(0)
+    for clip in range(number):
+        lines = ["https://example.org/clip"]
+        (folder / f"clip{clip}").mkdir(parents=True)
+        for i, turn in enumerate(np.linspace(0, 1, frames)):
+            imageio.imwrite(folder / f"clip{clip}" / f"{i}.png", rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+            pose = si.forward.look_at((4 * np.cos(turn), 4 * np.sin(turn), 0.5), (0, 0, 0), (0, 0, 1))
+            lines.append(" ".join(map(str, [i, 0.9, 1.2, 0.5, 0.5, 0, 0, *np.linalg.inv(pose)[:3].ravel()])))
+        (folder / f"clip{clip}.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
+def test_photographs_and_saved_scenes_at_tiny_sizes(example, tmp_path):
+    write_clips(tmp_path / "clips")
+    sizes = (
+        "--size 16 --held-out 1 --steps 2 --batch-size 2 --draws 2 --resolution 8 --ray-samples 8 --width 48 --depth 1"
+    )
+    figures = example.main(
+        f"gpu --photos {tmp_path / 'clips'} {sizes} --no-regressor --out {tmp_path / 'picture.png'}".split()
+    )
+    assert math.isfinite(figures["energy_score"]) and math.isfinite(figures["energy_score_nearest"])
+    saved = f"--saved {tmp_path / 'picture.npz'} --size 16 --ray-samples 8"
+    example.main(f"{saved} --out {tmp_path / 'around.png'}".split())
+    np.savez(tmp_path / "path.npz", c2w=np.asarray(CAMERAS.pose), K=sys.modules["scenes"].intrinsics(16))
+    example.main(f"{saved} --camera-path {tmp_path / 'path.npz'} --out {tmp_path / 'along.png'}".split())
+    for name, frames in (("picture", 5), ("around", 36), ("along", 4)):
+        assert len(imageio.imread(tmp_path / f"{name}.gif", index=None)) == frames
+    with pytest.raises(ValueError, match="--saved"):
+        example.main(["--saved", str(tmp_path / "none.npz")])
+
+
+def test_photographs_that_are_not_there(example, tmp_path):
+    photos = sys.modules["photo_scenes"].Photos
+    write_clips(tmp_path / "clips")
+    scenes = photos(tmp_path / "clips", 8)
+    assert len(scenes[1:]) == 2 and scenes[1:][0].name == "clip1" and scenes[1].images.shape == (5, 8, 8, 3)
+    (tmp_path / "cup").mkdir()
+    with gzip.open(tmp_path / "cup" / "sequence_annotations.jgz", "wt") as file:
+        json.dump([{"sequence_name": "b"}, {"sequence_name": "a"}], file)
+    assert photos(tmp_path, 8, "cup").names == ["a", "b"]
+    for folder, category, words in (
+        ("none", None, "no folder"),
+        ("cup", None, "--category"),
+        (".", "pan", "--category"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            photos(tmp_path / folder, 8, category)
+
+
 def test_the_hidden_side_does_not_show(example):
     """From the front both colours give the very same image, from behind another."""
     pytest.importorskip("mitsuba")
@@ -281,7 +335,7 @@ def test_hues_are_told(example):
 
     cases = {"hidden_red": (0.8, 0.2, 0.2), "hidden_blue": (0.2, 0.25, 0.8), "hidden_other": (0.6, 0.2, 0.6)}
     for name, colour in cases.items():
-        assert example.hidden_shares([field(colour)], 0.5)[name] == 1
+        assert example.hidden_shares(FORWARD, [field(colour)], 32, 0.5)[name] == 1
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ principal point are in normalised device coordinates: of a shorter side from −
 (`ndc_norm_image_bounds`), and grow to the left and upwards.
 """
 
+import functools
 import gzip
 import json
 import os
@@ -40,8 +41,7 @@ def load_co3d(folder: str | os.PathLike, category: str, sequence: str, *, masked
     path = folder / category / "frame_annotations.jgz"
     if not path.exists():
         raise ValueError(f"`folder`: there is no {path}; give the root of the data set, and a category that it has.")
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        frames = json.load(file)
+    frames = _annotations(path)
     known = sorted({frame["sequence_name"] for frame in frames})
     frames = sorted(
         (frame for frame in frames if frame["sequence_name"] == sequence), key=lambda frame: frame["frame_number"]
@@ -56,6 +56,12 @@ def load_co3d(folder: str | os.PathLike, category: str, sequence: str, *, masked
     scale = np.array([images.shape[2], images.shape[1]]) / np.array(frames[0]["image"]["size"])[::-1]
     intrinsics, poses = (np.stack(x).astype(np.float32) for x in zip(*cameras, strict=True))
     return PosedImages(images, intrinsics * np.array([[scale[0]], [scale[1]], [1]], np.float32), poses, name=sequence)
+
+
+@functools.lru_cache(maxsize=1)  # one file holds all sequences of a category, and takes long to read
+def _annotations(path):
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return json.load(file)
 
 
 def _camera(viewpoint, height, width):

@@ -226,20 +226,20 @@ def example():
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
-    ("family", "options"), [("hidden", ""), ("random", "--views 2 --autoregressive --guidance 2 --no-regressor")]
+    ("preset", "options"), [("cpu", ""), ("random", "--views 2 --autoregressive --guidance 2 --no-regressor")]
 )
-def test_the_example_runs_at_tiny_sizes(example, family, options, tmp_path):
+def test_the_example_runs_at_tiny_sizes(example, preset, options, tmp_path):
     pytest.importorskip("mitsuba")
     sizes = "--train 6 --held-out 2 --steps 2 --batch-size 2 --samples 4 --resolution 12 --width 48 --depth 1"
     files = f"--folder {tmp_path} --out {tmp_path / 'picture.png'} --json {tmp_path / 'figures.json'}"
-    options = f"--family {family} --path-samples 2 {options} {sizes} {files}"
+    options = f"{preset} --path-samples 2 {options} {sizes} {files}"
     figures = example.main(options.split())
     assert json.loads((tmp_path / "figures.json").read_text()).keys() == figures.keys()
     wanted = {"context_psnr", "energy_score", "psnr_mean", "psnr_best_of_16", "ssim", "gmsd"}
     wanted |= {"coverage_90", "diversity"}
     assert wanted <= figures.keys()
     assert all(math.isfinite(figures[name]) for name in wanted)
-    if family == "hidden":
+    if preset == "cpu":
         assert figures["hidden_red"] + figures["hidden_blue"] + figures["hidden_other"] == pytest.approx(1)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "picture.gif").read_bytes().startswith(b"GIF")

@@ -85,7 +85,7 @@ class Config:
     latent: int = 0
     """Length of a code that varies each of them."""
     train: int = 600
-    """Training scenes."""
+    """Training scenes; of photographs at most so many, which are kept in memory."""
     held_out: int = 20
     """Held-out scenes in the table."""
     samples: int = 200
@@ -132,7 +132,7 @@ PRESETS = {
     "random": replace(Config(), family="random", steps=1800, optimizer="muon", draws=4, components=1, latent=16),
     "gpu": replace(
         Config(), family="photos", size=64, ray_samples=64, steps=100_000, minutes=24 * 60.0, batch_size=8, draws=4,
-        resolution=48, width=384, depth=8, components=1, latent=16,
+        resolution=48, width=384, depth=8, components=1, latent=16, train=2000,
     ),
 }  # fmt: skip
 
@@ -241,7 +241,8 @@ def load_scenes(config):
         photos = Photos(config.photos, config.size, config.category)
         if len(photos) <= config.held_out:
             raise ValueError(f"--held-out is {config.held_out}, but --photos has {len(photos)} scenes; hold out fewer.")
-        return photos[: -config.held_out], [evenly(scene, 8) for scene in photos[-config.held_out :]], None
+        known = photos[: -config.held_out][: config.train]
+        return known, [evenly(scene, 8) for scene in photos[-config.held_out :]], None
     number = config.train + config.held_out
     options = posed_scenes.Config(
         config.family, number, size=config.size, samples=config.path_samples, folder=config.folder

@@ -279,15 +279,26 @@ def test_photographs_and_saved_scenes_at_tiny_sizes(example, tmp_path):
         example.main(["--saved", str(tmp_path / "none.npz")])
 
 
-def test_photographs_that_are_not_there(example, tmp_path):
+def test_photographs_are_found_and_read(example, tmp_path):
     photos = sys.modules["photo_scenes"].Photos
     write_clips(tmp_path / "clips")
     scenes = photos(tmp_path / "clips", 8)
     assert len(scenes[1:]) == 2 and scenes[1:][0].name == "clip1" and scenes[1].images.shape == (5, 8, 8, 3)
     (tmp_path / "cup").mkdir()
-    with gzip.open(tmp_path / "cup" / "sequence_annotations.jgz", "wt") as file:
-        json.dump([{"sequence_name": "b"}, {"sequence_name": "a"}], file)
-    assert photos(tmp_path, 8, "cup").names == ["a", "b"]
+    viewpoint = {"R": np.eye(3).tolist(), "T": [0, 0, 3], "focal_length": [2, 2], "principal_point": [0, 0]}
+    for name, value in (("image", 90), ("mask", 255)):
+        imageio.imwrite(tmp_path / "cup" / f"{name}.png", np.full((12, 16), value, np.uint8))
+    parts = {"image": {"path": "cup/image.png", "size": [12, 16]}, "mask": {"path": "cup/mask.png"}}
+    sequences = [{"sequence_name": name} for name in ("b", "a")]
+    frames = [
+        {**sequence, "frame_number": i, "viewpoint": viewpoint, **parts} for sequence in sequences for i in (0, 1)
+    ]
+    for name, rows in (("sequence", sequences), ("frame", frames)):
+        with gzip.open(tmp_path / "cup" / f"{name}_annotations.jgz", "wt") as file:
+            json.dump(rows, file)
+    objects = photos(tmp_path, 8, "cup")
+    assert objects.names == ["a", "b"] and objects[0].images.shape == (2, 8, 8, 4)
+    np.testing.assert_allclose(objects[0].images[..., 3], 1, atol=1e-6)
     for folder, category, words in (
         ("none", None, "no folder"),
         ("cup", None, "--category"),

@@ -1,24 +1,18 @@
-"""The networks of `stochinv.nn`: the same laws for all, and references for layers."""
+"""The networks of `stochinv.nn`: the same laws for all."""
 
 from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import pytest
-from jaxtyping import TypeCheckError
 
+from network_helpers import cast, compiled, fast_key, normal, refuses
 from stochinv import nn
 
 EMBEDDING_SIZE = 6
-
-
-def fast_key(seed):
-    """A key of that generator of JAX which compiles fast."""
-    return jr.key(seed, impl="rbg")
 
 
 @dataclass(frozen=True)
@@ -90,11 +84,6 @@ def case(request):
     return request.param
 
 
-def normal(*shape, seed=1):
-    """Random numbers from NumPy, which has nothing to compile for a new shape."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
-
-
 def inputs(case, seed=1, batch=()):
     x = normal(*batch, *case.x_shape, seed=seed)
     return x, normal(*batch, EMBEDDING_SIZE, seed=seed + 100)
@@ -110,24 +99,8 @@ def perturbed(case, seed=2):
     return jtu.tree_map(lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape), x.dtype), empty)
 
 
-def with_noise(layer, seed=2):
-    rng = np.random.default_rng(seed)
-    return jtu.tree_map(lambda x: x + 0.3 * rng.standard_normal(x.shape), layer)
-
-
-def cast(network, dtype):
-    return jtu.tree_map(lambda x: jnp.asarray(np.asarray(x).astype(dtype)), network)
-
-
-def compiled(f):
-    """Compiles a function, and gives NumPy arrays, which compile nothing further."""
-    jitted = eqx.filter_jit(f)
-    return lambda *args: jtu.tree_map(np.asarray, jitted(*args))
-
-
 call = compiled(lambda network, x, embedding: network(x, embedding))
 call_batch = compiled(lambda network, x, e: jax.vmap(network)(x, e))
-apply = compiled(lambda layer, x: layer(x))
 energy_gradients = compiled(lambda network, *args: jax.grad(lambda args: jnp.sum(jnp.square(network(*args))))(args))
 
 
@@ -275,15 +248,6 @@ def test_forward_mode_agrees_with_reverse_mode(case):
 # Errors
 
 
-def refuses(call, *words):
-    """Checks that a call raises, in words unless run-time type checks came first."""
-    with pytest.raises((ValueError, TypeCheckError)) as info:
-        call()
-    if info.type is ValueError:
-        for word in words:
-            assert word in str(info.value)
-
-
 def test_wrong_input_is_refused(case):
     network = case.network()
     x, embedding = inputs(case)
@@ -335,123 +299,6 @@ def test_wrong_settings_are_refused(make, match):
 
 def test_image_size_that_is_no_pair_is_refused():
     refuses(lambda: transformer((8, 8), image_size=(8, 8, 1)).network(), "image_size")
-
-
-# The noise level's embedding
-
-vectors_of = compiled(lambda embed, log_snr: jax.vmap(embed)(log_snr))
-
-
-def test_noise_embedding_tells_levels_apart():
-    embed = nn.NoiseEmbedding(16, key=fast_key(0))
-    log_snr = np.linspace(-15, 15, 61)
-    vectors = vectors_of(embed, log_snr)
-    assert vectors.shape == (61, 16)
-    assert np.all(np.isfinite(vectors))
-    distances = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
-    apart = distances[~np.eye(61, dtype=bool)]
-    assert np.min(apart) > 0.02 * np.max(apart)
-
-
-def test_noise_embedding_is_smooth():
-    """A hundredth of a nat moves the embedding by little."""
-    embed = nn.NoiseEmbedding(16, key=fast_key(0))
-    log_snr = np.linspace(-15, 15, 61)
-    vectors = vectors_of(embed, log_snr)
-    step = np.linalg.norm(vectors_of(embed, log_snr + 0.01) - vectors, axis=-1)
-    assert np.max(step) < 0.1 * np.mean(np.linalg.norm(vectors, axis=-1))
-
-
-def test_noise_embedding_beyond_its_range():
-    embed = nn.NoiseEmbedding(4, key=jr.key(0))
-    for value in (jnp.inf, -jnp.inf, 1e6):
-        assert np.all(np.isfinite(apply(embed, jnp.asarray(value))))
-    assert np.all(np.isnan(apply(embed, jnp.asarray(jnp.nan))))
-
-
-def test_noise_embedding_types():
-    embed = nn.NoiseEmbedding(4, key=fast_key(0))
-    expected = apply(embed, jnp.asarray(1.5))
-    np.testing.assert_allclose(embed(1.5), expected, rtol=1e-6)
-    low = apply(cast(embed, jnp.bfloat16), jnp.asarray(1.5))
-    assert low.dtype == jnp.bfloat16
-    np.testing.assert_allclose(low.astype(jnp.float32), expected, atol=0.05)
-    refuses(lambda: embed(jnp.zeros(3)), "`log_snr`", "jax.vmap")
-
-
-def test_noise_embedding_has_no_frozen_arrays():
-    """Whatever trains the arrays of a network must not train the frequencies."""
-    embed = nn.NoiseEmbedding(4, key=fast_key(0))
-    assert len(jtu.tree_leaves(eqx.filter(embed, eqx.is_array))) == 4
-
-
-# Layers against references
-
-
-@pytest.mark.parametrize("kernel_size, stride", [(1, 1), (3, 1), (3, 2), (5, 2)])
-def test_conv_against_equinox(kernel_size, stride):
-    conv = with_noise(nn.Conv2d(2, 3, kernel_size, stride=stride, key=fast_key(0)))
-    reference = eqx.nn.Conv2d(2, 3, kernel_size, stride=stride, padding="SAME", key=fast_key(1))
-    reference = eqx.tree_at(
-        lambda layer: (layer.weight, layer.bias),
-        reference,
-        (conv.weight.transpose(3, 2, 0, 1), conv.bias[:, None, None]),
-    )
-    x = normal(7, 6, 2, seed=2)
-    expected = apply(reference, x.transpose(2, 0, 1)).transpose(1, 2, 0)
-    np.testing.assert_allclose(apply(conv, x), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_conv_without_bias():
-    conv = nn.Conv2d(2, 3, use_bias=False, key=fast_key(0))
-    assert conv.bias is None
-    np.testing.assert_array_equal(conv(jnp.zeros((4, 5, 2))), np.zeros((4, 5, 3)))
-    refuses(lambda: conv(jnp.zeros((4, 5, 3))), "`x` of `Conv2d`", "(4, 5, 3)")
-
-
-@pytest.mark.parametrize("groups", [1, 2, 6])
-def test_group_norm_against_equinox(groups):
-    norm = with_noise(nn.GroupNorm(6, groups))
-    reference = eqx.nn.GroupNorm(groups, 6, eps=1e-5)
-    reference = eqx.tree_at(lambda layer: (layer.weight, layer.bias), reference, (norm.weight, norm.bias))
-    x = 3 + 2 * normal(5, 4, 6, seed=0)
-    expected = apply(reference, x.transpose(2, 0, 1)).transpose(1, 2, 0)
-    np.testing.assert_allclose(apply(norm, x), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_group_norm_in_bfloat16_has_statistics_in_float32():
-    norm = cast(nn.GroupNorm(2, 1), jnp.bfloat16)
-    x = (100 + normal(64, 64, 2, seed=0)).astype(jnp.bfloat16)
-    y = apply(norm, x)
-    assert y.dtype == jnp.bfloat16
-    y = y.astype(np.float32)
-    np.testing.assert_allclose(np.mean(y), 0, atol=5e-3)
-    np.testing.assert_allclose(np.std(y), 1, atol=5e-3)
-
-
-def test_self_attention_against_jax():
-    attention = with_noise(nn.SelfAttention(8, heads=2, key=fast_key(0)))
-    x = normal(5, 8, seed=1)
-
-    def reference(attention, x):
-        query, key, value = jnp.split(attention.to_qkv(x), 3, axis=-1)
-        heads = [z.reshape(5, 2, 4) for z in (query, key, value)]
-        return attention.to_out(jax.nn.dot_product_attention(*heads).reshape(5, 8))
-
-    expected = compiled(reference)(attention, x)
-    np.testing.assert_allclose(apply(attention, x), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_initial_variance_is_kept():
-    """Unit-variance inputs leave layers with unit variance, up to sampling error."""
-    linear = nn.Linear(200, 300, key=fast_key(0))
-    y = apply(linear, normal(50, 200, seed=1))
-    # The relative standard error of the variance is about sqrt(2 / 15000) plus that of
-    # the weights' own, sqrt(0.8 / 60000): together below 2 %.
-    np.testing.assert_allclose(np.var(y), 1, atol=0.08)
-    conv = nn.Conv2d(32, 64, key=fast_key(2))
-    y = apply(conv, normal(16, 16, 32, seed=3))[1:-1, 1:-1]
-    np.testing.assert_allclose(np.var(y), 1, atol=0.08)
 
 
 def test_the_way_up_of_a_unet_has_an_embedding_of_its_own():

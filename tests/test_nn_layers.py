@@ -1,0 +1,124 @@
+"""The layers of `stochinv.nn` against references, and the noise level's embedding."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+
+from network_helpers import cast, compiled, fast_key, normal, refuses, with_noise
+from stochinv import nn
+
+apply = compiled(lambda layer, x: layer(x))
+vectors_of = compiled(lambda embed, log_snr: jax.vmap(embed)(log_snr))
+
+
+def test_noise_embedding_tells_levels_apart():
+    embed = nn.NoiseEmbedding(16, key=fast_key(0))
+    log_snr = np.linspace(-15, 15, 61)
+    vectors = vectors_of(embed, log_snr)
+    assert vectors.shape == (61, 16)
+    assert np.all(np.isfinite(vectors))
+    distances = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
+    apart = distances[~np.eye(61, dtype=bool)]
+    assert np.min(apart) > 0.02 * np.max(apart)
+
+
+def test_noise_embedding_is_smooth():
+    """A hundredth of a nat moves the embedding by little."""
+    embed = nn.NoiseEmbedding(16, key=fast_key(0))
+    log_snr = np.linspace(-15, 15, 61)
+    vectors = vectors_of(embed, log_snr)
+    step = np.linalg.norm(vectors_of(embed, log_snr + 0.01) - vectors, axis=-1)
+    assert np.max(step) < 0.1 * np.mean(np.linalg.norm(vectors, axis=-1))
+
+
+def test_noise_embedding_beyond_its_range():
+    embed = nn.NoiseEmbedding(4, key=jr.key(0))
+    for value in (jnp.inf, -jnp.inf, 1e6):
+        assert np.all(np.isfinite(apply(embed, jnp.asarray(value))))
+    assert np.all(np.isnan(apply(embed, jnp.asarray(jnp.nan))))
+
+
+def test_noise_embedding_types():
+    embed = nn.NoiseEmbedding(4, key=fast_key(0))
+    expected = apply(embed, jnp.asarray(1.5))
+    np.testing.assert_allclose(embed(1.5), expected, rtol=1e-6)
+    low = apply(cast(embed, jnp.bfloat16), jnp.asarray(1.5))
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), expected, atol=0.05)
+    refuses(lambda: embed(jnp.zeros(3)), "`log_snr`", "jax.vmap")
+
+
+def test_noise_embedding_has_no_frozen_arrays():
+    """Whatever trains the arrays of a network must not train the frequencies."""
+    embed = nn.NoiseEmbedding(4, key=fast_key(0))
+    assert len(jtu.tree_leaves(eqx.filter(embed, eqx.is_array))) == 4
+
+
+@pytest.mark.parametrize("kernel_size, stride", [(1, 1), (3, 1), (3, 2), (5, 2)])
+def test_conv_against_equinox(kernel_size, stride):
+    conv = with_noise(nn.Conv2d(2, 3, kernel_size, stride=stride, key=fast_key(0)))
+    reference = eqx.nn.Conv2d(2, 3, kernel_size, stride=stride, padding="SAME", key=fast_key(1))
+    reference = eqx.tree_at(
+        lambda layer: (layer.weight, layer.bias),
+        reference,
+        (conv.weight.transpose(3, 2, 0, 1), conv.bias[:, None, None]),
+    )
+    x = normal(7, 6, 2, seed=2)
+    expected = apply(reference, x.transpose(2, 0, 1)).transpose(1, 2, 0)
+    np.testing.assert_allclose(apply(conv, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_conv_without_bias():
+    conv = nn.Conv2d(2, 3, use_bias=False, key=fast_key(0))
+    assert conv.bias is None
+    np.testing.assert_array_equal(conv(jnp.zeros((4, 5, 2))), np.zeros((4, 5, 3)))
+    refuses(lambda: conv(jnp.zeros((4, 5, 3))), "`x` of `Conv2d`", "(4, 5, 3)")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_against_equinox(groups):
+    norm = with_noise(nn.GroupNorm(6, groups))
+    reference = eqx.nn.GroupNorm(groups, 6, eps=1e-5)
+    reference = eqx.tree_at(lambda layer: (layer.weight, layer.bias), reference, (norm.weight, norm.bias))
+    x = 3 + 2 * normal(5, 4, 6, seed=0)
+    expected = apply(reference, x.transpose(2, 0, 1)).transpose(1, 2, 0)
+    np.testing.assert_allclose(apply(norm, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_in_bfloat16_has_statistics_in_float32():
+    norm = cast(nn.GroupNorm(2, 1), jnp.bfloat16)
+    x = (100 + normal(64, 64, 2, seed=0)).astype(jnp.bfloat16)
+    y = apply(norm, x)
+    assert y.dtype == jnp.bfloat16
+    y = y.astype(np.float32)
+    np.testing.assert_allclose(np.mean(y), 0, atol=5e-3)
+    np.testing.assert_allclose(np.std(y), 1, atol=5e-3)
+
+
+def test_self_attention_against_jax():
+    attention = with_noise(nn.SelfAttention(8, heads=2, key=fast_key(0)))
+    x = normal(5, 8, seed=1)
+
+    def reference(attention, x):
+        query, key, value = jnp.split(attention.to_qkv(x), 3, axis=-1)
+        heads = [z.reshape(5, 2, 4) for z in (query, key, value)]
+        return attention.to_out(jax.nn.dot_product_attention(*heads).reshape(5, 8))
+
+    expected = compiled(reference)(attention, x)
+    np.testing.assert_allclose(apply(attention, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_initial_variance_is_kept():
+    """Unit-variance inputs leave layers with unit variance, up to sampling error."""
+    linear = nn.Linear(200, 300, key=fast_key(0))
+    y = apply(linear, normal(50, 200, seed=1))
+    # The relative standard error of the variance is about sqrt(2 / 15000) plus that of
+    # the weights' own, sqrt(0.8 / 60000): together below 2 %.
+    np.testing.assert_allclose(np.var(y), 1, atol=0.08)
+    conv = nn.Conv2d(32, 64, key=fast_key(2))
+    y = apply(conv, normal(16, 16, 32, seed=3))[1:-1, 1:-1]
+    np.testing.assert_allclose(np.var(y), 1, atol=0.08)

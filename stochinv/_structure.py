@@ -1,0 +1,169 @@
+r"""Structures: PyTrees of shapes and dtypes, as JSON data and back without looking a type up by its name.
+
+Besides the descriptions of [`stochinv._describe`][] there is one for a node whose type is not in the caller's table,
+`{"node": name, "children": [[key, value], ...]}`. It comes back with the help of a PyTree of the same structure, or
+else as an [`stochinv._structure.Opaque`][] node. What names the leaves of both is their path.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from ._archive import DTYPES
+from ._describe import describe_part, name_of, names_of, of_type, one_line, rebuild_part, shape_of, walk
+
+_KEY = 200
+_PATH = 1000
+
+
+@final
+class Opaque(eqx.Module):
+    """Stands for a node of a structure whose type is not known here.
+
+    **Arguments:**
+
+    - `name`: the type's name, for messages.
+    - `keys`: the children's keys, in the notation of `jax.tree_util.keystr`.
+    - `children`: structures, one for each key.
+    """
+
+    name: str = eqx.field(static=True)
+    keys: tuple[str, ...] = eqx.field(static=True)
+    children: tuple[Any, ...]
+
+
+def encode_structure(tree: Any, kinds: Mapping[str, Callable]) -> Any:
+    """A PyTree of arrays, or of their `jax.ShapeDtypeStruct`s, as JSON data without values.
+
+    **Arguments:**
+
+    - `tree`: any PyTree.
+    - `kinds`: the classes of nodes that can be rebuilt, besides dicts, lists, tuples and `None`.
+
+    **Raises:**
+
+    `ValueError` for a leaf that is no array, and as in [`stochinv._describe.describe`][].
+    """
+    named_leaves(tree)
+    return walk(functools.partial(_encode, names=names_of(kinds)), tree)
+
+
+def decode_structure(node: Any, kinds: Mapping[str, Callable], like: Any = None, name: str = "structure") -> Any:
+    """The structure that [`stochinv._structure.encode_structure`][] described.
+
+    **Arguments:**
+
+    - `node`: the description; any JSON data.
+    - `kinds`: as there. Classes are called with arrays of the right shape that take no memory.
+    - `like`: a PyTree of the same structure; its types of nodes are used.
+    - `name`: what it is, for messages.
+
+    **Returns:**
+
+    A PyTree of `jax.ShapeDtypeStruct`s; without `like`, nodes of other types are [`stochinv._structure.Opaque`][].
+
+    **Raises:**
+
+    `ValueError` if the description is damaged, or `like` has another structure.
+    """
+    try:
+        tree = jax.tree.map(_struct, walk(functools.partial(_decode, kinds=kinds), node))
+        saved = named_leaves(tree)
+    except Exception as error:
+        raise ValueError(f"`{name}` cannot be rebuilt from the file ({one_line(error)}); use another copy.") from error
+    if like is None:
+        return tree
+    here = named_leaves(like)
+    for path in saved | here:
+        a, b = (_spell(leaves.get(path)) for leaves in (saved, here))
+        if a != b:
+            raise ValueError(
+                f"`{name}{path}` is {a} in the file and {b} here; give a PyTree of the saved structure, or use another "
+                "copy."
+            )
+    return jax.tree.map(_struct, like)
+
+
+def named_leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a PyTree's leaves by their path, in the order of `jax.tree.leaves`.
+
+    Paths are those of `jax.tree_util.keystr`, and the same for an [`stochinv._structure.Opaque`][] node as for the node
+    it stands for.
+    """
+    leaves = {}
+
+    def visit_children(item, visit):
+        path, x = item
+        children = _children(x)
+        for key, child in children or []:
+            visit((path + key, child))
+        if children is None:
+            if path in leaves or len(path) > _PATH:
+                raise ValueError(f"Two leaves have the path {path!r:.80}, or it is too long; rename one.")
+            leaves[path] = _struct(x)
+
+    walk(visit_children, ("", tree))
+    return leaves
+
+
+def same_structure(a: Any, b: Any) -> bool:
+    """Whether two PyTrees have the same leaves: paths, shapes and dtypes, whatever the types of their nodes."""
+    a, b = ({path: _spell(x) for path, x in named_leaves(tree).items()} for tree in (a, b))
+    return a == b
+
+
+def _encode(x, visit, names):
+    if x is None or type(x) in (dict, list, tuple) or id(type(x)) in names:
+        return describe_part(x, visit, names)
+    children = _children(x)
+    if children is None:
+        return describe_part(x if isinstance(x, str | int | float) else _struct(x), visit, names)
+    name = x.name if isinstance(x, Opaque) else name_of(type(x), names)
+    return {"node": name, "children": [[key, visit(child)] for key, child in children]}
+
+
+def _children(x) -> list[tuple[str, Any]] | None:
+    """The children of a node of a PyTree with their keys, `None` for a leaf."""
+    if isinstance(x, Opaque):
+        return list(zip(x.keys, x.children, strict=True))
+    whole = iter([False])
+    pairs, _ = jtu.tree_flatten_with_path(x, is_leaf=lambda _: next(whole, True))
+    return None if [path for path, _ in pairs] == [()] else [(jtu.keystr(path), child) for path, child in pairs]
+
+
+def _struct(x) -> jax.ShapeDtypeStruct:
+    if isinstance(x, bool | int | float | complex):
+        return jax.ShapeDtypeStruct((), jnp.result_type(x))
+    if not (hasattr(x, "shape") and hasattr(x, "dtype") and x.dtype.name in DTYPES):
+        raise ValueError(
+            f"A structure has a leaf of type {type(x).__name__}, which is no array of numbers; leave it out."
+        )
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _spell(leaf) -> str:
+    return "missing" if leaf is None else f"{leaf.dtype.name}{list(leaf.shape)}"
+
+
+def _decode(node, visit, kinds):
+    match sorted(node) if type(node) is dict else None:
+        case ["dtype", "struct"]:
+            return _placeholder(node)
+        case ["children", "node"]:
+            pairs = [(of_type(key, str), visit(child)) for key, child in of_type(node["children"], list)]
+            keys = tuple(key for key, _ in pairs)
+            if len(set(keys)) < len(keys) or any(len(key) > _KEY for key in keys):
+                raise ValueError("a node has a key twice, or a long one")
+            return Opaque(of_type(node["node"], str)[:_KEY], keys, tuple(child for _, child in pairs))
+    return rebuild_part(node, visit, kinds)
+
+
+def _placeholder(node):
+    """An array of the described shape and dtype that takes no memory."""
+    return np.broadcast_to(np.zeros((), DTYPES[of_type(node["dtype"], str)]), shape_of(node["struct"]))

@@ -41,7 +41,7 @@ def describe(x: Any, kinds: Mapping[str, Callable] | None = None) -> Any:
     **Arguments:**
 
     - `x`: any object. Arrays of more than 1024 entries are described by a checksum.
-    - `kinds`: short names of classes and functions, which stay the same when code moves.
+    - `kinds`: classes and functions by a short name without dots, which stays the same when code moves.
 
     **Returns:**
 
@@ -268,7 +268,7 @@ def _difference(path, saved, here) -> str:
         texts = [_text(node, full) for node in (saved, here)]
         if texts[0] != texts[1]:
             return f"`{path}` is {texts[0]} in the file and {texts[1]} here"
-    return f"`{path}` is another {texts[0]} in the file than here"
+    return f"`{path}` has other values in the file than here: {texts[0]}"
 
 
 def _parts(node) -> tuple[Any, dict[str, Any]]:

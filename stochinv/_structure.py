@@ -51,7 +51,7 @@ def encode_structure(tree: Any, kinds: Mapping[str, Callable]) -> Any:
     `ValueError` for a leaf that is no array, and as in [`stochinv._describe.describe`][].
     """
     named_leaves(tree)
-    return walk(functools.partial(_encode, names=names_of(kinds)), tree)
+    return walk(functools.partial(_encode, names=names_of(kinds)), jax.tree.map(_struct, tree))
 
 
 def decode_structure(node: Any, kinds: Mapping[str, Callable], like: Any = None, name: str = "structure") -> Any:
@@ -119,11 +119,10 @@ def same_structure(a: Any, b: Any) -> bool:
 
 
 def _encode(x, visit, names):
-    if x is None or type(x) in (dict, list, tuple) or id(type(x)) in names:
-        return describe_part(x, visit, names)
-    children = _children(x)
+    known = x is None or type(x) in (dict, list, tuple) or id(type(x)) in names
+    children = None if known else _children(x)
     if children is None:
-        return describe_part(x if isinstance(x, str | int | float) else _struct(x), visit, names)
+        return describe_part(x, visit, names)
     name = x.name if isinstance(x, Opaque) else name_of(type(x), names)
     return {"node": name, "children": [[key, visit(child)] for key, child in children]}
 

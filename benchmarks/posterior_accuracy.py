@@ -190,7 +190,7 @@ def estimate_scores(case, options):
 
 
 def make_objective(name):
-    return si.EnergyScore() if name == "energy score" else si.SquaredError()
+    return si.ProperScore() if name == "energy score" else si.SquaredError()
 
 
 def run(name, options):

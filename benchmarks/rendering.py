@@ -233,7 +233,7 @@ def main(argv=None):
             cases[f"{name}: training, squared error"] = training_step(forward, network, PartsError(), example), 512
             cases[f"{name}: denoising"] = denoising_step(forward, network, example), options.size**2
         if "lifting" in networks:
-            score = si.EnergyScore(num_samples=2, target_weight=0.0, marginal_weight=1.0, local_weight=1.0)
+            score = si.ProperScore(num_draws=2, target_weight=0.0, marginal_weight=1.0, local_weight=1.0)
             cases["lifting: training, the example's"] = (
                 training_step(forward, make(num_components=4), score, example),
                 2048,

@@ -255,7 +255,7 @@ def with_network(forward, signal, context, params, width):
     """A problem with the network that `fit` would make, its zero weights replaced so that nothing is trivial."""
     shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     observation = jax.eval_shape(forward, signal, params)
-    info = si.DataInfo(observation, shapes(params), shapes(context), jnp.zeros(()), jnp.ones(()), affine=True)
+    info = si.DataInfo(observation, shapes(params), shapes(context), si.Units(jnp.zeros(()), jnp.ones(())), affine=True)
     denoiser = si.nn.default_denoiser(forward, signal, info, width=width, key=jr.PRNGKey(0))
     rng = np.random.default_rng(0)
     fill = lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.02), x.dtype) if not np.any(np.asarray(x)) else x

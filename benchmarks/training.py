@@ -103,9 +103,10 @@ def with_network(problem, data, width):
         signal = problem.forward.signal_structure(example.target.observation, example.target.params)
     mean, std = jnp.mean(data.target.observation), jnp.std(data.target.observation)
     target, context = example.target, example.context
-    info = si.DataInfo(target.observation, target.params, context, mean, std, affine=True)
+    info = si.DataInfo(target.observation, target.params, context, si.Units(mean, std), affine=True)
     denoiser = si.nn.default_denoiser(problem.forward, signal, info, width=width, key=jr.PRNGKey(0))
-    return si.StochasticInverseProblem(problem.forward, denoiser, signal=signal, data_info=info)
+    objective = si.SquaredError()
+    return si.StochasticInverseProblem(problem.forward, denoiser, objective=objective, signal=signal, data_info=info)
 
 
 def now():
@@ -117,7 +118,7 @@ class BareLoop:
 
     def __init__(self, problem, data, batch_size):
         forward, schedule = problem.forward, problem.schedule
-        mean, std = problem.data_info.mean, problem.data_info.std
+        mean, std = problem.units.mean, problem.units.std
         # The forward model inside the denoiser is not trained; it has no floating-point arrays here.
         params, static = eqx.partition(problem.denoiser, eqx.is_inexact_array)
         optimizer = optax.chain(optax.clip_by_global_norm(GRADIENT_CLIP), optax.adam(LEARNING_RATE))

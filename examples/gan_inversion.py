@@ -104,7 +104,7 @@ def main(argv=None):
     scene = make_scene(config, keys[0])
 
     # Measurements in, a trained problem out.
-    fits = {"energy": train(config, scene, si.EnergyScore(num_samples=config.draws, sample_time=mostly_noise), keys[1])}
+    fits = {"energy": train(config, scene, si.ProperScore(num_draws=config.draws, sample_time=mostly_noise), keys[1])}
     if config.baselines:
         # The paper's objective; and one image per patch, from a target that is pure noise.
         only_noise = si.SquaredError(sample_time=lambda schedule, key: jnp.ones(()))

@@ -182,7 +182,7 @@ def fit_family(config):
             latent_size=config.latent,
             key=keys[0],
         ),
-        objective=si.EnergyScore(
+        objective=si.ProperScore(
             num_samples=config.draws, target_weight=0.0, marginal_weight=1.0, local_weight=1.0, sample_time=mostly_noise
         ),
     )

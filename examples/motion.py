@@ -185,7 +185,7 @@ def make_problem(config, data, *, key):
         spread=0.5 * config.margin,
         key=key,
     )
-    objective = si.EnergyScore(
+    objective = si.ProperScore(
         num_samples=config.draws,
         sample_time=mostly_noise if config.radius else pure_noise,
         regulariser=si.forward.FlowSmoothness(config.smoothness, margin=config.margin),

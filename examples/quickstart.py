@@ -72,7 +72,7 @@ def main(argv=None):
     problem = si.StochasticInverseProblem(
         forward=FORWARD,
         denoiser=make_denoiser(data, config.width, key=keys[1]),
-        objective=si.EnergyScore(num_samples=config.draws, sample_time=mostly_noise),
+        objective=si.ProperScore(num_draws=config.draws, sample_time=mostly_noise),
     )
     roles = si.RandomViews(context=1, target=1, novel=config.windows - 2)
     fit = problem.fit(data, roles=roles, steps=config.steps, batch_size=config.batch_size, key=keys[2])

@@ -7,7 +7,7 @@ alone, stochinv trains a conditional diffusion model that samples the posterior 
 import importlib.metadata
 
 from . import data as data, diagnostics as diagnostics, forward as forward, nn as nn
-from ._data_info import DataInfo as DataInfo
+from ._data_info import DataInfo as DataInfo, Units as Units
 from ._denoiser.amortised_gaussian import AmortisedGaussian as AmortisedGaussian
 from ._denoiser.back_projection import BackProjection as BackProjection
 from ._denoiser.base import (
@@ -25,8 +25,6 @@ from ._denoiser.network import (
     NetworkDenoiser as NetworkDenoiser,
 )
 from ._denoiser.resampling import ResamplingDenoiser as ResamplingDenoiser
-from ._ema import AbstractEMA as AbstractEMA, ExponentialEMA as ExponentialEMA, PowerEMA as PowerEMA
-from ._fit import Fit as Fit, History as History, Progress as Progress, fit as fit
 from ._forward.base import (
     AbstractForwardModel as AbstractForwardModel,
     AbstractLinearForwardModel as AbstractLinearForwardModel,
@@ -35,12 +33,33 @@ from ._forward.base import (
     MultiView as MultiView,
 )
 from ._frozen import Frozen as Frozen
-from ._noise import uniform_log_snr as uniform_log_snr, uniform_time as uniform_time
+from ._load import load as load
+from ._noise import (
+    AbstractNoise as AbstractNoise,
+    GaussianNoise as GaussianNoise,
+    NoiseLaw as NoiseLaw,
+    PoissonNoise as PoissonNoise,
+)
+from ._noising import (
+    mostly_noise as mostly_noise,
+    pure_noise as pure_noise,
+    uniform_log_snr as uniform_log_snr,
+    uniform_time as uniform_time,
+)
 from ._objective.base import AbstractObjective as AbstractObjective
-from ._objective.energy_score import EnergyScore as EnergyScore
+from ._objective.proper_score import ProperScore as ProperScore
+from ._objective.rules import (
+    AbstractScoringRule as AbstractScoringRule,
+    EnergyRule as EnergyRule,
+    KernelRule as KernelRule,
+    Patches as Patches,
+    PerView as PerView,
+    Scales as Scales,
+    SumOfRules as SumOfRules,
+)
 from ._objective.squared_error import SquaredError as SquaredError, snr_weight as snr_weight
 from ._posterior import Posterior as Posterior
-from ._problem import StochasticInverseProblem as StochasticInverseProblem
+from ._problem import Fit as Fit, StochasticInverseProblem as StochasticInverseProblem
 from ._sampler.ancestral import Ancestral as Ancestral
 from ._sampler.autoregressive import Autoregressive as Autoregressive
 from ._sampler.base import AbstractSampler as AbstractSampler, Sample as Sample
@@ -61,6 +80,9 @@ from ._schedule import (
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
 )
+from ._training.ema import AbstractEMA as AbstractEMA, ExponentialEMA as ExponentialEMA, PowerEMA as PowerEMA
+from ._training.history import History as History, Progress as Progress
+from ._training.state import State as State, init as init, step as step
 from ._view import Example as Example, RandomViews as RandomViews, View as View
 
 __version__ = importlib.metadata.version("stochinv")

@@ -16,3 +16,9 @@ Params: TypeAlias = PyTree
 Context: TypeAlias = PyTree
 Structure: TypeAlias = PyTree[jax.ShapeDtypeStruct]
 AnyCallable: TypeAlias = Callable[..., Any]
+
+
+def summary(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -5,73 +5,163 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
-from ._custom_types import Context, Observation, Structure
-from ._view import Example, View, structure
+from ._custom_types import AnyCallable, Context, Observation, Structure
+from ._view import Example, View, is_view, structure
 
 
-class DataInfo(eqx.Module):
-    """The structure of one training record and the standardisation of its measurements.
+class Units(eqx.Module):
+    """The standardisation of measurements.
 
     Every leaf of an observation has *one* mean and *one* standard deviation, so that white noise stays white.
 
     **Arguments:**
 
+    - `mean`, `std`: scalars in raw units, in the structure of an observation; `std` is positive. `None` for
+        measurements that are left as they are.
+    """
+
+    mean: PyTree = None
+    std: PyTree = None
+
+    def standardise(self, observation: Observation) -> Observation:
+        """`(o − mean) / std`, for one measurement or a stack."""
+        if self.mean is None:
+            return observation
+        return jax.tree.map(lambda o, m, s: (o - m) / s, observation, self.mean, self.std)
+
+    def destandardise(self, observation: Observation) -> Observation:
+        """`mean + std · o`, for one measurement or a stack."""
+        if self.mean is None:
+            return observation
+        return jax.tree.map(lambda o, m, s: m + s * o, observation, self.mean, self.std)
+
+    def standardise_context(self, context: Context) -> Context:
+        """A context with its measurements standardised; one that is not a [`stochinv.View`][] is left alone."""
+        if not is_view(context):
+            return context
+        return View(self.standardise(context.observation), context.params, context.mask)
+
+    def standardise_example(self, example: Example) -> Example:
+        """A record with all its measurements standardised."""
+        return Example(*(self.standardise_context(x) for x in (example.context, example.target, example.novel)))
+
+    def unit(self, observation: Observation) -> PyTree:
+        """The standard deviations by which an observation is standardised, scalars in its structure."""
+        if self.std is None:
+            return jax.tree.map(lambda x: jnp.ones((), x.dtype), observation)
+        return self.std
+
+
+class Witness(eqx.Module):
+    """One measurement of a signal that is always the same: what a forward model did when it was trained with.
+
+    **Arguments:**
+
+    - `params`: the parameters of the measurement.
+    - `values`: up to 64 of its entries, in raw units.
+    """
+
+    params: PyTree
+    values: Float[Array, " entries"]
+
+    def agrees(self, forward: AnyCallable, signal: Structure) -> bool:
+        """Whether a forward model measures the same, to a thousandth of the largest entry."""
+        return same_values(self.values, witness(forward, signal, self.params).values)
+
+
+def witness(forward: AnyCallable, signal: Structure, params: PyTree) -> Witness:
+    """The [`stochinv.Witness`][] of a forward model."""
+
+    @jax.jit
+    def measure(params):
+        leaves, treedef = jax.tree.flatten(signal)
+        keys = jr.split(jr.key(0), len(leaves))
+        drawn = treedef.unflatten([jr.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
+        return ravel_pytree(forward(drawn, params))[0]
+
+    values = measure(params)
+    return Witness(params, values[jnp.unique(jnp.linspace(0, values.size - 1, 64).astype(int))])
+
+
+def same_values(a: Any, b: Any) -> bool:
+    """Whether two vectors are the same to a thousandth of the largest entry, NaN being equal to itself."""
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    size = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=1e-3 * size, equal_nan=True))
+
+
+class DataInfo(eqx.Module):
+    """The structure of one training record and the units of its measurements.
+
+    **Arguments:**
+
     - `observation`, `params`: the `jax.ShapeDtypeStruct`s of the target measurement and of its parameters.
     - `context`: those of the context.
-    - `mean`, `std`: scalars in the structure of an observation; `std` is positive.
+    - `units`: the [`stochinv.Units`][].
     - `affine`: whether the forward model was found to be affine in the signal.
+    - `witness`: a measurement by which to tell the forward model from another, or `None`.
     """
 
     observation: Structure
     params: Structure
     context: Structure
-    mean: PyTree
-    std: PyTree
+    units: Units
     affine: bool = False
-
-    def standardise(self, observation: Observation) -> Observation:
-        """`(o − mean) / std`, for one measurement or a stack."""
-        return jax.tree.map(lambda o, m, s: (o - m) / s, observation, self.mean, self.std)
-
-    def destandardise(self, observation: Observation) -> Observation:
-        """`mean + std · o`, for one measurement or a stack."""
-        return jax.tree.map(lambda o, m, s: m + s * o, observation, self.mean, self.std)
+    witness: Witness | None = None
 
 
-def measure_data(data: View, example: Example, *, standardise: bool, affine: bool) -> DataInfo:
-    """The [`stochinv.DataInfo`][] of training data.
+def measure_units(observation: Observation, *, standardise: bool) -> Units:
+    """The units of measurements: their mean and standard deviation, or 0 and 1.
+
+    Both are computed near 1 and scaled by a power of two: data in units of 1e-21 or 1e+21 are not squared in single
+    precision, and give the last bits that data in units of 1 give.
 
     **Arguments:**
 
-    - `data`: measurements with any leading axes.
-    - `example`: one record, for the structures.
-    - `standardise`: whether to take mean and standard deviation from the data, or 0 and 1.
-    - `affine`: whether the forward model is affine in the signal.
+    - `observation`: measurements with any leading axes, finite.
+    - `standardise`: whether to take mean and standard deviation from them.
+
+    **Raises:**
+
+    `ValueError` if all measurements are the same number.
     """
 
-    def mean_of(x):
-        return jnp.mean(x) if standardise else jnp.zeros((), x.dtype)
+    @jax.jit
+    def moments(x):
+        _, exponent = jnp.frexp(jnp.max(jnp.abs(x), initial=0.0))
+        near_one = _scaled(x, -exponent)
+        spread = jnp.std(near_one)
+        mean = _scaled(jnp.mean(near_one), exponent)
+        return mean, jnp.where(spread > 0, _scaled(spread, exponent), 0)
 
-    def std_of(x):
-        std = jnp.std(x) if standardise else jnp.ones((), x.dtype)
-        return jnp.where(std > 0, std, jnp.ones((), x.dtype))
+    leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, observation))
+    if not standardise:
+        return Units(*(treedef.unflatten([jnp.full((), y, x.dtype) for x in leaves]) for y in (0, 1)))
+    found = [moments(x) for x in leaves]
+    if all(float(std) == 0 for _, std in found):
+        raise ValueError(
+            f"`data` is constant: every measurement is {float(found[0][0]):g}, from which nothing can be learned; "
+            "check how it was read."
+        )
+    stds = [jnp.where(std > 0, std, 1).astype(std.dtype) for _, std in found]
+    return Units(treedef.unflatten([mean for mean, _ in found]), treedef.unflatten(stds))
 
-    observations = jax.tree.map(jnp.asarray, data.observation)
-    return DataInfo(
-        structure(example.target.observation),
-        structure(example.target.params),
-        structure(example.context),
-        jax.tree.map(mean_of, observations),
-        jax.tree.map(std_of, observations),
-        affine,
-    )
+
+def _scaled(x, exponent):
+    """`x · 2^exponent`, exactly, in two factors that neither over- nor underflow."""
+    half = exponent // 2
+    return jnp.ldexp(jnp.ldexp(x, half), exponent - half)
 
 
 def without_mask(context: Context) -> Context:
     """A context whose mask, which may come and go, is left out of comparisons."""
-    return View(context.observation, context.params) if isinstance(context, View) else context
+    return View(context.observation, context.params) if is_view(context) else context
 
 
 def describe(tree: Any) -> str:
@@ -81,13 +171,49 @@ def describe(tree: Any) -> str:
     return line.replace("( ", "(").replace(" )", ")")
 
 
-def check_structure(name: str, tree: Any, expected: Structure, remedy: str):
-    """Raises a `ValueError` that names the argument if `tree` does not have the expected structure."""
-    got = structure(without_mask(tree))
-    expected = without_mask(expected)
-    same = jax.tree.structure(got) == jax.tree.structure(expected) and all(
+def same_structure(tree: Any, expected: Structure) -> bool:
+    """Whether two PyTrees agree in their containers, shapes and dtypes."""
+    got = structure(tree)
+    return jax.tree.structure(got) == jax.tree.structure(expected) and all(
         a.shape == b.shape and a.dtype == b.dtype
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
     )
-    if not same:
-        raise ValueError(f"`{name}` is {describe(got)}, but {describe(expected)} is expected; {remedy}.")
+
+
+def check_structure(name: str, tree: Any, expected: Structure, remedy: str):
+    """Raises a `ValueError` that names the argument if `tree` does not have the expected structure."""
+    tree, expected = without_mask(tree), without_mask(expected)
+    if not same_structure(tree, expected):
+        raise ValueError(f"`{name}` is {describe(tree)}, but {describe(expected)} is expected; {remedy}.")
+
+
+def check_finite(name: str, tree: Any, remedy: str):
+    """Raises a `ValueError` that names the argument if a number in `tree` is NaN or infinite.
+
+    What is being traced is not known, and not looked at.
+    """
+    for path, x in jtu.tree_flatten_with_path(tree)[0]:
+        if isinstance(x, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            continue
+        with jax.ensure_compile_time_eval():
+            bad = int(jnp.sum(~jnp.isfinite(x)))
+        if bad:
+            raise ValueError(f"`{name}{jtu.keystr(path)}` has {bad} NaN or infinite values of {jnp.size(x)}; {remedy}.")
+
+
+def check_context(info: DataInfo | None, context: Context):
+    """Raises a `ValueError` if a context is not like those of training, or not finite where it counts."""
+    if info is not None:
+        check_structure("context", context, info.context, "give a context like those of the training data")
+    with jax.ensure_compile_time_eval():
+        seen = counted(context)
+    check_finite("context", seen, "remove them, or mask their view out")
+
+
+def counted(context: Context) -> Context:
+    """A context whose views that are masked out are zero, whatever they held."""
+    if not is_view(context) or context.mask is None:
+        return context
+    mask = jnp.asarray(context.mask)
+    blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(x) - mask.ndim)), x, jnp.zeros_like(x))
+    return View(jax.tree.map(blank, context.observation), jax.tree.map(blank, context.params), context.mask)

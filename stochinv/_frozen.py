@@ -1,3 +1,4 @@
+import math
 from typing import Any, final
 
 import equinox as eqx
@@ -35,3 +36,8 @@ def owned_arrays(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: False, x) if isinstance(x, Frozen) else eqx.is_array(x)
 
     return jax.tree.map(mark, tree, is_leaf=lambda x: isinstance(x, Frozen))
+
+
+def count_trained(tree: PyTree) -> int:
+    """How many numbers of a module are trained."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(eqx.filter(tree, trainable(tree))))

@@ -10,8 +10,6 @@ divergence is exact, or estimated by `εᵀ (∂v/∂y) ε` with random signs `�
 (Hutchinson's estimator; Grathwohl et al. 2019, "FFJORD").
 """
 
-from typing import Any
-
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -20,7 +18,8 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
 from ._custom_types import Context, FloatScalar, Key, Observation, Params
-from ._data_info import check_structure
+from ._data_info import check_context, check_structure
+from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.base import draw_keys
 from ._sampler.diffrax_terms import reverse_drift
 
@@ -31,7 +30,7 @@ CONTROLLER = dfx.PIDController(rtol=1e-4, atol=1e-4)
 
 
 def log_prob(
-    problem: Any,
+    problem: AbstractProblem,
     observation: Observation,
     context: Context,
     params: Params,
@@ -44,15 +43,14 @@ def log_prob(
     num_draws: int,
 ) -> FloatScalar:
     """What `problem.log_prob` does, with all its defaults filled in."""
-    if problem.denoiser is None:
-        raise ValueError("The problem is not trained (`denoiser=None`): call `fit`, `load`, or give a denoiser.")
+    trained_denoiser(problem)
     if num_probes is not None and num_probes < 1:
         raise ValueError(f"`num_probes` must be at least 1, or None for the default, got {num_probes}.")
     if num_draws < 1:
         raise ValueError(f"`num_draws` must be at least 1, got {num_draws}.")
     observation, context, params = jax.tree.map(jnp.asarray, (observation, context, params))
-    problem.check_inputs(context, params)
-    expected = problem.observation_structure(params) if problem.data_info is None else problem.data_info.observation
+    check_context(problem.data_info, context)
+    expected = problem.observation_structure(params)
     remedy = "give one measurement as the forward model returns it for `params`; map over several with `jax.vmap`"
     check_structure("observation", observation, expected, remedy)
     size = sum(x.size for x in jax.tree.leaves(observation))
@@ -68,14 +66,14 @@ def log_prob(
 @eqx.filter_jit
 def _log_prob(problem, observation, context, params, key, options):
     num_probes, solver, controller, max_steps, num_draws = options
-    flat, unravel = ravel_pytree(problem.standardise(observation))
+    flat, unravel = ravel_pytree(problem.units.standardise(observation))
     probes, keys = jnp.eye(flat.size, dtype=flat.dtype), None
     if key is not None:
         probe_key, draws_key = jr.split(key)
         keys = draw_keys(problem, num_draws, draws_key)
         if num_probes is not None:
             probes = jr.rademacher(probe_key, (num_probes, flat.size), flat.dtype)
-    drift = reverse_drift(problem, problem.standardise_context(context), params, keys, unravel, 0.0)
+    drift = reverse_drift(problem, problem.units.standardise_context(context), params, keys, unravel, 0.0)
     weight = 1.0 if num_probes is None else 1 / num_probes
 
     def velocity(t, state, args):
@@ -88,15 +86,14 @@ def _log_prob(problem, observation, context, params, key, options):
     y, gained = _solve(velocity, start, solver, controller, max_steps)
     standard = -0.5 * jnp.sum(y**2) - 0.5 * y.size * jnp.log(2 * jnp.pi).astype(y.dtype)
     log_jacobian = flat.size * jnp.log(scale)
-    if problem.data_info is not None:
-        logs = jax.tree.map(lambda o, s: o.size * jnp.log(s), observation, problem.data_info.std)
-        log_jacobian = log_jacobian - sum(jax.tree.leaves(logs))
+    logs = jax.tree.map(lambda o, s: o.size * jnp.log(s), observation, problem.units.unit(observation))
+    log_jacobian = log_jacobian - sum(jax.tree.leaves(logs))
     return (standard + gained + log_jacobian).astype(flat.dtype)
 
 
 @eqx.filter_jit
 def sample_measurement(
-    problem: Any,
+    problem: AbstractProblem,
     context: Context,
     params: Params,
     *,
@@ -112,10 +109,10 @@ def sample_measurement(
     flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), struct))
     draws_key = jr.fold_in(key, 1) if draws_key is None else jr.split(draws_key)[1]
     keys = draw_keys(problem, num_draws, draws_key)
-    drift = reverse_drift(problem, problem.standardise_context(context), params, keys, unravel, 0.0)
+    drift = reverse_drift(problem, problem.units.standardise_context(context), params, keys, unravel, 0.0)
     start = jr.normal(key, flat.shape, flat.dtype)
     y = _solve(drift.vector_field, start, solver, stepsize_controller, max_steps)
-    return problem.destandardise(unravel(y / _final_scale(problem, flat)))
+    return problem.units.destandardise(unravel(y / _final_scale(problem, flat)))
 
 
 def _final_scale(problem, flat):

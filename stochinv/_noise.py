@@ -1,67 +1,393 @@
-r"""Noising a measurement."""
+r"""The noise of measurements: the law of a measurement given the noise-free one, in raw units.
 
-from collections.abc import Callable
+A noised target `o_t = α o + σ ε` and Gaussian measurement noise `o = ô + τ η` are jointly Gaussian, hence with
+`v = σ² + α² τ²`
 
+- the score given the noise-free `ô` is `(α ô − o_t) / v`;
+- the noisy measurement given `o_t` is `N(ô + k (o_t − α ô), τ² σ² / v)`, `k = α τ² / v`.
+
+For any other noise neither is known, but at pure noise, `t = 1`, where `o_t` tells nothing: there the law of a
+measurement is compared by simulation. Its gradient is taken along the simulated path where the distribution has one.
+Where it has none, as for counts, it is the score-function estimator of two independent draws `y, y'`, which needs no
+baseline:
+
+`∇ E[A(y)] = ½ E[(A(y) − A(y')) (∇ log p(y) − ∇ log p(y'))]`.
+"""
+
+import abc
+import math
+from typing import Any, ClassVar, NoReturn, final
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, PyTree, UInt32
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PyTree
 
-from ._custom_types import FloatScalar, FloatScalarLike, Key, Observation
-from ._schedule import AbstractNoiseSchedule, NoiseLevel
-
-
-def noise_level(schedule: AbstractNoiseSchedule, t: FloatScalarLike, like: Observation) -> NoiseLevel:
-    """The noise level at `t` in the dtype of a measurement, which it must not promote."""
-    dtype = jnp.result_type(*jax.tree.leaves(like))
-    return jax.tree.map(lambda x: x.astype(dtype), schedule.level(t))
+from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, Structure, summary
+from ._noising import scaled_normal
+from ._schedule import NoiseLevel
 
 
-def scaled_normal(like: Observation, scale: PyTree, key: Key) -> Observation:
-    """Gaussian noise in the shape of a measurement; `scale` is a scalar, or a PyTree of scalars like it."""
-    leaves, treedef = jax.tree.flatten(like)
-    scales = jax.tree.leaves(scale)
-    scales = scales * len(leaves) if len(scales) == 1 else scales
-    keys = [key] if len(leaves) == 1 else jr.split(key, len(leaves))
-    noise = [s * jr.normal(k, x.shape, x.dtype) for k, x, s in zip(keys, leaves, scales, strict=True)]
-    return jax.tree.unflatten(treedef, noise)
+class AbstractNoise(eqx.Module):
+    """The law of a measurement given the noise-free one.
 
-
-def where_noisy(noise: PyTree, noisy: Callable[[], Observation], clean: Observation) -> Observation:
-    """`noisy()` if any of the standard deviations `noise` is positive, and `clean` if none is.
-
-    Without measurement noise, its arithmetic and random numbers for every draw would be much of a training step.
+    `every_level` says whether a noised measurement is understood at every noise level, as it is for Gaussian noise.
+    Otherwise training is at pure noise, and sampling takes one step from there.
     """
-    some = jnp.any(jnp.stack([x > 0 for x in jax.tree.leaves(noise)]))
+
+    every_level: eqx.AbstractClassVar[bool]
+
+    @property
+    @abc.abstractmethod
+    def exact(self) -> bool:
+        """Whether there is no noise at all."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key, clean: Observation) -> Observation:
+        """Draws a measurement.
+
+        **Arguments:**
+
+        - `key`: a PRNG key.
+        - `clean`: the noise-free measurement in raw units.
+
+        **Returns:**
+
+        A measurement in its structure and dtypes.
+        """
+
+    @abc.abstractmethod
+    def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
+        """The log-density, or the log-probability, of a measurement given the noise-free one; both in raw units."""
+
+    @abc.abstractmethod
+    def std(self, clean: Observation) -> PyTree | None:
+        """The standard deviation of each entry in raw units, broadcast to `clean`; `None` where it is not known."""
+
+    @abc.abstractmethod
+    def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
+        """Draws through which to differentiate, with a leading axis, and their log-probabilities.
+
+        One draw with log-probability 0 if its path can be differentiated, else two without a path.
+        """
+
+    @abc.abstractmethod
+    def total_variance(self, level: NoiseLevel, clean: Observation, unit: PyTree) -> PyTree:
+        """`σ² + α² τ²` in standardised units, by which the score divides, as scalars like an observation.
+
+        **Arguments:**
+
+        - `level`: the noise level.
+        - `clean`: a measurement, for its structure and dtype.
+        - `unit`: the standard deviations that measurements are standardised by, scalars like an observation.
+
+        **Raises:**
+
+        `ValueError` unless `every_level`.
+        """
+
+    @abc.abstractmethod
+    def conditional(
+        self, noisy: Observation, level: NoiseLevel, clean: Observation, unit: PyTree, *, key: Key | None = None
+    ) -> Observation:
+        """The noisy measurement given its noised version and its noise-free prediction, all in standardised units.
+
+        **Arguments:**
+
+        - `noisy`: the noised measurement `o_t`.
+        - `level`, `unit`: as of `total_variance`.
+        - `clean`: the prediction `ô`.
+        - `key`: a PRNG key for a draw; `None` for the mean.
+
+        **Raises:**
+
+        `ValueError` unless `every_level`.
+        """
+
+    @abc.abstractmethod
+    def check(self, clean: Structure):
+        """Raises a `ValueError` if this is not the noise of measurements of a structure."""
+
+
+@final
+class GaussianNoise(AbstractNoise):
+    """Gaussian noise, independent from entry to entry.
+
+    **Arguments:**
+
+    - `scale`: the standard deviation `τ ≥ 0` in raw units: a scalar, or a PyTree of scalars in the structure of an
+        observation. 0 is no noise.
+
+    **Raises:**
+
+    `ValueError` if a standard deviation is not a finite number of at least 0.
+    """
+
+    scale: PyTree
+    every_level: ClassVar[bool] = True
+
+    def __init__(self, scale: PyTree = 0.0):
+        self.scale = jax.tree.map(_as_scale, scale)
+
+    @property
+    def exact(self) -> bool:
+        return not any(float(x) > 0 for x in jax.tree.leaves(self.scale))
+
+    def __repr__(self) -> str:
+        concrete = lambda x: x if isinstance(x, jax.core.Tracer) else float(x)
+        return f"GaussianNoise({jax.tree.map(concrete, self.scale)})"
+
+    def _scales(self, clean):
+        """`τ` in raw units, one scalar like each leaf of an observation."""
+        scale, expected = self.scale, jax.tree.structure(clean)
+        if jax.tree.structure(scale) == jax.tree.structure(0.0):
+            scale = jax.tree.map(lambda _: scale, clean)
+        elif jax.tree.structure(scale) != expected:
+            raise ValueError(
+                f"`noise` must be a scalar or have the structure of an observation, {expected}, got "
+                f"{jax.tree.structure(scale)}."
+            )
+        return jax.tree.map(lambda n, x: n.astype(x.dtype), scale, clean)
+
+    def _standardised(self, clean, unit):
+        return jax.tree.map(jnp.divide, self._scales(clean), unit)
+
+    def sample(self, key: Key, clean: Observation) -> Observation:
+        scales = self._scales(clean)
+        noisy = lambda: jax.tree.map(jnp.add, clean, scaled_normal(clean, scales, key))
+        return _where_noisy(scales, noisy, clean)
+
+    def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
+        log = lambda o, c, n: jnp.sum(dist.Normal(c, n).log_prob(o))
+        return sum(jax.tree.leaves(jax.tree.map(log, observation, clean, self._scales(clean))), jnp.zeros(()))
+
+    def std(self, clean: Observation) -> PyTree:
+        return jax.tree.map(lambda n, x: jnp.broadcast_to(n, x.shape), self._scales(clean), clean)
+
+    def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
+        return jax.tree.map(lambda x: x[None], self.sample(key, clean)), jnp.zeros(1)
+
+    def total_variance(self, level: NoiseLevel, clean: Observation, unit: PyTree) -> PyTree:
+        return jax.tree.map(lambda n: level.sigma**2 + (level.alpha * n) ** 2, self._standardised(clean, unit))
+
+    def conditional(
+        self, noisy: Observation, level: NoiseLevel, clean: Observation, unit: PyTree, *, key: Key | None = None
+    ) -> Observation:
+        scales, total = self._standardised(clean, unit), self.total_variance(level, clean, unit)
+        pull = lambda o, x, n, v: o + level.alpha * n**2 / v * (x - level.alpha * o)
+        mean = lambda: jax.tree.map(pull, clean, noisy, scales, total)
+        if key is None:
+            return mean()
+        spread = jax.tree.map(lambda n, v: n * level.sigma / jnp.sqrt(v), scales, total)
+        around_mean = lambda: jax.tree.map(jnp.add, mean(), scaled_normal(clean, spread, key))
+        return _where_noisy(scales, around_mean, clean)
+
+    def check(self, clean: Structure):
+        self._scales(clean)
+
+
+@final
+class PoissonNoise(AbstractNoise):
+    """Counting noise: `o = gain · N` with `N ~ Poisson((ô + background) / gain)`.
+
+    Its mean is `ô + background`, which must be positive, and its variance `gain · (ô + background)`.
+
+    **Arguments:**
+
+    - `gain`: what one count measures, positive, in raw units.
+    - `background`: the expected measurement where `ô = 0`, at least 0, in raw units.
+
+    **Raises:**
+
+    `ValueError` if an argument is out of its range.
+    """
+
+    gain: Float[Array, ""]
+    background: Float[Array, ""]
+    every_level: ClassVar[bool] = False
+
+    def __init__(self, gain: FloatScalarLike = 1.0, background: FloatScalarLike = 0.0):
+        self.gain = _as_scale(gain, "PoissonNoise: `gain`", positive=True)
+        self.background = _as_scale(background, "PoissonNoise: `background`")
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def _counts(self, observation):
+        return jax.tree.map(lambda x: jnp.round(x / self.gain.astype(x.dtype)), observation)
+
+    def _measured(self, counts):
+        return jax.tree.map(lambda x: x * self.gain.astype(x.dtype), counts)
+
+    def _rates(self, clean):
+        return jax.tree.map(lambda x: (x + self.background.astype(x.dtype)) / self.gain.astype(x.dtype), clean)
+
+    def sample(self, key: Key, clean: Observation) -> Observation:
+        return self._measured(_COUNTS.sample(key, self._rates(clean)))
+
+    def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
+        return _COUNTS.log_prob(self._counts(observation), self._rates(clean))
+
+    def std(self, clean: Observation) -> PyTree:
+        return self._measured(jax.tree.map(jnp.sqrt, self._rates(clean)))
+
+    def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
+        counts, log_probs = _COUNTS.draws(key, self._rates(clean))
+        return self._measured(counts), log_probs
+
+    def total_variance(self, level: NoiseLevel, clean: Observation, unit: PyTree) -> PyTree:
+        _refuse_levels()
+
+    def conditional(
+        self, noisy: Observation, level: NoiseLevel, clean: Observation, unit: PyTree, *, key: Key | None = None
+    ) -> Observation:
+        _refuse_levels()
+
+    def check(self, clean: Structure):
+        """Counting noise suits every measurement."""
+
+
+@final
+class NoiseLaw(AbstractNoise):
+    """Any noise that NumPyro can draw.
+
+    **Arguments:**
+
+    - `law`: a callable from a noise-free measurement in raw units to a NumPyro distribution, or to a PyTree of them
+        like an observation, such as `numpyro.distributions.Laplace`.
+    """
+
+    law: AnyCallable
+    every_level: ClassVar[bool] = False
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def _laws(self, clean):
+        return jax.tree.flatten(self.law(clean), is_leaf=_is_distribution)
+
+    def sample(self, key: Key, clean: Observation) -> Observation:
+        laws, treedef = self._laws(clean)
+        keys = jr.split(key, max(len(laws), 1))
+        drawn = treedef.unflatten([law.sample(k) for law, k in zip(laws, keys, strict=False)])
+        return jax.tree.map(lambda x, o: x.astype(o.dtype), drawn, clean)
+
+    def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
+        laws, treedef = self._laws(clean)
+        values = treedef.flatten_up_to(observation)
+        return sum((jnp.sum(law.log_prob(x)) for law, x in zip(laws, values, strict=True)), jnp.zeros(()))
+
+    def std(self, clean: Observation) -> PyTree | None:
+        laws, treedef = self._laws(clean)
+        try:
+            variances = [law.variance for law in laws]
+        except NotImplementedError:
+            return None
+        spread = lambda v, x: jnp.broadcast_to(jnp.sqrt(v), x.shape).astype(x.dtype)
+        return jax.tree.map(spread, treedef.unflatten(variances), clean)
+
+    def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
+        laws, _ = self._laws(clean)
+        if all(law.has_rsample for law in laws):
+            return jax.tree.map(lambda x: x[None], self.sample(key, clean)), jnp.zeros(1)
+        drawn = jax.vmap(lambda k: self.sample(k, jax.lax.stop_gradient(clean)))(jr.split(key))
+        return drawn, jax.vmap(lambda o: self.log_prob(o, clean))(drawn)
+
+    def total_variance(self, level: NoiseLevel, clean: Observation, unit: PyTree) -> PyTree:
+        _refuse_levels()
+
+    def conditional(
+        self, noisy: Observation, level: NoiseLevel, clean: Observation, unit: PyTree, *, key: Key | None = None
+    ) -> Observation:
+        _refuse_levels()
+
+    def check(self, clean: Structure):
+        remedy = "give a callable from a noise-free measurement to a NumPyro distribution of the same shape"
+        found = []
+
+        def simulate(x):
+            laws, treedef = self._laws(x)
+            found.extend(laws)
+            return treedef.unflatten([law.sample(jr.key(0)) for law in laws]) if _all_distributions(laws) else None
+
+        try:
+            drawn = jax.eval_shape(simulate, clean)
+        except Exception as error:
+            raise ValueError(f"`noise` fails on a noise-free measurement ({summary(error)}); {remedy}.") from error
+        if not found or not _all_distributions(found):
+            raise ValueError(f"`noise` returns {found} for a noise-free measurement; {remedy}.")
+        shapes = lambda tree: (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
+        if shapes(drawn) != shapes(clean):
+            raise ValueError(
+                f"`noise` simulates measurements of shapes {shapes(drawn)[1]}, but the data's are {shapes(clean)[1]}; "
+                f"{remedy}."
+            )
+
+
+_COUNTS = NoiseLaw(dist.Poisson)
+
+
+def add_noise(noise: AbstractNoise, clean: Observation, *, key: Key, stacked: bool) -> Observation:
+    """A noisy measurement, or with `stacked` a stack of views each with noise of its own; in raw units."""
+    if not stacked:
+        return noise.sample(key, clean)
+    return jax.vmap(noise.sample)(jr.split(key, jax.tree.leaves(clean)[0].shape[0]), clean)
+
+
+def as_noise(noise: Any) -> AbstractNoise:
+    """The noise that a user gave: a law, numbers for Gaussian noise, or a callable to NumPyro distributions.
+
+    **Raises:**
+
+    `ValueError` if it is none of these, or if a number is not finite and at least 0.
+    """
+    if isinstance(noise, AbstractNoise):
+        return noise
+    if isinstance(noise, type) and issubclass(noise, AbstractNoise):
+        raise ValueError(f"`noise` is the class {noise.__name__}; give an instance, such as `{noise.__name__}(...)`.")
+    if callable(noise):
+        return NoiseLaw(noise)
+    return GaussianNoise(noise)
+
+
+def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> Array:
+    remedy = "give a standard deviation in raw units" if name == "`noise`" else "give a number in raw units"
+    if isinstance(value, jax.core.Tracer):
+        return value.astype(jnp.result_type(float))
+    if isinstance(value, bool | np.bool_ | str) or not jnp.issubdtype(np.result_type(value), np.number):
+        raise ValueError(f"{name} must be a number, got {value!r}; {remedy}.")
+    if np.shape(value) != ():
+        raise ValueError(f"{name} must consist of scalars, got one of shape {np.shape(value)}; {remedy}.")
+    least = "above" if positive else "at least"
+    if np.iscomplexobj(value) or not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} must be finite and {least} 0, got {value}; {remedy}.")
+    return jnp.asarray(value, jnp.result_type(float))
+
+
+def _where_noisy(scales: PyTree, noisy: AnyCallable, clean: Observation) -> Observation:
+    """`noisy()` if any standard deviation is positive, and `clean` if none is.
+
+    Without noise, its arithmetic and random numbers for every draw would be much of a training step.
+    """
+    some = jnp.any(jnp.stack([x > 0 for x in jax.tree.leaves(scales)]))
     return jax.lax.cond(some, noisy, lambda: clean)
 
 
-def numbered_key(key: Key, number: UInt32[Array, ""]) -> Key:
-    """The key of one step among many: the words of `key`, XOR `number`.
-
-    Counter-based generators give independent streams for distinct keys, however alike they are (Salmon et al. 2011,
-    "Parallel random numbers: as easy as 1, 2, 3"). `jax.random.fold_in` runs the generator once more for it, which in
-    the loop of a sampler takes as long as a small layer.
-    """
-    data = jr.key_data(key) ^ number
-    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jr.wrap_key_data(data, impl=jr.key_impl(key)) if typed else data
+def _is_distribution(x):
+    return isinstance(x, dist.Distribution)
 
 
-def noise_target(
-    schedule: AbstractNoiseSchedule, observation: Observation, t: FloatScalarLike, key: Key
-) -> tuple[Observation, NoiseLevel]:
-    """`o_t = α(t) o + σ(t) ε` and its noise level."""
-    level = noise_level(schedule, t, observation)
-    noise = scaled_normal(observation, level.sigma, key)
-    return jax.tree.map(lambda o, e: level.alpha * o + e, observation, noise), level
+def _all_distributions(laws):
+    return all(map(_is_distribution, laws))
 
 
-def uniform_time(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
-    """Noise levels of training: `t` uniform in `[0, 1]`."""
-    return jr.uniform(key)
-
-
-def uniform_log_snr(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
-    """Noise levels of training: the log signal-to-noise ratio uniform over the schedule's range."""
-    return schedule.inverse(jr.uniform(key, minval=schedule.log_snr(1.0), maxval=schedule.log_snr(0.0)))
+def _refuse_levels() -> NoReturn:
+    raise ValueError(
+        "`noise` is not Gaussian but a law, for which only one step from noise is exact: sample by `Ancestral(1)`, and "
+        "do without `score` and `log_prob`."
+    )

@@ -1,7 +1,9 @@
 r"""The posterior of a signal given its measurements."""
 
+import math
 from typing import Any, Literal, final
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,15 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal
-from ._problem import StochasticInverseProblem
+from ._data_info import check_context, describe
+from ._forward.base import measures_stack
+from ._log_prob import CONTROLLER, SOLVER, log_prob
+from ._noise import add_noise
+from ._numpyro import ObservationDistribution, SignalDistribution
+from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.base import AbstractSampler
+from ._sampling import sample
+from ._view import is_integer
 
 
 @final
@@ -25,40 +34,41 @@ class Posterior(eqx.Module):
     - `sampler`: the sampler, or `None` for the problem's default.
     """
 
-    problem: StochasticInverseProblem
+    problem: AbstractProblem
     context: Context
     params: Params = None
     sampler: AbstractSampler | AnyCallable | None = None
 
     def __check_init__(self):
-        if self.problem.denoiser is None:
-            raise ValueError("The problem is not trained (`denoiser=None`): call `fit`, `load`, or give a denoiser.")
+        trained_denoiser(self.problem)
+        check_context(self.problem.data_info, self.context)
         if self.sampler is None:
-            self.problem.check_inputs(self.context, self.params)
+            self.problem.observation_structure(self.params)
 
-    def sample(self, key: Key, sample_shape: tuple[int, ...] = (), *, chunk_size: int = 1024) -> Signal:
+    def __repr__(self) -> str:
+        given = "nothing given" if self.context is None else f"given {describe(self.context)}"
+        return f"Posterior({given}, sampler={self.sampler or 'default'})"
+
+    def sample(self, key: Key, sample_shape: int | tuple[int, ...] = (), *, chunk_size: int = 1024) -> Signal:
         """Draws signals.
 
         **Arguments:**
 
         - `key`: a PRNG key.
-        - `sample_shape`: leading axes of the answer.
+        - `sample_shape`: leading axes of the answer, or how many signals.
         - `chunk_size`: how many are drawn at once.
 
         **Returns:**
 
         Signals: a PyTree whose leaves have the leading axes `sample_shape`.
         """
-        size = 1
-        for length in sample_shape:
-            size *= length
-        sample = self.problem.sample(
-            self.context, self.params, key=key, sampler=self.sampler, num_samples=size, chunk_size=chunk_size
-        )
-        return jax.tree.map(lambda x: x.reshape(sample_shape + x.shape[1:]), sample.signal)
+        shape = _as_shape(sample_shape)
+        options = {"sampler": self.sampler, "num_samples": math.prod(shape), "chunk_size": chunk_size}
+        drawn = sample(self.problem, self.context, self.params, key=key, **options)
+        return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), drawn.signal)
 
     def predict(
-        self, key: Key, params: Params, sample_shape: tuple[int, ...] = (), *, chunk_size: int = 1024
+        self, key: Key, params: Params, sample_shape: int | tuple[int, ...] = (), *, chunk_size: int = 1024
     ) -> Observation:
         """Draws measurements from the posterior predictive, measurement noise included.
 
@@ -75,7 +85,7 @@ class Posterior(eqx.Module):
         Measurements in raw units: a PyTree whose leaves have the leading axes `sample_shape`.
         """
         signals = self.sample(key, sample_shape, chunk_size=chunk_size)
-        return _measure(self.problem, signals, params, jr.fold_in(key, 1), len(sample_shape))
+        return _measure(self.problem, signals, params, jr.fold_in(key, 1), len(_as_shape(sample_shape)))
 
     def mean(self, key: Key, num_samples: int = 256) -> Signal:
         """The posterior mean of the signal, from `num_samples` draws."""
@@ -107,21 +117,62 @@ class Posterior(eqx.Module):
         name = lambda path: "signal" + jax.tree_util.keystr(path)
         return arviz.from_dict(posterior={name(path): jax.device_get(x)[None] for path, x in leaves})
 
-    def log_prob(self, observation: Observation, *, key: Key | None = None, **options: Any) -> FloatScalar:
-        """The log-density of a measurement with parameters `params` given the context, by the probability-flow ODE.
+    def log_prob(
+        self,
+        observation: Observation,
+        *,
+        key: Key | None = None,
+        num_probes: int | None = None,
+        solver: dfx.AbstractSolver = SOLVER,
+        stepsize_controller: dfx.AbstractStepSizeController = CONTROLLER,
+        max_steps: int = 4096,
+        num_draws: int = 16,
+    ) -> FloatScalar:
+        """The log-density `log p(o | c)` of a measurement with parameters `params`, by the probability-flow ODE.
 
-        The density of the *signal* is not available.
+        It is the density of the measurement with the noise of the schedule's end added to it, `σ(0) / α(0)` of a
+        standard deviation of the data: 0.002 by default. A measurement that the context determines has no density
+        without it. The density of the *signal* is not available. It is as right as the denoiser, whatever its
+        objective, and differentiable in `observation`.
 
         **Arguments:**
 
         - `observation`: one measurement in raw units, measurement noise included.
-        - `key`, `options`: as in [`stochinv.StochasticInverseProblem.log_prob`][].
+        - `key`: a PRNG key; needed where probes are used or the denoiser is stochastic. The same key gives the same
+            function of `observation`.
+        - `num_probes`: how many random directions estimate the divergence, without bias; by default it is exact for
+            measurements of up to 64 entries, at the price of as many derivatives, and takes 16 probes for larger ones.
+        - `solver`: a diffrax solver of ordinary differential equations.
+        - `stepsize_controller`: an adaptive controller, or `diffrax.StepTo` with times from 0 to 1. The default
+            tolerance is 1e-4; ask for more in double precision.
+        - `max_steps`: the largest number of solver steps; more raise an error.
+        - `num_draws`: how many draws of a stochastic denoiser are averaged per evaluation.
 
         **Returns:**
 
         The log-density in raw units, a scalar.
+
+        **Raises:**
+
+        `ValueError` if the noise is not Gaussian, an argument is not structured as in training, or a key is missing.
+
+        ??? cite "Source"
+
+            Song et al. 2021, "Score-based generative modeling through stochastic differential equations",
+            equation 39; Grathwohl et al. 2019, "FFJORD", for the probes.
         """
-        return self.problem.log_prob(observation, self.context, self.params, key=key, **options)
+        return log_prob(
+            self.problem,
+            observation,
+            self.context,
+            self.params,
+            key=key,
+            num_probes=num_probes,
+            solver=solver,
+            stepsize_controller=stepsize_controller,
+            max_steps=max_steps,
+            num_draws=num_draws,
+        )
 
     def to_numpyro(
         self, of: Literal["signal", "observation"] = "signal", *, key: Key | None = None, **options: Any
@@ -136,14 +187,12 @@ class Posterior(eqx.Module):
             `"observation"` for that of a measurement with parameters `params`, measurement noise included. That law
             has a density (see `log_prob`), and is sampled by the same ODE. MCMC can run on it.
         - `key`: a PRNG key for `log_prob`, where one is needed; it makes the density a fixed function.
-        - `options`: other arguments of [`stochinv.StochasticInverseProblem.log_prob`][], for `"observation"` alone.
+        - `options`: other arguments of [`stochinv.Posterior.log_prob`][], for `"observation"` alone.
 
         **Raises:**
 
         `ValueError` if `of` is anything else, or if options are given for the signal.
         """
-        from ._numpyro import ObservationDistribution, SignalDistribution
-
         if of == "signal":
             if options or key is not None:
                 raise ValueError(
@@ -153,18 +202,25 @@ class Posterior(eqx.Module):
             return SignalDistribution(self, jax.eval_shape(lambda: self.sample(jr.key(0))))
         if of != "observation":
             raise ValueError(f'`of` must be "signal" or "observation", got {of!r}.')
-        known = self.problem.data_info
-        struct = self.problem.observation_structure(self.params) if known is None else known.observation
-        return ObservationDistribution((self, key, options), struct)
+        return ObservationDistribution((self, key, options), self.problem.observation_structure(self.params))
 
 
 @eqx.filter_jit
 def _measure(problem, signals, params, key, num_axes):
     def measure(signal, key):
-        return problem.add_noise(problem.forward(signal, params), key=key)
+        clean = problem.forward(signal, params)
+        return add_noise(problem.noise, clean, key=key, stacked=measures_stack(problem.forward))
 
     shape = jax.tree.leaves(signals)[0].shape[:num_axes]
     keys = jr.split(key, shape) if num_axes else key
     for _ in range(num_axes):
         measure = jax.vmap(measure)
     return measure(signals, keys)
+
+
+def _as_shape(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes that a user asked for."""
+    shape = (sample_shape,) if is_integer(sample_shape) else sample_shape
+    if not isinstance(shape, tuple | list) or not all(is_integer(x) and x > 0 for x in shape):
+        raise ValueError(f"`sample_shape` must be a positive integer or a tuple of such, got {sample_shape!r}.")
+    return tuple(int(x) for x in shape)

@@ -1,13 +1,7 @@
-r"""Saved problems: a zip archive with one named array per leaf, and a JSON header."""
+r"""Saved problems: one file with the arrays that training determined, and the rest of the configuration as data."""
 
-import dataclasses
-import functools
 import importlib.metadata
-import json
 import os
-import sys
-import zipfile
-import zlib
 from typing import Any
 
 import equinox as eqx
@@ -17,88 +11,159 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 
-from ._data_info import DataInfo
-from ._frozen import owned_arrays
+from ._archive import read_archive, write_archive
+from ._data_info import DataInfo, Units, Witness, describe as shapes, same_structure
+from ._describe import describe, differences, rebuild
+from ._frozen import Frozen, owned_arrays
+from ._noise import GaussianNoise, PoissonNoise
+from ._noising import mostly_noise, pure_noise, uniform_log_snr, uniform_time
+from ._objective.proper_score import ProperScore
+from ._objective.rules import EnergyRule, KernelRule, Patches, PerView, Scales, SumOfRules
+from ._objective.squared_error import SquaredError, snr_weight, unit_weight
+from ._problem_base import AbstractProblem, trained_denoiser
+from ._schedule import CosineSchedule, RectifiedFlow, VarianceExploding, VariancePreserving
+from ._structure import decode_structure, encode_structure
+from ._view import View, structure
 
-_FORMAT = 1
-_HEADER = "header.json"
-
-
-def save(problem: Any, path: str | os.PathLike):
-    """Writes the arrays that training determined, see [`stochinv.StochasticInverseProblem.save`][]."""
-    if problem.denoiser is None:
-        raise ValueError("The problem is not trained (`denoiser=None`): there is nothing to save.")
-    arrays = _named(eqx.filter(problem.denoiser, owned_arrays(problem.denoiser)), "denoiser")
-    info = problem.data_info
-    if info is not None:
-        arrays |= _named(info.mean, "mean") | _named(info.std, "std")
-    header = {
-        "format": _FORMAT,
-        "stochinv": importlib.metadata.version("stochinv"),
-        "dtypes": {name: jnp.dtype(x.dtype).name for name, x in arrays.items()},
-        "signal": encode(problem.signal),
-        "data_info": None if info is None else encode((info.observation, info.params, info.context, info.affine)),
-    }
-    path = os.fspath(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    # Not by `tempfile`, whose files only their owner may read.
-    temporary = os.path.join(folder, f".saving-{os.getpid()}-{os.path.basename(path)}")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            archive.writestr(_HEADER, json.dumps(header))
-            for name, x in arrays.items():
-                with archive.open(name + ".npy", "w", force_zip64=True) as member:
-                    # Number formats that NumPy lacks, such as bfloat16, are stored as their bytes.
-                    np.lib.format.write_array(member, np.asarray(x, order="C").view(_storable(x.dtype)))
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-def load(problem: Any, path: str | os.PathLike) -> Any:
-    """Reads a saved problem, see [`stochinv.StochasticInverseProblem.load`][]."""
-    path = os.fspath(path)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"`path`: there is no file {path}.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            header = json.loads(archive.read(_HEADER))
-            arrays = {}
-            for name, dtype in header["dtypes"].items():
-                with archive.open(name + ".npy") as member:
-                    arrays[name] = jnp.asarray(np.lib.format.read_array(member).view(jnp.dtype(dtype)))
-    except (ValueError, KeyError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"`path`: {path} is not a saved problem, or is damaged ({error}); use another copy."
-        ) from error
-    if header["format"] != _FORMAT:
-        raise ValueError(f"`path`: {path} has format {header['format']}, but this version reads format {_FORMAT}.")
-    signal = decode(header["signal"])
-    info = None
-    if header["data_info"] is not None:
-        observation, params, context, affine = decode(header["data_info"])
-        mean, std = (_fill(observation, name, arrays, path) for name in ("mean", "std"))
-        info = DataInfo(observation, params, context, mean, std, affine)
-    denoiser = problem.denoiser
-    if denoiser is None:
-        if info is None:
-            raise ValueError(f"`path`: {path} does not say what its denoiser was made for; give `denoiser=`.")
-        from ._fit import make_denoiser
-
-        # The arrays are overwritten; making them costs less than a second way to make a denoiser.
-        denoiser = make_denoiser(problem.forward, signal, info, problem.noise, key=jr.key(0))
-    owned, rest = eqx.partition(denoiser, owned_arrays(denoiser))
-    denoiser = eqx.combine(_fill(owned, "denoiser", arrays, path), rest)
-    return dataclasses.replace(
-        problem, denoiser=denoiser, signal=problem.signal if signal is None else signal, data_info=info
+# What a file may name; nothing else is ever looked up, and all of it is cheap and without side effects.
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        *(CosineSchedule, RectifiedFlow, VarianceExploding, VariancePreserving),
+        *(GaussianNoise, PoissonNoise),
+        *(SquaredError, ProperScore, EnergyRule, KernelRule, PerView, Patches, Scales, SumOfRules),
+        *(snr_weight, unit_weight, uniform_time, uniform_log_snr, pure_noise, mostly_noise),
     )
+}
+VIEWS = {"View": View}
+PARTS = ("schedule", "objective", "noise")
 
 
-def _storable(dtype):
-    return dtype if np.dtype(dtype).kind in "biufc" else np.dtype(f"u{np.dtype(dtype).itemsize}")
+def save(problem: AbstractProblem, path: str | os.PathLike):
+    """Writes a trained problem, see [`stochinv.StochasticInverseProblem.save`][]."""
+    denoiser = trained_denoiser(problem)
+    arrays = _named(eqx.filter(denoiser, owned_arrays(denoiser)), "denoiser")
+    numbers = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+    bad = [name for name, x in numbers.items() if not bool(jnp.all(jnp.isfinite(x)))]
+    if bad:
+        raise ValueError(f"`denoiser` has NaN or infinite parameters ({bad[0]}): there is nothing worth saving.")
+    info = problem.data_info
+    content = {name: describe(getattr(problem, name), KINDS) for name in PARTS}
+    content |= {"stochinv": importlib.metadata.version("stochinv"), "denoiser": _without_arrays(denoiser)}
+    content["signal"] = encode_structure(problem.signal, VIEWS)
+    content["data_info"] = None
+    if info is not None:
+        kept = {name: encode_structure(getattr(info, name), VIEWS) for name in ("observation", "params", "context")}
+        content["data_info"] = kept | {"affine": info.affine, "witness": info.witness is not None}
+        arrays |= _named(info.units.mean, "mean") | _named(info.units.std, "std")
+        if info.witness is not None:
+            arrays |= _named(info.witness.params, "params") | {"witness": info.witness.values}
+    write_archive(path, content, arrays)
+
+
+def read(
+    path: str | os.PathLike, problem: AbstractProblem, given: dict[str, Any], make_denoiser: Any
+) -> dict[str, Any]:
+    """The parts of a saved problem, by the names of its fields.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `problem`: what the caller says of the problem, its forward model above all.
+    - `given`: those of its parts, by name, that the caller gave and did not leave to the file.
+    - `make_denoiser`: makes the denoiser from forward model, signal, [`stochinv.DataInfo`][] and noise, where none is
+        given.
+
+    **Raises:**
+
+    `ValueError` if the file is damaged, was written by another kind of problem, or contradicts what is given.
+    """
+    content, arrays = read_archive(path)
+    path = os.fspath(path)
+    try:
+        return _Reader(path, content, arrays).parts(problem, given, make_denoiser)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"`path`: {path} is not a saved problem, or is damaged ({type(error).__name__}); use another copy."
+        ) from error
+
+
+class _Reader:
+    """A file that was read, and the arrays of it that are not yet used."""
+
+    def __init__(self, path: str, content: dict[str, Any], arrays: dict[str, np.ndarray]):
+        self._path, self._content, self._arrays = path, content, arrays
+
+    def parts(self, problem, given, make_denoiser):
+        """The fields of the saved problem."""
+        found = {name: self._part(name, getattr(problem, name), name in given) for name in PARTS}
+        signal = decode_structure(self._content["signal"], VIEWS, like=problem.signal)
+        if problem.signal is not None and signal is not None and not same_structure(signal, problem.signal):
+            self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
+        signal = problem.signal if signal is None else signal
+        info = None if self._content["data_info"] is None else self._data_info(self._content["data_info"])
+        if info is not None and info.witness is not None and not info.witness.agrees(problem.forward, signal):
+            self._refuse(["`forward` measures a fixed signal otherwise than that of the file"])
+        denoiser = problem.denoiser
+        if denoiser is None:
+            if info is None:
+                raise ValueError(f"`path`: {self._path} does not say what its denoiser was made for; give `denoiser=`.")
+            # The arrays are overwritten; making them costs less than a second way to make a denoiser.
+            denoiser = make_denoiser(problem.forward, signal, info, noise=found["noise"], key=jr.key(0))
+        different = differences(self._content["denoiser"], _without_arrays(denoiser), "denoiser")
+        if different:
+            self._refuse(different)
+        owned, rest = eqx.partition(denoiser, owned_arrays(denoiser))
+        denoiser = eqx.combine(self._fill(owned, "denoiser"), rest)
+        if self._arrays:
+            self._refuse([f"{next(iter(self._arrays))} is in the file and missing here"])
+        return found | {"signal": signal, "data_info": info, "denoiser": denoiser}
+
+    def _part(self, name, here, given):
+        if not given:
+            return rebuild(self._content[name], KINDS, name)
+        different = differences(self._content[name], describe(here, KINDS), name)
+        if different:
+            self._refuse(different)
+        return here
+
+    def _data_info(self, content):
+        observation, params, context = (
+            decode_structure(content[x], VIEWS) for x in ("observation", "params", "context")
+        )
+        scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), observation)
+        units = Units(self._fill(scalars, "mean"), self._fill(scalars, "std"))
+        values = jax.tree.leaves((units.mean, units.std))
+        if not all(bool(jnp.isfinite(x)) for x in values) or any(bool(x <= 0) for x in jax.tree.leaves(units.std)):
+            raise ValueError(f"`path`: {self._path} has a mean or standard deviation out of range; use another copy.")
+        seen = Witness(self._fill(params, "params"), self._take("witness")) if content["witness"] else None
+        return DataInfo(observation, params, context, units, bool(content["affine"]), seen)
+
+    def _take(self, name):
+        return jnp.asarray(self._arrays.pop(name))
+
+    def _fill(self, tree, prefix):
+        """`tree` with each leaf replaced by the stored array of its name."""
+
+        def replace(key_path, leaf):
+            name = prefix + jtu.keystr(key_path)
+            kind = (leaf.shape, jnp.dtype(leaf.dtype))
+            got = self._arrays.get(name)
+            if got is None or (got.shape, got.dtype) != kind:
+                found = "nothing" if got is None else f"{got.dtype}{list(got.shape)}"
+                self._refuse([f"{name} is {found} in the file and {kind[1].name}{list(kind[0])} here"])
+            x = self._take(name)
+            if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(x))):
+                raise ValueError(f"`path`: {self._path} has NaN or infinite values in {name}; use another copy.")
+            return x
+
+        return jtu.tree_map_with_path(replace, tree)
+
+    def _refuse(self, different):
+        raise ValueError(
+            f"`path`: {self._path} is of another problem: {'; '.join(different)}; load it with what it "
+            "was trained with."
+        )
 
 
 def _named(tree, prefix):
@@ -106,65 +171,8 @@ def _named(tree, prefix):
     return {prefix + jtu.keystr(path): x for path, x in leaves}
 
 
-def _fill(tree, prefix, arrays, path):
-    """`tree` with each leaf replaced by the stored array of its name."""
-
-    def replace(key_path, leaf):
-        name = prefix + jtu.keystr(key_path)
-        shape = () if prefix in ("mean", "std") else leaf.shape
-        if name not in arrays or arrays[name].shape != shape:
-            got = f"shape {arrays[name].shape}" if name in arrays else "nothing"
-            raise ValueError(
-                f"`path`: {path} has {got} for {name}, where this problem has shape {shape}; "
-                "load it into a problem with the same forward model and denoiser."
-            )
-        return arrays[name]
-
-    return jtu.tree_map_with_path(replace, tree)
-
-
-def encode(tree: Any) -> Any:
-    """A structure (containers, modules and `jax.ShapeDtypeStruct`s) as JSON."""
-    if tree is None or isinstance(tree, bool | int | float | str):
-        return tree
-    if isinstance(tree, jax.ShapeDtypeStruct):
-        return {"shape": list(tree.shape), "dtype": jnp.dtype(tree.dtype).name}
-    if isinstance(tree, dict):
-        return {"dict": [[encode(k), encode(v)] for k, v in tree.items()]}
-    if type(tree) in (list, tuple):
-        return {type(tree).__name__: [encode(x) for x in tree]}
-    kind = type(tree)
-    name = f"{kind.__module__}:{kind.__qualname__}"
-    if isinstance(tree, tuple):
-        return {"namedtuple": name, "items": [encode(x) for x in tree]}
-    if isinstance(tree, eqx.Module):
-        return {"module": name, "fields": {f.name: encode(getattr(tree, f.name)) for f in dataclasses.fields(tree)}}
-    raise ValueError(
-        f"A context or params of type {name} cannot be saved; build it from dicts, lists, tuples and Equinox modules."
-    )
-
-
-def decode(data: Any) -> Any:
-    """The structure that `encode` described."""
-    if not isinstance(data, dict):
-        return data
-    if "shape" in data:
-        return jax.ShapeDtypeStruct(tuple(data["shape"]), jnp.dtype(data["dtype"]))
-    if "dict" in data:
-        return {decode(k): decode(v) for k, v in data["dict"]}
-    if "list" in data:
-        return [decode(x) for x in data["list"]]
-    if "tuple" in data:
-        return tuple(decode(x) for x in data["tuple"])
-    module, _, name = (data.get("namedtuple") or data["module"]).partition(":")
-    if module not in sys.modules:
-        raise ValueError(f"The saved problem uses {module}.{name}; import {module} before loading it.")
-    kind: Any = functools.reduce(getattr, name.split("."), sys.modules[module])
-    if "namedtuple" in data:
-        return kind(*(decode(x) for x in data["items"]))
-    if not (isinstance(kind, type) and issubclass(kind, eqx.Module)):
-        raise ValueError(f"The saved problem uses {module}.{name}, which is not an Equinox module.")
-    instance = object.__new__(kind)
-    for field, value in data["fields"].items():
-        object.__setattr__(instance, field, decode(value))
-    return instance
+def _without_arrays(denoiser):
+    """The description of a denoiser, structures in the place of its arrays and nothing in that of frozen parts."""
+    is_frozen = lambda x: isinstance(x, Frozen)
+    bare = jax.tree.map(lambda x: None if is_frozen(x) else x, denoiser, is_leaf=is_frozen)
+    return describe(jax.tree.map(lambda x: structure(x) if eqx.is_array(x) else x, bare), KINDS)

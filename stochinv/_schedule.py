@@ -16,7 +16,7 @@ the signal, so that the sampler's start does not depend on the data.
 
 import abc
 import math
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -233,3 +233,17 @@ class RectifiedFlow(AbstractNoiseSchedule):
         t = jnp.asarray(t)
         start = 1 / (1 + math.exp(0.5 * self.log_snr_max))
         return start * (1 - t) + t / (1 + math.exp(0.5 * self.log_snr_min))
+
+
+def as_schedule(schedule: Any) -> AbstractNoiseSchedule:
+    """The schedule that a user gave.
+
+    **Raises:**
+
+    `ValueError` if it is none, or a class.
+    """
+    if isinstance(schedule, AbstractNoiseSchedule):
+        return schedule
+    if isinstance(schedule, type):
+        raise ValueError(f"`schedule` is the class {schedule.__name__}; give an instance, `{schedule.__name__}()`.")
+    raise ValueError(f"`schedule` must be a noise schedule such as `CosineSchedule()`, got {schedule!r}.")

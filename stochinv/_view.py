@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ._custom_types import ArrayLike, Context, Key, Observation, Params
@@ -35,6 +36,12 @@ class View(eqx.Module):
     observation: Observation
     params: Params = None
     mask: Bool[ArrayLike, "..."] | None = None
+
+    def __check_init__(self):
+        if self.mask is not None and not jnp.issubdtype(jnp.result_type(self.mask), jnp.bool_):
+            raise ValueError(
+                f"View: `mask` must be an array of booleans, got one of {jnp.result_type(self.mask)}; write `mask > 0`."
+            )
 
 
 class Example(eqx.Module):
@@ -66,33 +73,34 @@ class RandomViews(eqx.Module):
         from which the number is drawn uniformly.
     - `target`: number of target views, at least 1. More than one needs `MultiView(forward)`.
     - `novel`: number of novel views; 0 gives `None`.
+
+    **Raises:**
+
+    `ValueError` if a number is not an integer in its range.
     """
 
-    context: int | tuple[int, int] = 1
-    target: int = 1
-    novel: int = 0
+    context: tuple[int, int]
+    target: int
+    novel: int
 
-    def __check_init__(self):
-        least, most = self.context_range
-        if not 0 <= least <= most:
+    def __init__(self, context: int | tuple[int, int] = 1, target: int = 1, novel: int = 0):
+        pair = context if isinstance(context, tuple | list) else (context, context)
+        if len(pair) != 2 or not all(map(is_integer, pair)) or not 0 <= pair[0] <= pair[1]:
             raise ValueError(
                 "RandomViews: `context` must be a number >= 0 or a pair (least, most) with 0 <= least <= most, got "
-                f"{self.context}."
+                f"{context!r}."
             )
-        if self.target < 1:
-            raise ValueError(f"RandomViews: `target` must be at least 1, got {self.target}.")
-        if self.novel < 0:
-            raise ValueError(f"RandomViews: `novel` must be at least 0, got {self.novel}.")
-
-    @property
-    def context_range(self) -> tuple[int, int]:
-        """The least and the largest number of context views."""
-        return (self.context, self.context) if isinstance(self.context, int) else self.context
+        for name, value, least in (("target", target, 1), ("novel", novel, 0)):
+            if not is_integer(value) or value < least:
+                raise ValueError(f"RandomViews: `{name}` must be an integer of at least {least}, got {value!r}.")
+        self.context = (int(pair[0]), int(pair[1]))
+        self.target = int(target)
+        self.novel = int(novel)
 
     @property
     def num_views(self) -> int:
         """How many views a record must have."""
-        return self.context_range[1] + self.target + self.novel
+        return self.context[1] + self.target + self.novel
 
     def __call__(self, views: View, *, key: Key) -> Example:
         """Deals the views of one record.
@@ -123,7 +131,7 @@ class RandomViews(eqx.Module):
             )
         order_key, number_key = jr.split(key)
         order = jr.permutation(order_key, available)
-        least, most = self.context_range
+        least, most = self.context
         context = take_views(views, order[:most]) if most else None
         if context is not None and least < most:
             number = jr.randint(number_key, (), least, most + 1)
@@ -132,6 +140,16 @@ class RandomViews(eqx.Module):
         target = take_views(views, chosen if self.target > 1 else chosen[0])
         novel = take_views(views, order[most + self.target : self.num_views]) if self.novel else None
         return Example(context, target, novel)
+
+
+def is_view(tree: Any) -> bool:
+    """Whether a context, or training data, are measurements through the forward model."""
+    return isinstance(tree, View)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a user's number is an integer, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def num_views(views: View) -> int:
@@ -152,3 +170,21 @@ def view_mask(views: View) -> Bool[Array, " views"]:
 def structure(tree: Any) -> Any:
     """Replaces every array by its `jax.ShapeDtypeStruct`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def as_signal(signal: Any) -> Any:
+    """The structure of a signal that a user gave, arrays replaced by their `jax.ShapeDtypeStruct`s.
+
+    **Raises:**
+
+    `ValueError` if a leaf has no shape and dtype.
+    """
+    if signal is None:
+        return None
+    leaves = jax.tree.leaves(signal)
+    if not leaves or not all(isinstance(x, jax.ShapeDtypeStruct | jax.Array | np.ndarray) for x in leaves):
+        raise ValueError(
+            f"`signal` must be a PyTree of `jax.ShapeDtypeStruct`, got {signal!r}; write "
+            "`jax.ShapeDtypeStruct(shape, jnp.float32)`."
+        )
+    return structure(signal)

@@ -9,6 +9,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 
 import stochinv as si
@@ -46,8 +47,34 @@ def objectives() -> dict[str, si.AbstractObjective]:
         "squared_error_weighted": si.SquaredError(
             weighting=inverse_variance_weight, novel_weight=0.5, regulariser=ridge
         ),
-        "energy_score": si.EnergyScore(),
-        "energy_score_beta": si.EnergyScore(num_samples=3, beta=1.5, regulariser=ridge),
+        "proper_score": si.ProperScore(),
+        "proper_score_beta": si.ProperScore(si.EnergyRule(1.5), num_draws=3, regulariser=ridge),
+    }
+
+
+def scoring_rules() -> dict[str, si.AbstractScoringRule]:
+    energy = si.EnergyRule()
+    return {
+        "energy": energy,
+        "energy_half": si.EnergyRule(0.5),
+        "energy_beta": si.EnergyRule(1.7),
+        "kernel": si.KernelRule(0.7),
+        "per_view": si.PerView(energy),
+        "patches": si.Patches(energy, 2),
+        "pixels": si.Patches(energy, 1),
+        "scales": si.Scales(energy, 3),
+        "sum": si.Patches(si.KernelRule(), 2) + 0.05 * energy,
+    }
+
+
+def noises() -> dict[str, si.AbstractNoise]:
+    return {
+        "none": si.GaussianNoise(),
+        "gaussian": si.GaussianNoise(0.5),
+        "poisson": si.PoissonNoise(),
+        "poisson_gain": si.PoissonNoise(gain=0.5, background=2.0),
+        "law_with_path": si.NoiseLaw(lambda o: dist.Laplace(o, 0.3)),
+        "law_without_path": si.NoiseLaw(dist.Poisson),
     }
 
 

@@ -138,7 +138,11 @@ def test_contexts_that_are_not_views():
 def info_of(context, observation, params, affine):
     structure = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     return si.DataInfo(
-        structure(observation), structure(params), structure(context), jnp.asarray(0.5), jnp.asarray(2.0), affine
+        structure(observation),
+        structure(params),
+        structure(context),
+        si.Units(jnp.asarray(0.5), jnp.asarray(2.0)),
+        affine,
     )
 
 
@@ -215,7 +219,7 @@ def test_a_signal_without_a_slope_at_zero_is_left():
     masks = jr.normal(jr.key(0), (16, 3, 4, 2))
     data = si.View(jnp.einsum("nvij,nj->nvi", masks, jr.normal(jr.key(1), (16, 2))) ** 2, masks)
     signal = jax.ShapeDtypeStruct((2,), jnp.float32)
-    for objective in (si.SquaredError(), si.EnergyScore(num_samples=2)):
+    for objective in (si.SquaredError(), si.ProperScore(num_draws=2)):
         problem = si.StochasticInverseProblem(forward, objective=objective, signal=signal)
         fit = problem.fit(
             data, roles=si.RandomViews(1, 1, 1), key=jr.key(2), steps=1, batch_size=8, ema=None, progress=False

@@ -32,7 +32,10 @@ def test_score_is_the_gradient_of_the_log_density(schedule, noise, standardised,
         exact = problem.denoiser
         struct = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
         info = si.DataInfo(
-            struct(jnp.zeros(2)), struct(case.params), struct(case.context), jnp.asarray(shift), jnp.asarray(scale)
+            struct(jnp.zeros(2)),
+            struct(case.params),
+            struct(case.context),
+            si.Units(jnp.asarray(shift), jnp.asarray(scale)),
         )
 
         def denoiser(noisy, level, context, params, *, key=None):
@@ -63,7 +66,7 @@ def test_denoised_observation_is_the_forward_model_of_the_signal(standardised):
     case = helpers.linear_gaussian(2)
     problem, level = case.problem, si.NoiseLevel(jnp.asarray(0.8), jnp.asarray(0.6))
     if standardised:
-        info = si.DataInfo(None, None, None, jnp.asarray(0.7), jnp.asarray(2.5))
+        info = si.DataInfo(None, None, None, si.Units(jnp.asarray(0.7), jnp.asarray(2.5)))
         problem = eqx.tree_at(lambda p: p.data_info, problem, info, is_leaf=lambda x: x is None)
     sample = problem.denoise(jnp.asarray([0.3, 0.1]), level, case.context, case.params)
     raw = case.params @ sample.signal

@@ -155,7 +155,7 @@ def measured_problem(noise=0.5, narrow=1.0, shift=0.0):
     return si.StochasticInverseProblem(
         forward,
         Faulty(exact, jnp.asarray(narrow), jnp.asarray(shift)),
-        objective=si.EnergyScore(),
+        objective=si.ProperScore(),
         noise=noise,
         signal=jax.ShapeDtypeStruct((SIZE,), jnp.float32),
     )
@@ -221,7 +221,7 @@ def test_wrong_dependence_between_entries_is_found_by_projections():
     problem = si.StochasticInverseProblem(
         lambda s, params: s,
         denoiser,
-        objective=si.EnergyScore(),
+        objective=si.ProperScore(),
         signal=jax.ShapeDtypeStruct((8,), jnp.float32),
     )
     result = calibrate(problem, example, roles=None)

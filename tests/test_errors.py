@@ -215,7 +215,7 @@ def test_measurement_noise():
     refuse(
         training.problem(noise=0.1), training.views(), "novel measurements are needed", roles=si.RandomViews(1, 1, 0)
     )
-    objective = si.EnergyScore(context_weight=1.0)
+    objective = si.ProperScore(context_weight=1.0)
     refuse(
         training.problem(noise=0.1, objective=objective), data, "`noise` is positive, so the context must not be scored"
     )

@@ -107,10 +107,10 @@ def test_gradients_are_clipped():
 def test_data_info_is_mean_and_std_of_the_targets_measurements():
     data = training.views()
     info = training.fit(training.problem(), data, roles=training.ROLES, steps=1).problem.data_info
-    np.testing.assert_allclose(info.mean, np.mean(data.observation), rtol=1e-5)
-    np.testing.assert_allclose(info.std, np.std(data.observation), rtol=1e-5)
+    np.testing.assert_allclose(info.units.mean, np.mean(data.observation), rtol=1e-5)
+    np.testing.assert_allclose(info.units.std, np.std(data.observation), rtol=1e-5)
     raw = training.fit(training.problem(), data, roles=training.ROLES, steps=1, standardise=False).problem.data_info
-    assert (float(raw.mean), float(raw.std)) == (0.0, 1.0)
+    assert (float(raw.units.mean), float(raw.units.std)) == (0.0, 1.0)
 
 
 class Shifted(eqx.Module):
@@ -126,7 +126,7 @@ def test_samples_are_in_raw_units():
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(64, 2))
     raw = jnp.asarray(3000 + 1000 * (raw - raw.mean()) / raw.std(), jnp.float32)
-    problem = si.StochasticInverseProblem(lambda s, p: s, Shifted(jnp.ones(())))
+    problem = si.StochasticInverseProblem(lambda s, p: s, Shifted(jnp.ones(())), objective=si.SquaredError())
     options = {"steps": 1, "optimizer": optax.sgd(0.0)}
     fitted = training.fit(problem, si.Example(None, si.View(raw)), **options).problem
     samples = fitted.sample(None, None, key=jr.key(1), num_samples=400)
@@ -186,7 +186,7 @@ def test_a_step_is_traced_once():
 
     def count(steps):
         traces.clear()
-        problem = si.StochasticInverseProblem(forward, training.LinearDenoiser(jr.key(0)))
+        problem = si.StochasticInverseProblem(forward, training.LinearDenoiser(jr.key(0)), objective=si.SquaredError())
         training.fit(problem, training.views(), roles=si.RandomViews((0, 2), 1, 1), steps=steps)
         return len(traces)
 
@@ -209,7 +209,10 @@ def test_forward_and_frozen_parts_are_not_trained():
 
     frozen = si.Frozen(jnp.asarray([0.5, 1.0, 2.0]))
     problem = si.StochasticInverseProblem(
-        Forward(jnp.asarray([1.0, 2.0, 3.0])), Denoiser(training.LinearDenoiser(jr.key(0)), frozen), noise=0.1
+        Forward(jnp.asarray([1.0, 2.0, 3.0])),
+        Denoiser(training.LinearDenoiser(jr.key(0)), frozen),
+        noise=0.1,
+        objective=si.SquaredError(),
     )
     trained = training.fit(problem, training.examples(), optimizer=optax.adamw(0.1, weight_decay=0.5)).problem
     np.testing.assert_array_equal(trained.forward.matrix, problem.forward.matrix)
@@ -225,7 +228,7 @@ def test_the_given_problem_survives_donation():
     np.testing.assert_array_equal(problem.denoiser.target, before)
     second = training.fit(first.problem, training.examples(), steps=2)
     assert np.all(np.isfinite(first.problem.denoiser.target))
-    np.testing.assert_array_equal(first.problem.data_info.mean, second.problem.data_info.mean)
+    np.testing.assert_array_equal(first.problem.data_info.units.mean, second.problem.data_info.units.mean)
 
 
 @pytest.mark.slow

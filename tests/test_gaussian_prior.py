@@ -86,7 +86,7 @@ def test_the_default_network_of_a_small_affine_problem_uses_it(noise):
     params = jnp.asarray(rng.normal(size=(16, 3, 1, 2)), jnp.float32)
     data = si.View(jnp.asarray(rng.normal(size=(16, 3, 1)), jnp.float32), params)
     problem = si.StochasticInverseProblem(
-        helpers.measure, objective=si.EnergyScore(), noise=noise, signal=jax.ShapeDtypeStruct((2,), jnp.float32)
+        helpers.measure, objective=si.ProperScore(), noise=noise, signal=jax.ShapeDtypeStruct((2,), jnp.float32)
     )
     fit = problem.fit(data, key=jax.random.key(0), steps=3, batch_size=8, roles=si.RandomViews(1, 1, 1), progress=False)
     assert isinstance(fit.problem.denoiser.encoder, si.GaussianPrior)
@@ -103,12 +103,11 @@ def test_a_network_of_zeros_draws_from_the_gaussian():
         jax.ShapeDtypeStruct((2,), jnp.float32),
         structure(case.params),
         structure(case.context),
-        jnp.zeros(()),
-        jnp.ones(()),
+        si.Units(jnp.zeros(()), jnp.ones(())),
         affine=True,
     )
     denoiser = si.nn.default_denoiser(
-        case.problem.forward, case.problem.signal, info, width=8, noise=0.3, key=jax.random.key(0)
+        case.problem.forward, case.problem.signal, info, width=8, noise=si.GaussianNoise(0.3), key=jax.random.key(0)
     )
     noisy, level = np.array([0.5, -0.2]), si.NoiseLevel(jnp.asarray(0.8), jnp.asarray(0.6))
     draw = lambda key: denoiser(jnp.asarray(noisy, jnp.float32), level, case.context, case.params, key=key)

@@ -238,7 +238,7 @@ def test_default_denoiser_of_a_generator():
     """`forward` alone suffices: the latent code is known from the generator."""
     forward = si.forward.Generator(mlp())
     images = jax.vmap(mlp())(jr.normal(jr.key(1), (16, 5)))
-    problem = si.StochasticInverseProblem(forward, objective=si.EnergyScore(num_samples=2))
+    problem = si.StochasticInverseProblem(forward, objective=si.ProperScore(num_draws=2))
     fitted = problem.fit(si.Example(images[:, :2], si.View(images)), key=jr.key(0), steps=2, batch_size=8).problem
     sample = fitted.sample(images[0, :2], key=jr.key(3), sampler=si.Ancestral(2), num_samples=3)
     assert sample.signal.shape == (3, 5) and sample.observation.shape == (3, 4, 3, 2)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import posterior_accuracy as accuracy
 import posterior_problems as problems
 
-ENERGY_SCORE = si.EnergyScore()
+ENERGY_SCORE = si.ProperScore()
 
 
 @functools.cache

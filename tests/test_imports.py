@@ -14,21 +14,27 @@ LEVELS = [
     ["_view", "_schedule"],
     [
         "_data_info",
+        "_noising",
         "_noise",
-        "_likelihood",
         "_forward.base",
         "_denoiser.base",
         "_objective.base",
         "_sampler.base",
-        "_ema",
+        "_training.ema",
+        "_training.history",
     ],
-    ["_forward", "_denoiser", "_objective", "_sampler", "_log_prob"],
+    ["_problem_base"],
+    ["_forward", "_denoiser", "_objective", "_sampler", "_sampling", "_log_prob"],
+    # Renderers and networks: a denoiser that nobody gave is made of the latter.
+    ["forward", "nn"],
+    ["_training", "_numpyro", "_posterior", "_save"],
     ["_problem"],
-    ["forward", "nn", "data", "diagnostics"],
-    ["_posterior", "_numpyro", "_fit", "_save", "_checkpoint", "_batches", "_validate"],
+    ["_load"],
+    ["data", "diagnostics"],
     [""],
 ]
-CORE = {"_view", "_schedule", "_problem", "_posterior", "_fit", "_forward", "_denoiser", "_objective", "_sampler"}
+# What no namespace of ready-made parts may be imported by.
+CORE = {"_view", "_schedule", "_noise", "_problem_base", "_forward", "_denoiser", "_objective", "_sampler", "_log_prob"}
 
 
 def module_name(path):
@@ -44,9 +50,9 @@ def level(name):
 
 
 def imported(path):
-    """The library's modules that a file imports at its top; not under `TYPE_CHECKING`, nor in functions."""
+    """The library's modules that a file imports, anywhere in it."""
     parts = ("stochinv", *path.relative_to(ROOT).with_suffix("").parts)
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.ImportFrom):
             continue
         base = list(parts[: len(parts) - node.level]) if node.level else []

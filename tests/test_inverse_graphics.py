@@ -168,7 +168,7 @@ def parts_of_views():
 def test_training_on_parts_of_views():
     """Novel measurements may be smaller than the target; a target without weight is not rendered, nor scored."""
     data = parts_of_views()
-    objective = si.EnergyScore(num_samples=2, target_weight=0.0)
+    objective = si.ProperScore(num_draws=2, target_weight=0.0)
     problem = si.StochasticInverseProblem(FORWARD, make_denoiser(), objective=objective)
     fit = problem.fit(data, steps=2, batch_size=2, key=jr.key(0), progress=False)
     assert len(fit.history.loss) == 2

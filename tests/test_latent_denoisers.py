@@ -117,9 +117,7 @@ def test_candidates_are_neither_trained_nor_saved(tmp_path):
     forward = lambda signal, params: MATRIX @ signal
     signals = jr.normal(jr.key(4), (32, SIZE))
     data = si.Example(signals[:, :2], si.View(signals @ MATRIX.T))
-    problem = si.StochasticInverseProblem(
-        forward, resampling(7), objective=si.EnergyScore(num_samples=2), signal=SIGNAL
-    )
+    problem = si.StochasticInverseProblem(forward, resampling(7), objective=si.ProperScore(num_draws=2), signal=SIGNAL)
     fitted = problem.fit(data, key=jr.key(0), steps=2, batch_size=8).problem
     np.testing.assert_array_equal(fitted.denoiser.candidates.value, problem.denoiser.candidates.value)
     assert jnp.any(fitted.denoiser.network.linear_out.weight != 0)

@@ -53,7 +53,7 @@ def test_closed_form(x64, options):
     mean, covariance = gaussian_law(case, options.get("noise", 0.0))
     root = np.linalg.cholesky(covariance)
     points = mean + np.random.default_rng(0).normal(size=(3, len(mean))) @ root.T
-    value = lambda o: case.problem.log_prob(o, case.context, case.params, stepsize_controller=TIGHT)
+    value = lambda o: case.problem.posterior(case.context, case.params).log_prob(o, stepsize_controller=TIGHT)
     got = jax.vmap(value)(jax.vmap(lambda x: observation_of(case, x))(jnp.asarray(points)))
     expected = [gaussian_log_prob(x, mean, covariance) for x in points]
     # The start N(0, I) forgets the mean and the covariance of the data, some 1/150 of the noise there.
@@ -63,7 +63,7 @@ def test_closed_form(x64, options):
 def test_single_precision_and_jit():
     case = helpers.linear_gaussian(0)
     mean, covariance = gaussian_law(case)
-    value = jax.jit(lambda o: case.problem.log_prob(o, case.context, case.params))
+    value = jax.jit(lambda o: case.problem.posterior(case.context, case.params).log_prob(o))
     got = value(jnp.asarray(mean, jnp.float32))
     assert got.shape == () and got.dtype == jnp.float32
     assert abs(got - gaussian_log_prob(mean, mean, covariance)) < 0.03
@@ -73,11 +73,13 @@ def test_single_precision_and_jit():
 def test_solution_converges_with_the_tolerance(x64):
     case = helpers.linear_gaussian(1, noise=0.3, dtype=jnp.float64)
     point = jnp.asarray(gaussian_law(case, 0.3)[0] + 0.5)
-    at = lambda controller: case.problem.log_prob(point, case.context, case.params, stepsize_controller=controller)
+    at = lambda controller: case.problem.posterior(case.context, case.params).log_prob(
+        point, stepsize_controller=controller
+    )
     exact = at(dfx.PIDController(rtol=1e-10, atol=1e-10))
     np.testing.assert_allclose(at(TIGHT), exact, atol=1e-6)
     np.testing.assert_allclose(at(dfx.StepTo(ts=jnp.linspace(0, 1, 400) ** 2)), exact, atol=1e-4)
-    default = case.problem.log_prob(point, case.context, case.params)
+    default = case.problem.posterior(case.context, case.params).log_prob(point)
     np.testing.assert_allclose(default, exact, atol=5e-3)
 
 
@@ -85,8 +87,8 @@ def test_solution_converges_with_the_tolerance(x64):
 def test_probes_are_unbiased():
     case = helpers.linear_gaussian(2, noise=0.3, num_context=1)
     point = jnp.asarray(gaussian_law(case, 0.3)[0], jnp.float32)
-    exact = case.problem.log_prob(point, case.context, case.params)
-    value = lambda key: case.problem.log_prob(point, case.context, case.params, key=key, num_probes=1)
+    exact = case.problem.posterior(case.context, case.params).log_prob(point)
+    value = lambda key: case.problem.posterior(case.context, case.params).log_prob(point, key=key, num_probes=1)
     values = np.asarray(jax.vmap(value)(jr.split(jr.key(0), 200)))
     assert np.std(values) > 1e-3
     # Of two entries only the off-diagonal one of the Jacobian contributes. 1e-3: of the solver.
@@ -98,7 +100,7 @@ def test_gradient_is_the_score(x64):
     case = helpers.linear_gaussian(4, noise=0.4, dtype=jnp.float64)
     mean, covariance = gaussian_law(case, 0.4)
     point = jnp.asarray(mean + np.asarray([0.3, -0.5]))
-    value = lambda o: case.problem.log_prob(o, case.context, case.params, stepsize_controller=TIGHT)
+    value = lambda o: case.problem.posterior(case.context, case.params).log_prob(o, stepsize_controller=TIGHT)
     expected = -np.linalg.solve(covariance, point - mean)
     np.testing.assert_allclose(jax.grad(value)(point), expected, rtol=0.01, atol=0.01)
     level = case.problem.schedule.level(0.0)
@@ -121,22 +123,22 @@ def test_standardisation_has_its_jacobian(x64):
     struct = jax.eval_shape(lambda: forward(signal, None))
     centre = {"first": jnp.asarray(30.0), "rest": (jnp.asarray(-2.0),)}
     spread = {"first": jnp.asarray(0.5), "rest": (jnp.asarray(4.0),)}
-    info = si.DataInfo(struct, None, None, centre, spread)
+    info = si.DataInfo(struct, None, None, si.Units(centre, spread))
     shape = jax.ShapeDtypeStruct((2,), jnp.float64)
-    problem = si.StochasticInverseProblem(forward, denoiser, signal=shape, data_info=info)
+    problem = si.StochasticInverseProblem(forward, denoiser, objective=si.SquaredError(), signal=shape, data_info=info)
     point = {"first": jnp.asarray([30.4]), "rest": (jnp.asarray([1.0]),)}
-    got = problem.log_prob(point, None, None, stepsize_controller=TIGHT)
+    got = problem.posterior(None, None).log_prob(point, stepsize_controller=TIGHT)
     np.testing.assert_allclose(got, gaussian_log_prob([30.4, 1.0], [30.0, -2.0], np.asarray(covariance)), atol=0.005)
 
 
 @pytest.mark.slow
 def test_stochastic_denoiser_averages_draws():
-    case = helpers.linear_gaussian(0, objective=si.EnergyScore(), noise=0.5)
+    case = helpers.linear_gaussian(0, objective=si.ProperScore(), noise=0.5)
     mean, covariance = gaussian_law(case, 0.5)
     point = jnp.asarray(mean, jnp.float32)
     with pytest.raises(ValueError, match="`key` must be given, since the denoiser is stochastic"):
-        case.problem.log_prob(point, case.context, case.params)
-    value = lambda key: case.problem.log_prob(point, case.context, case.params, key=key, num_draws=256)
+        case.problem.posterior(case.context, case.params).log_prob(point)
+    value = lambda key: case.problem.posterior(case.context, case.params).log_prob(point, key=key, num_draws=256)
     values = np.asarray(jax.vmap(value)(jr.split(jr.key(0), 8)))
     # The score's error from draws is common to the whole path.
     assert abs(values.mean() - gaussian_log_prob(mean, mean, covariance)) < 0.1
@@ -145,20 +147,21 @@ def test_stochastic_denoiser_averages_draws():
 def test_large_measurements_take_probes():
     size = 65
     denoiser = si.GaussianDenoiser(lambda s, p: s, jnp.zeros(size), jnp.eye(size))
-    problem = si.StochasticInverseProblem(lambda s, p: s, denoiser, signal=jax.ShapeDtypeStruct((size,), jnp.float32))
+    shape = jax.ShapeDtypeStruct((size,), jnp.float32)
+    problem = si.StochasticInverseProblem(lambda s, p: s, denoiser, objective=si.SquaredError(), signal=shape)
     with pytest.raises(ValueError, match=r"the divergence is estimated \(65 entries\)"):
-        problem.log_prob(jnp.zeros(size), None)
+        problem.posterior(None, None).log_prob(jnp.zeros(size))
     # Probes are exact where the Jacobian is diagonal.
-    got = problem.log_prob(jnp.zeros(size), None, key=jr.key(0), num_probes=1)
+    got = problem.posterior(None, None).log_prob(jnp.zeros(size), key=jr.key(0), num_probes=1)
     np.testing.assert_allclose(got, -0.5 * size * np.log(2 * np.pi), atol=0.05)
 
 
 def test_errors():
     case = helpers.linear_gaussian(0)
     with pytest.raises(ValueError, match=r"`observation` is float32\[3\], but float32\[2\] is expected"):
-        case.problem.log_prob(jnp.zeros(3), case.context, case.params)
+        case.problem.posterior(case.context, case.params).log_prob(jnp.zeros(3))
     with pytest.raises(ValueError, match="`num_probes` must be at least 1"):
-        case.problem.log_prob(jnp.zeros(2), case.context, case.params, num_probes=0)
+        case.problem.posterior(case.context, case.params).log_prob(jnp.zeros(2), num_probes=0)
     untrained = eqx.tree_at(lambda p: p.denoiser, case.problem, None, is_leaf=lambda x: x is None)
     with pytest.raises(ValueError, match="not trained"):
-        untrained.log_prob(jnp.zeros(2), case.context, case.params)
+        untrained.posterior(case.context, case.params).log_prob(jnp.zeros(2))

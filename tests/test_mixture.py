@@ -10,7 +10,7 @@ import pytest
 from jaxtyping import Array
 
 import stochinv as si
-from stochinv._objective.energy_score import energy_terms
+from stochinv._denoiser.base import components
 
 SIGNAL = jax.ShapeDtypeStruct((), jnp.float32)
 LEVEL = si.NoiseLevel(jnp.asarray(0.6), jnp.asarray(0.8))
@@ -30,24 +30,9 @@ def two_points(share):
     return si.MixtureDenoiser(Fixed(jnp.asarray([-1.0, 2.0]), jnp.log(jnp.asarray([1 - share, share]))))
 
 
-def problem(denoiser, **options):
-    return si.StochasticInverseProblem(lambda s, params: s[None], denoiser, signal=SIGNAL, **options)
-
-
 def draws_only(denoiser):
     """The same denoiser, as a callable that has no components."""
     return lambda *arguments, key=None: denoiser(*arguments, key=key)
-
-
-def test_one_component_scores_as_two_equal_ones():
-    draws, observed = jr.normal(jr.key(0), (5, 3)), jr.normal(jr.key(1), (3,))
-    twice, half = jnp.stack([draws, draws], 1), jnp.full((5, 2), 0.5)
-    expected = energy_terms(twice, observed, jnp.ones(3), 1.0, half)
-    for found in (
-        energy_terms(draws, observed, jnp.ones(3), 1.0),
-        energy_terms(draws[:, None], observed, jnp.ones(3), 1.0, jnp.ones((5, 1))),
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_draws_follow_the_shares():
@@ -69,35 +54,19 @@ def test_components_of_a_network_are_proposed_with_one_code():
             latent_size=4, key=jr.key(2),
         )
     )  # fmt: skip
-    of = problem(denoiser).components
-    signals, logs = of(jnp.ones(1), LEVEL, None, None, key=jr.key(0))
+    of = lambda key: components(denoiser, jnp.ones(1), LEVEL, None, None, key=key)
+    signals, logs = of(jr.key(0))
     assert signals["a"].shape == (3,) and signals["b"].shape == (3, 2)
     np.testing.assert_allclose(jnp.sum(jnp.exp(logs)), 1, rtol=1e-6)
-    others, _ = of(jnp.ones(1), LEVEL, None, None, key=jr.key(1))
+    others, _ = of(jr.key(1))
     assert np.all(np.asarray(signals["a"] != others["a"]))
 
 
 def test_every_other_denoiser_has_one_component():
-    plain = problem(lambda noisy, level, context, params, *, key=None: jnp.asarray(3.0))
-    signals, logs = plain.components(jnp.zeros(1), LEVEL, None, None, key=jr.key(0))
+    plain = lambda noisy, level, context, params, *, key=None: jnp.asarray(3.0)
+    signals, logs = components(plain, jnp.zeros(1), LEVEL, None, None, key=jr.key(0))
     np.testing.assert_array_equal(signals, [3.0])
     np.testing.assert_array_equal(logs, [0.0])
-
-
-def test_energy_terms_are_means_over_all_choices():
-    rng = np.random.default_rng(0)
-    predicted, observed, weights = rng.normal(size=(3, 2, 4)), rng.normal(size=4), rng.uniform(size=4)
-    shares = rng.dirichlet(np.ones(2), size=3)
-    norm = lambda d: np.sqrt(np.sum(weights * d**2))
-    error = spread = 0.0
-    for choice in np.ndindex(2, 2, 2):
-        chosen = predicted[np.arange(3), choice]
-        probability = np.prod(shares[np.arange(3), choice])
-        error += probability * np.mean([norm(v - observed) for v in chosen])
-        pairs = [norm(chosen[m] - chosen[n]) for m in range(3) for n in range(3) if m != n]
-        spread += probability * 0.5 * np.mean(pairs)
-    arguments = (jnp.asarray(x, jnp.float32) for x in (predicted, observed, weights))
-    np.testing.assert_allclose(energy_terms(*arguments, 1.0, jnp.asarray(shares)), (error, spread), rtol=1e-5)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.7, dist.Poisson])
@@ -110,7 +79,7 @@ def test_weighting_the_choices_changes_no_expectation(noise):
     logits = two_points(0.3).denoiser.logits
 
     def scores(wrap):
-        objective = si.EnergyScore(num_samples=2, regulariser=lambda s, params: 0.1 * s**2)
+        objective = si.ProperScore(num_draws=2, regulariser=lambda s, params: 0.1 * s**2)
 
         def score(signals, key):
             denoiser = wrap(si.MixtureDenoiser(Fixed(signals, logits)))
@@ -140,7 +109,7 @@ def test_the_right_shares_are_stationary(noise):
     data = si.Example(None, si.View(measured, empty), si.View(measured[:, None], empty[:, None]))
 
     def gradients(share):
-        objective = si.EnergyScore(num_samples=2, target_weight=0.0)
+        objective = si.ProperScore(num_draws=2, score_target=False)
 
         def loss(denoiser, example, key):
             problem = si.StochasticInverseProblem(forward, denoiser, noise=noise, objective=objective, signal=SIGNAL)

@@ -31,7 +31,7 @@ def posterior_of(tree=False, **options):
     signal = jax.ShapeDtypeStruct((3,), jnp.float32)
     if tree:
         signal = {"a": jax.ShapeDtypeStruct((1,), jnp.float32), "b": jax.ShapeDtypeStruct((2,), jnp.float32)}
-    problem = si.StochasticInverseProblem(measure, Draws(tree), objective=si.EnergyScore(), signal=signal, **options)
+    problem = si.StochasticInverseProblem(measure, Draws(tree), objective=si.ProperScore(), signal=signal, **options)
     return problem.posterior(None, MATRIX, sampler=si.Ancestral(2))
 
 
@@ -64,8 +64,7 @@ def test_predictions_have_measurement_noise_in_raw_units():
         jax.ShapeDtypeStruct((2,), jnp.float32),
         jax.ShapeDtypeStruct((2, 3), jnp.float32),
         None,
-        jnp.asarray(3.0),
-        jnp.asarray(50.0),
+        si.Units(jnp.asarray(3.0), jnp.asarray(50.0)),
     )
     posterior = posterior_of(noise=noise, data_info=info)
     signals = posterior.sample(jr.key(3), (2000,))

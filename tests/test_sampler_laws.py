@@ -106,7 +106,7 @@ def test_ancestral_with_exact_draws_is_exact_at_any_number_of_steps(num_steps, e
         case = helpers.linear_gaussian(
             seed,
             schedule=noise_schedule,
-            objective=si.EnergyScore(),
+            objective=si.ProperScore(),
             conditioning=conditioning,
             num_context=num_context,
             noise=noise,
@@ -154,7 +154,7 @@ def test_pytrees(name):
 @pytest.mark.parametrize("exact_draws", [False, True])
 def test_several_targets(joint, exact_draws):
     """Two targets, one after the other or jointly; with the context they determine the signal."""
-    case = helpers.linear_gaussian(5, num_context=1, objective=si.EnergyScore() if exact_draws else si.SquaredError())
+    case = helpers.linear_gaussian(5, num_context=1, objective=si.ProperScore() if exact_draws else si.SquaredError())
     params = jnp.stack([case.params, case.context.params[1]])
     sampler = si.Ancestral(num_steps=3) if exact_draws else si.ExponentialAdams()
     if joint:
@@ -177,7 +177,7 @@ def test_several_targets(joint, exact_draws):
 
 
 def test_autoregressive_appends_noisy_measurements():
-    case = helpers.linear_gaussian(6, num_context=1, noise=0.7, objective=si.EnergyScore())
+    case = helpers.linear_gaussian(6, num_context=1, noise=0.7, objective=si.ProperScore())
     params = jnp.stack([case.params, case.context.params[1]])
     sample = draw(case, si.Autoregressive(si.Ancestral(num_steps=2)), 0, params=params)
     assert_signal(sample, case, START_BIAS)
@@ -299,7 +299,7 @@ def test_increments_of_the_fixed_step_path(levy_area, dtype, x64):
 )
 def test_score_based_samplers_average_a_stochastic_denoiser(name):
     """Averages of 256 draws are off by a sixteenth of the conditional spread, the same at all noise levels."""
-    case = helpers.linear_gaussian(2, objective=si.EnergyScore())
+    case = helpers.linear_gaussian(2, objective=si.ProperScore())
     sampler = eqx.tree_at(lambda s: s.num_draws, helpers.samplers()[name], 256)
     sample = draw(case, sampler, 0, 1000)
     assert_measurement(sample, case, START_BIAS + DISCRETISATION_BIAS[name] + 1 / 16)

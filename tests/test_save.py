@@ -45,7 +45,7 @@ def structures(observation, params, context):
 
 def with_info(problem, params=None, context=None):
     observation = jnp.zeros(2)
-    info = si.DataInfo(*structures(observation, params, context), jnp.asarray(1.5), jnp.asarray(2.5), True)
+    info = si.DataInfo(*structures(observation, params, context), si.Units(jnp.asarray(1.5), jnp.asarray(2.5)), True)
     return eqx.tree_at(lambda p: p.data_info, problem, info, is_leaf=lambda x: x is None)
 
 
@@ -70,7 +70,7 @@ def test_arrays_and_samples_come_back(path):
 
 
 @pytest.mark.parametrize(
-    "objective", [pytest.param(si.SquaredError(), marks=pytest.mark.slow), si.EnergyScore(num_samples=2)]
+    "objective", [pytest.param(si.SquaredError(), marks=pytest.mark.slow), si.ProperScore(num_draws=2)]
 )
 def test_the_default_network_is_made_again(path, objective):
     untrained = training.problem(denoiser=None, objective=objective)

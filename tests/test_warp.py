@@ -188,7 +188,7 @@ def test_smoothness_is_an_option_of_the_objectives():
     source, flow = SOURCE[..., :1], jr.normal(jr.key(4), (16, 20, 2))
     denoiser = lambda noisy, level, context, params, *, key=None: flow
     example = si.Example(None, si.View(source, source))
-    for objective in (si.SquaredError, si.EnergyScore):
+    for objective in (si.SquaredError, si.ProperScore):
         losses = [
             si.StochasticInverseProblem(Warp(), denoiser, objective=objective(regulariser=regulariser)).loss(
                 example, key=jr.key(0)
@@ -203,7 +203,7 @@ def test_sample_is_measured_by_the_forward_model():
     key, source = jr.key(5), SOURCE
     denoiser = lambda noisy, level, context, params, *, key=None: 2 * jr.normal(key, (4, 5, 2))
     problem = si.StochasticInverseProblem(
-        Warp(scale=4), denoiser, objective=si.EnergyScore(), signal=jax.ShapeDtypeStruct((4, 5, 2), jnp.float32)
+        Warp(scale=4), denoiser, objective=si.ProperScore(), signal=jax.ShapeDtypeStruct((4, 5, 2), jnp.float32)
     )
     sample = problem.sample(None, source, key=key, sampler=si.Ancestral(2), num_samples=3)
     expected = jax.jit(jax.vmap(lambda u: problem.forward(u, source)))(sample.signal)

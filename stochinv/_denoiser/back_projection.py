@@ -14,7 +14,7 @@ from .._custom_types import Context, FloatScalarLike, Observation, Params, Struc
 from .._forward.base import AbstractForwardModel, as_multi_view
 from .._frozen import Frozen
 from .._schedule import NoiseLevel
-from .._view import View, view_mask
+from .._view import is_view, view_mask
 from .network import AbstractEncoder, Features
 
 
@@ -66,10 +66,12 @@ class BackProjection(AbstractEncoder):
         _, linear = jax.linearize(measure, zeros)
         transpose = jax.linear_transpose(linear, zeros)
         weigh = lambda o: jax.tree.map(jnp.multiply, o, weights)
-        project = lambda o: jnp.concatenate(jax.tree.leaves(transpose(weigh(o))[0]), axis=-1)
-        coverage = project(linear(ones)) / self.gain**2
+        # Divided by the gain once before and once after, since its square may be out of range.
+        scaled = lambda o: jax.tree.map(lambda x: x / self.gain, o)
+        project = lambda o: jnp.concatenate(jax.tree.leaves(scaled(transpose(weigh(o))[0])), axis=-1)
+        coverage = project(scaled(linear(ones)))
         limit = 1e-3 * jnp.max(jnp.abs(coverage), initial=1e-12)
-        image = project(observation) / self.gain * coverage / (coverage**2 + limit**2)
+        image = project(observation) * coverage / (coverage**2 + limit**2)
         return image, jnp.clip(coverage, 0, 1)
 
     def __call__(self, noisy: Observation, level: NoiseLevel, context: Context, params: Params) -> Features:
@@ -80,7 +82,7 @@ class BackProjection(AbstractEncoder):
         target_snr = jnp.minimum((level.alpha / level.sigma) ** 2, self.largest_snr) * target_coverage
         channels = [target / size, target_coverage]
         total, weighted = 1 + target_snr, target_snr * target / level.alpha
-        if isinstance(context, View):
+        if is_view(context):
             mask = view_mask(context)
             weights = jax.tree.map(
                 lambda x: jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x.shape).astype(x.dtype),
@@ -99,7 +101,7 @@ class BackProjection(AbstractEncoder):
 def count_channels(signal: Structure, context: Any) -> int:
     """How many channels a [`stochinv.BackProjection`][] has, for a signal and a context of given structures."""
     channels = sum(x.shape[-1] for x in jax.tree.leaves(signal))
-    if isinstance(context, View):
+    if is_view(context):
         return 4 * channels
     return 2 * channels + sum(x.size for x in jax.tree.leaves(context))
 
@@ -113,6 +115,7 @@ def forward_gain(forward: AbstractForwardModel, signal: Structure, params: Struc
         jax.tree.map(lambda s: jnp.full(s.shape, x, s.dtype), signal),
         jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params),
     )
-    values = [jnp.mean(a - b) for a, b in zip(jax.tree.leaves(at(1.0)), jax.tree.leaves(at(0.0)), strict=True)]
-    gain = abs(float(jnp.mean(jnp.stack(values))))
-    return gain if 1e-6 < gain < 1e6 else 1.0
+    slopes = [a - b for a, b in zip(jax.tree.leaves(at(1.0)), jax.tree.leaves(at(0.0)), strict=True)]
+    gain = abs(float(jnp.mean(jnp.stack([jnp.mean(x) for x in slopes]))))
+    largest = max(float(jnp.max(jnp.abs(x), initial=0.0)) for x in slopes)
+    return gain if gain > 1e-6 * largest else 1.0

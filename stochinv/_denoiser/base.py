@@ -1,11 +1,14 @@
 r"""Denoisers: from a noisy measurement and the context to the signal behind it."""
 
 import abc
+from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._custom_types import Context, Key, Observation, Params, Signal
+from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
 from .._schedule import NoiseLevel
 
 
@@ -45,7 +48,7 @@ class AbstractMixtureDenoiser(AbstractDenoiser):
     ) -> tuple[Signal, Float[Array, " components"]]:
         """All the signals that a draw chooses from, and the logarithms of their probabilities.
 
-        [`stochinv.EnergyScore`][] weights each by its probability, so that the choice itself has a gradient.
+        [`stochinv.ProperScore`][] weights each by its probability, so that the choice itself has a gradient.
 
         **Arguments:** as of a call.
 
@@ -53,3 +56,34 @@ class AbstractMixtureDenoiser(AbstractDenoiser):
 
         Signals with a leading components axis, and log-probabilities of shape `(components,)`.
         """
+
+
+def as_denoiser(denoiser: Any) -> AnyCallable | None:
+    """What a user gave as a denoiser: an object that can be called, or `None` to have one made.
+
+    **Raises:**
+
+    `ValueError` if it cannot be called, or is a class.
+    """
+    if denoiser is None or (callable(denoiser) and not isinstance(denoiser, type)):
+        return denoiser
+    remedy = f"an instance, `{denoiser.__name__}(...)`" if isinstance(denoiser, type) else "an `AbstractDenoiser`"
+    raise ValueError(f"`denoiser` must be callable or None, got {denoiser!r}; give {remedy}.")
+
+
+def components(
+    denoiser: AnyCallable, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key
+) -> tuple[Signal, Float[Array, " components"]]:
+    """The signals that a draw of a denoiser chooses from, see [`stochinv.AbstractMixtureDenoiser`][].
+
+    **Arguments:** as of a call.
+
+    **Returns:**
+
+    Signals with a leading components axis, and log-probabilities of shape `(components,)`: one, unless the denoiser has
+    several.
+    """
+    if isinstance(denoiser, AbstractMixtureDenoiser):
+        return denoiser.components(noisy, level, context, params, key=key)
+    signal = denoiser(noisy, level, context, params, key=key)
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], signal), jnp.zeros(1)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Context, Observation, Params
 from .._schedule import NoiseLevel
-from .._view import View, view_mask
+from .._view import is_view, view_mask
 from .network import AbstractEncoder, Features
 
 
@@ -29,7 +29,7 @@ class Flatten(AbstractEncoder):
     def __call__(self, noisy: Observation, level: NoiseLevel, context: Context, params: Params) -> Features:
         flat_noisy = flatten(noisy)
         parts = [flat_noisy / jnp.sqrt(level.alpha**2 + level.sigma**2), flatten(params, flat_noisy)]
-        if isinstance(context, View):
+        if is_view(context):
             if self.view_network is None:
                 raise ValueError("Flatten: the context is a `View`, so `view_network` is needed.")
             network = self.view_network

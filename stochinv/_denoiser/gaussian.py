@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from .._custom_types import AnyCallable, Context, FloatScalarLike, Key, Observation, Params, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model, as_multi_view
 from .._schedule import NoiseLevel
-from .._view import View, view_mask
+from .._view import is_view, view_mask
 from .base import AbstractDenoiser
 
 
@@ -80,7 +80,7 @@ class GaussianDenoiser(AbstractDenoiser):
 
     def _context_rows(self, context: Context):
         """The matrix, value at the mean, observed value and noise of the context."""
-        if isinstance(context, View):
+        if is_view(context):
             forward = as_multi_view(self.forward)
             matrix, predicted = self._affine(lambda s: forward(s, context.params))
             keep = jax.vmap(lambda o, m: jax.tree.map(lambda x: jnp.full(x.shape, m), o))(

@@ -17,13 +17,15 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._custom_types import Context, Observation, Params, Structure
+from .._data_info import Units
 from .._forward.base import AbstractForwardModel, as_multi_view
 from .._frozen import Frozen
+from .._noise import AbstractNoise
 from .._schedule import NoiseLevel
-from .._view import View, view_mask
+from .._view import is_view, view_mask
 from .flatten import Flatten
 from .network import AbstractEncoder, Features
 
@@ -42,14 +44,14 @@ class GaussianPrior(AbstractEncoder):
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
     - `flatten`: the [`stochinv.Flatten`][] that encodes the rest of the network's input.
     - `scale`: the standard deviation that the signal's entries start with, in raw units.
-    - `noise`: the standard deviation of measurement noise in raw units: a scalar, or scalars in the structure of an
-        observation.
-    - `mean`, `std`: the standardisation of measurements, in the structure of an observation.
+    - `noise`: the Gaussian noise of measurements.
+    - `units`: the [`stochinv.Units`][] of measurements.
     """
 
     forward: Frozen
     signal: Structure
     flatten: Flatten
+    scale: float
     mean: Float[Array, " n"]
     root: Float[Array, "n n"]
 
@@ -60,19 +62,18 @@ class GaussianPrior(AbstractEncoder):
         flatten: Flatten,
         *,
         scale: float = 1.0,
-        noise: PyTree = 0.0,
-        mean: PyTree,
-        std: PyTree,
+        noise: AbstractNoise,
+        units: Units,
     ):
-        if jax.tree.structure(noise) == jax.tree.structure(0.0):
-            noise = jax.tree.map(lambda s: jnp.asarray(noise), std)
-        self.forward = Frozen((forward, jax.tree.map(jnp.divide, noise, std), mean, std))
+        self.forward = Frozen((forward, noise, units))
         self.signal = signal
         self.flatten = flatten
         size = sum(x.size for x in jax.tree.leaves(signal))
         dtype = jnp.result_type(*jax.tree.leaves(signal))
+        # What is trained is in units of `scale`, so that no unit of the signal is too small or large for a step.
+        self.scale = scale
         self.mean = jnp.zeros(size, dtype)
-        self.root = scale * jnp.eye(size, dtype=dtype)
+        self.root = jnp.eye(size, dtype=dtype)
 
     @property
     def num_features(self) -> int:
@@ -82,18 +83,21 @@ class GaussianPrior(AbstractEncoder):
     def _rows(self, measure, observation):
         """The matrix of a measurement, and the observed value less that of the signal that is zero."""
         zeros, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.signal))
-        _, _, mean, std = self.forward.value
-        standard = lambda o: jax.tree.map(lambda x, m, s: (x - m) / s, o, mean, std)
-        flat = lambda s: ravel_pytree(standard(measure(unravel(s))))[0]
+        _, _, units = self.forward.value
+        flat = lambda s: ravel_pytree(units.standardise(measure(unravel(self.scale * s))))[0]
         value, linear = jax.linearize(flat, zeros)
         matrix = jax.vmap(linear, out_axes=1)(jnp.eye(zeros.size, dtype=zeros.dtype))
         return matrix, ravel_pytree(observation)[0] - value
 
     def __call__(self, noisy: Observation, level: NoiseLevel, context: Context, params: Params) -> Features:
-        forward, noise, _, _ = self.forward.value
-        spread = lambda o: ravel_pytree(jax.tree.map(lambda n, x: jnp.broadcast_to(n**2, x.shape), noise, o))[0]
+        forward, noise, units = self.forward.value
+
+        def spread(o):
+            """The variance of the noise of each entry, in standardised units."""
+            return ravel_pytree(jax.tree.map(lambda n, s: (n / s) ** 2, noise.std(o), units.unit(o)))[0]
+
         parts = []
-        if isinstance(context, View):
+        if is_view(context):
             stack = as_multi_view(forward)
             rows, observed = self._rows(lambda s: stack(s, context.params), context.observation)
             mask = view_mask(context)
@@ -111,7 +115,7 @@ class GaussianPrior(AbstractEncoder):
         covariance = root @ root.T / size**2
         geometry = jnp.ravel(root / size) if root.size <= 256 else jnp.diag(covariance)
         network_input = jnp.concatenate([features.network_input, estimate / size, geometry])
-        return Features(network_input, estimate, root, shrinkage.T)
+        return Features(network_input, self.scale * estimate, self.scale * root, shrinkage.T)
 
 
 def condition(rows: Any, observed: Any, variances: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
 from .._schedule import NoiseLevel
-from .._view import View
+from .._view import View, is_view
 from .base import AbstractDenoiser
 
 
@@ -44,7 +44,7 @@ class GuidedDenoiser(AbstractDenoiser):
     def __call__(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
     ) -> Signal:
-        if not isinstance(context, View) or context.mask is None:
+        if not is_view(context) or context.mask is None:
             raise ValueError(
                 "GuidedDenoiser: `context` must be a `View` with a mask, as of training with dropped contexts "
                 f"(`RandomViews(context=(0, 1))`), got {type(context).__name__} without one."

@@ -142,7 +142,7 @@ class MultiView(AbstractForwardModel):
         self.forward = as_forward_model(forward)
 
     def __check_init__(self):
-        if isinstance(self.forward, MultiView):
+        if measures_stack(self.forward):
             raise ValueError("MultiView: `forward` is a MultiView already; wrap the forward model of one view.")
 
     def __call__(self, signal: Signal, params: Params) -> Observation:
@@ -160,6 +160,8 @@ def as_forward_model(forward: AbstractForwardModel | AnyCallable) -> AbstractFor
     """Wraps a plain callable; leaves a forward model as it is."""
     if isinstance(forward, AbstractForwardModel):
         return forward
+    if isinstance(forward, type):
+        raise ValueError(f"`forward` is the class {forward.__name__}; give an instance, `{forward.__name__}(...)`.")
     if callable(forward):
         return ForwardFunction(forward)
     raise ValueError(
@@ -169,7 +171,12 @@ def as_forward_model(forward: AbstractForwardModel | AnyCallable) -> AbstractFor
 
 def as_multi_view(forward: AbstractForwardModel) -> MultiView:
     """The forward model of a stack of views."""
-    return forward if isinstance(forward, MultiView) else MultiView(forward)
+    return forward if measures_stack(forward) else MultiView(forward)
+
+
+def measures_stack(forward: AbstractForwardModel) -> bool:
+    """Whether a measurement is a stack of views."""
+    return isinstance(forward, MultiView)
 
 
 def known_signal_structure(forward: AbstractForwardModel, observation: Structure, params: Params) -> Structure | None:

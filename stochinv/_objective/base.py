@@ -1,12 +1,21 @@
 r"""Objectives: what a denoiser is trained to minimise, from measurements alone."""
 
 import abc
+import math
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
 
 from .._custom_types import FloatScalar, Key
-from .._view import Example
+from .._forward.base import as_multi_view
+from .._view import Example, is_view
+
+# The largest signal, in entries, whose measurements' rank is computed.
+LARGEST_RANK = 128
 
 
 class AbstractObjective(eqx.Module):
@@ -32,3 +41,49 @@ class AbstractObjective(eqx.Module):
 
         The loss, and a dictionary of scalars to report beside it.
         """
+
+    @abc.abstractmethod
+    def check(self, problem: Any, example: Example):
+        """Refuses, or warns of, problems and records for which this loss does not give the posterior.
+
+        **Arguments:**
+
+        - `problem`: the [`stochinv.StochasticInverseProblem`][] to be trained, its denoiser not yet made.
+        - `example`: one record in raw units.
+
+        **Raises:**
+
+        `ValueError` with the condition that is not met.
+        """
+
+
+def check_novel(problem: Any, example: Example):
+    """Raises a `ValueError` if measurements are noisy and none is there to score without the target's noise."""
+    if example.novel is None and not problem.noise.exact:
+        raise ValueError(
+            f"`noise` is {problem.noise}, so novel measurements are needed (`Example.novel`, or `roles` with "
+            "`novel=1`): the target's own noise cannot tell the signal."
+        )
+
+
+def left_open(problem: Any, example: Example) -> bool:
+    """Whether a context and a target of one record leave directions of the signal open, by counting, and for small
+    signals by the rank of the measurements' derivative at a random signal."""
+    if not is_view(example.context) and example.context is not None:
+        return False
+    signal = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.signal)
+    flat, unravel = ravel_pytree(signal)
+    measured = (example.target.observation, None if example.context is None else example.context.observation)
+    if sum(math.prod(x.shape) for x in jax.tree.leaves(measured)) < flat.size:
+        return True
+    if flat.size > LARGEST_RANK:
+        return False
+
+    def measure(flat):
+        parts = [problem.forward(unravel(flat), example.target.params)]
+        if example.context is not None:
+            parts.append(as_multi_view(problem.forward)(unravel(flat), example.context.params))
+        return ravel_pytree(parts)[0]
+
+    derivative = jax.jit(jax.jacrev(measure))(jr.normal(jr.key(0), flat.shape, flat.dtype))
+    return int(jnp.linalg.matrix_rank(derivative, rtol=1e-4)) < flat.size

@@ -1,5 +1,6 @@
 r"""The squared error of predicted measurements: the objective of "Diffusion with Forward Models"."""
 
+import warnings
 from typing import Any, ClassVar, final
 
 import jax
@@ -8,10 +9,10 @@ import jax.random as jr
 
 from .._custom_types import AnyCallable, FloatScalar, Key
 from .._forward.base import as_multi_view
-from .._noise import noise_target, uniform_time
+from .._noising import noise_target, uniform_time
 from .._schedule import NoiseLevel
 from .._view import Example, view_mask
-from .base import AbstractObjective
+from .base import AbstractObjective, check_novel, left_open
 
 
 def unit_weight(level: NoiseLevel) -> FloatScalar:
@@ -72,8 +73,22 @@ class SquaredError(AbstractObjective):
     stochastic: ClassVar[bool] = False
 
     def __check_init__(self):
-        if self.novel_weight < 0:
+        if not self.novel_weight >= 0:
             raise ValueError(f"SquaredError: `novel_weight` must be at least 0, got {self.novel_weight}.")
+
+    def check(self, problem: Any, example: Example):
+        check_novel(problem, example)
+        if not problem.noise.every_level:
+            raise ValueError(
+                f"`objective` is a SquaredError, but `noise` is {problem.noise}, whose mean cannot be told from the "
+                "noisy target; use `ProperScore()`."
+            )
+        if not problem.noise.exact and left_open(problem, example):
+            warnings.warn(
+                "`objective` is a SquaredError, but `noise` is positive and context and target leave the signal open: "
+                "draws will be too narrow; use `ProperScore()`.",
+                stacklevel=2,
+            )
 
     def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
         target = example.target
@@ -86,7 +101,7 @@ class SquaredError(AbstractObjective):
         loss = self.weighting(level) * parts["target"]
         if example.novel is not None:
             forward = as_multi_view(problem.forward)
-            predicted = problem.standardise(forward(sample.signal, example.novel.params))
+            predicted = problem.units.standardise(forward(sample.signal, example.novel.params))
             errors = jax.vmap(mean_square)(predicted, example.novel.observation)
             mask = view_mask(example.novel)
             parts["novel"] = jnp.sum(jnp.where(mask, errors, 0)) / jnp.maximum(jnp.sum(mask), 1)

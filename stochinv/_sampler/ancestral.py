@@ -6,7 +6,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Context, Key, Params
-from .._noise import noise_level, numbered_key, scaled_normal
+from .._noising import noise_level, numbered_key, scaled_normal
 from .base import AbstractSampler, Sample, final_sample, initial_noisy
 from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
 

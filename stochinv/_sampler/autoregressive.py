@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from .._custom_types import Context, Key, Params
-from .._forward.base import MultiView, as_multi_view
-from .._view import View, num_views, view_mask
+from .._forward.base import as_multi_view, measures_stack
+from .._view import View, is_view, num_views, view_mask
 from .base import AbstractSampler, Sample
 
 
@@ -35,11 +35,11 @@ class Autoregressive(AbstractSampler):
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         num_targets = _num_targets(params)
-        if not isinstance(context, View):
+        if not is_view(context):
             raise ValueError(
                 f"Autoregressive: `context` must be a `View` with a views axis, got {type(context).__name__}."
             )
-        if isinstance(problem.forward, MultiView):
+        if measures_stack(problem.forward):
             raise ValueError("Autoregressive: the forward model must measure one view, but it is a `MultiView`.")
         mask = view_mask(context)
         capacity = num_views(context)
@@ -54,7 +54,7 @@ class Autoregressive(AbstractSampler):
             target_params, key = inputs
             sample_key, noise_key = jr.split(key)
             sample = self.sampler(problem, context, target_params, key=sample_key)
-            observation = problem.standardise(problem.add_noise(sample.observation, key=noise_key))
+            observation = problem.units.standardise(problem.noise.sample(noise_key, sample.observation))
             slot = jnp.argsort(view_mask(context), stable=True)[0]
             put = lambda stack, x: stack.at[slot].set(x)
             appended = View(

@@ -1,15 +1,15 @@
 r"""Samplers: from noise to a signal, through a trained problem."""
 
 import abc
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from .._custom_types import Context, FloatScalar, Key, Keys, Observation, Params, Signal
-from .._noise import noise_level, scaled_normal
+from .._custom_types import AnyCallable, Context, FloatScalar, Key, Keys, Observation, Params, Signal
+from .._noising import noise_level, scaled_normal
 from .._schedule import NoiseLevel
 
 
@@ -84,3 +84,34 @@ def final_sample(
     draw_key = key if problem.objective.stochastic else None
     signal = problem.denoise(noisy, level, context, params, key=draw_key).signal
     return Sample(signal, problem.forward(signal, params))
+
+
+@final
+class SamplerFunction(AbstractSampler):
+    """A callable with the arguments of a sampler as one.
+
+    **Arguments:**
+
+    - `function`: the callable `(problem, context, params, *, key) -> Sample`.
+    """
+
+    function: AnyCallable
+
+    def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
+        return self.function(problem, context, params, key=key)
+
+
+def as_sampler(sampler: Any) -> AbstractSampler:
+    """The sampler that a user gave: an instance, or a callable.
+
+    **Raises:**
+
+    `ValueError` if it is neither, or a class.
+    """
+    if isinstance(sampler, AbstractSampler):
+        return sampler
+    if isinstance(sampler, type):
+        raise ValueError(f"`sampler` is the class {sampler.__name__}; give an instance, `{sampler.__name__}()`.")
+    if callable(sampler):
+        return SamplerFunction(sampler)
+    raise ValueError(f"`sampler` must be a sampler such as `Ancestral()`, got {sampler!r}.")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from .._custom_types import Key
-from .._noise import numbered_key
+from .._noising import numbered_key
 
 
 @final

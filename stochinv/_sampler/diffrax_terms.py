@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Context, Keys, Params
-from .._noise import noise_level
+from .._noising import noise_level
 from .._schedule import AbstractNoiseSchedule, NoiseLevel
 from .base import mean_observation
 
@@ -36,8 +36,9 @@ def reverse_drift(
         noisy = unravel(size * flat)
         unscaled = NoiseLevel(size * level.alpha, size * level.sigma)
         mean, _ = ravel_pytree(mean_observation(problem, noisy, unscaled, context, params, keys))
-        noise, _ = ravel_pytree(problem.noise_scale(noisy, full=True))
-        score = (level.alpha * mean - flat) / (level.sigma**2 + (level.alpha * noise) ** 2)
+        variance = problem.noise.total_variance(level, noisy, problem.units.unit(noisy))
+        variance, _ = ravel_pytree(jax.tree.map(lambda v, x: jnp.broadcast_to(v, x.shape), variance, noisy))
+        score = (level.alpha * mean - flat) / variance
         return 0.5 * diffusion**2 * (flat + (1 + churn**2) * score)
 
     return dfx.ODETerm(vector_field)

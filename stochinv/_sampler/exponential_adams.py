@@ -23,7 +23,7 @@ import jax.random as jr
 import numpy as np
 
 from .._custom_types import Context, Key, Params
-from .._noise import noise_level, scaled_normal
+from .._noising import noise_level, scaled_normal
 from .base import AbstractSampler, Sample, draw_keys, final_sample, mean_observation
 from .grid import check_num_steps
 

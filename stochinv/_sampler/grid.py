@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._schedule import AbstractNoiseSchedule
+from .._view import is_integer
 
 
 class AbstractTimeGrid(eqx.Module):
@@ -78,5 +79,5 @@ class Karras(AbstractTimeGrid):
 
 
 def check_num_steps(name: str, num_steps: int):
-    if num_steps < 1:
-        raise ValueError(f"{name}: `num_steps` must be at least 1, got {num_steps}.")
+    if not is_integer(num_steps) or num_steps < 1:
+        raise ValueError(f"{name}: `num_steps` must be an integer of at least 1, got {num_steps!r}.")

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import AnyCallable, FloatScalar, Params, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
+from .._noise import as_noise
 from .._problem import StochasticInverseProblem
 from ._common import as_rows, leading_size, new_axes
 
@@ -202,14 +203,14 @@ def identifiability(
     """
     if isinstance(forward, StochasticInverseProblem):
         model, noise = forward.forward, forward.noise if noise is None else noise
-        if callable(noise):
+        if not as_noise(noise).every_level:
             raise ValueError(
                 "`noise` of the problem is not Gaussian; give `noise`, the standard deviation of Gaussian noise of the "
                 "same size."
             )
     else:
         model = as_forward_model(forward)
-    noise = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), 0.0 if noise is None else noise)
+    noise = as_noise(0.0 if noise is None else noise).scale
     signals, params = jax.tree.map(jnp.asarray, (signals, params))
     rows = as_rows("signals", signals)
     size = rows.shape[1]

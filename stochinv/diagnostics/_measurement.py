@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from .._custom_types import AnyCallable, Key
 from .._forward.base import as_multi_view
+from .._noise import add_noise
 from .._problem import StochasticInverseProblem
 from .._sampler.base import AbstractSampler
 from .._view import Example, RandomViews, View, view_mask
@@ -237,7 +238,7 @@ def _record(problem, example, key, roles, sampler, options):
 
     def predict(signal, key):
         observation = forward(signal, held_out.params)
-        noisy = problem.add_noise(observation, key=key, stacked=example.novel is not None)
+        noisy = add_noise(problem.noise, observation, key=key, stacked=example.novel is not None)
         return ravel_pytree(noisy)[0]
 
     def recorded(values):

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .. import _likelihood as likelihood
 from .._custom_types import AnyCallable, Context, Key, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
+from .._noise import AbstractNoise, as_noise
 from .._view import View, take_views, view_mask
 
 R_HAT_LIMIT, ESS_LIMIT = 1.01, 400
@@ -113,7 +113,7 @@ def reference_posterior(
         raise ValueError("`context` has no view that counts: its `mask` is False everywhere; sample the prior instead.")
     is_distribution = isinstance(prior, numpyro.distributions.Distribution)
     draw_signal = (lambda: numpyro.sample("signal", prior)) if is_distribution else prior
-    measured = gaussian_likelihood(noise, context) if not callable(noise) else noise
+    measured = noise_of_views(noise, context)
     forward = as_forward_model(forward)
     # What a masked view holds may be anything: another view stands in for it, and is then not counted.
     keep = view_mask(context)
@@ -122,7 +122,7 @@ def reference_posterior(
     )
 
     def log_likelihood(signal, view):
-        return likelihood.log_prob(measured, forward(signal, view.params), view.observation)
+        return measured.log_prob(view.observation, forward(signal, view.params))
 
     def model():
         signal = draw_signal()
@@ -158,27 +158,17 @@ def reference_posterior(
     return result
 
 
-def gaussian_likelihood(noise, context):
-    """The likelihood of Gaussian noise."""
-    import numpyro.distributions as dist
+def noise_of_views(noise: Any, views: View) -> AbstractNoise:
+    """The noise that a user gave for measurements by a known likelihood; `views` has leading axes.
 
-    remedy = "give the standard deviation of the noise, or a callable `observation -> numpyro distribution`"
-    for x in jax.tree.leaves(noise):
-        if jnp.shape(x) != () or not bool(jnp.asarray(x) > 0):
-            raise ValueError(f"`noise` must consist of positive scalars, got {x}; {remedy}.")
-    scalar = jax.tree.structure(noise) == jax.tree.structure(0.0)
-    expected = jax.tree.structure(context.observation)
-    if not scalar and jax.tree.structure(noise) != expected:
-        raise ValueError(
-            f"`noise` must be a scalar or have the structure of an observation, {expected}, got "
-            f"{jax.tree.structure(noise)}; {remedy}."
-        )
+    **Raises:**
 
-    def measured(observation):
-        scale = jax.tree.map(lambda _: noise, observation) if scalar else noise
-        return jax.tree.map(lambda o, t: dist.Normal(o, t), observation, scale)
-
-    return measured
+    `ValueError` if there is none, or if it is not that of such measurements.
+    """
+    noise = as_noise(noise)
+    if noise.exact:
+        raise ValueError(f"`noise` must be positive for a likelihood, got {noise}; give its standard deviation.")
+    return noise
 
 
 def _r_hat(x):

@@ -22,12 +22,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from .. import _likelihood as likelihood
 from .._custom_types import AnyCallable, Key, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._view import View, view_mask
 from ._common import leading_size
-from ._reference import gaussian_likelihood
+from ._reference import noise_of_views
 
 
 @final
@@ -110,7 +109,7 @@ def reweighted_posterior(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     contexts = jax.tree.map(jnp.asarray, contexts)
     number = leading_size("contexts", contexts)
-    measured = noise if callable(noise) else gaussian_likelihood(noise, contexts)
+    measured = noise_of_views(noise, contexts)
     reduce = (lambda signal: signal) if summary is None else summary
     forward = as_forward_model(forward)
     chunk_size = min(chunk_size, num_samples)
@@ -135,7 +134,7 @@ def _add_chunk(sums, prior, forward, measured, summary, contexts, key, chunk_siz
 
     def log_weights(signal):
         def one(context):
-            per_view = jax.vmap(lambda v: likelihood.log_prob(measured, forward(signal, v.params), v.observation))
+            per_view = jax.vmap(lambda v: measured.log_prob(v.observation, forward(signal, v.params)))
             return jnp.sum(jnp.where(view_mask(context), per_view(context), 0))
 
         return jax.vmap(one)(contexts)

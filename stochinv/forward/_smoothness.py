@@ -16,7 +16,7 @@ class FlowSmoothness(eqx.Module):
 
     It is `weight` times the mean over neighbours of `e^(−sharpness |Δx|) (√(|Δu|² + ε²) − ε)`: robust, since it grows
     linearly with the jump of the displacement `Δu`, and edge-aware by the jump `Δx` of the source's grey values. It is
-    a regulariser for the objectives of [`stochinv.forward.Warp`][]: `EnergyScore(regulariser=FlowSmoothness(0.01))`.
+    a regulariser for the objectives of [`stochinv.forward.Warp`][]: `ProperScore(regulariser=FlowSmoothness(0.01))`.
     What measurements tell of a displacement field ends where the source has no texture; there it chooses. A small
     weight leaves what they do tell almost as it is.
 

@@ -6,9 +6,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PyTree
 
-from .._custom_types import AnyCallable, Key, Structure
+from .._custom_types import Key, Structure
 from .._data_info import DataInfo, describe
 from .._denoiser.back_projection import BackProjection, count_channels, forward_gain
 from .._denoiser.flatten import Flatten
@@ -16,6 +15,7 @@ from .._denoiser.gaussian_prior import GaussianPrior
 from .._denoiser.network import NetworkDenoiser, is_image
 from .._forward.base import AbstractForwardModel
 from .._frozen import trainable
+from .._noise import AbstractNoise, GaussianNoise
 from .._view import View
 from ._embedding import NoiseEmbedding
 from ._linear import Linear
@@ -33,7 +33,7 @@ def default_denoiser(
     *,
     width: int | None = None,
     latent_size: int = 64,
-    noise: PyTree | AnyCallable = 0.0,
+    noise: AbstractNoise = GaussianNoise(),
     key: Key,
 ) -> NetworkDenoiser:
     """A network denoiser for the shapes of a problem's data.
@@ -79,7 +79,7 @@ def default_denoiser(
             channels=(channels, 2 * channels, 4 * channels),
             key=network_key,
         )
-        shift, scale = _average(info.mean) / gain, _average(info.std) / gain
+        shift, scale = _average(info.units.mean) / gain, _average(info.units.std) / gain
     else:
         if size > 65_536:
             raise ValueError(
@@ -100,9 +100,9 @@ def default_denoiser(
         if isinstance(info.context, View):
             measured += entries(info.context.observation)
         small = size <= LARGEST_GAUSSIAN and measured <= LARGEST_GAUSSIAN
-        if info.affine and small and not callable(noise):
+        if info.affine and small and noise.every_level:
             encoder = GaussianPrior(
-                forward, signal, encoder, scale=_average(info.std), noise=noise, mean=info.mean, std=info.std
+                forward, signal, encoder, scale=_average(info.units.std), noise=noise, units=info.units
             )
             features += encoder.num_features
             latent_size = max(latent_size, size)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from ._custom_types import FloatScalar
+from .._custom_types import FloatScalar
 
 
 class AbstractEMA(eqx.Module):

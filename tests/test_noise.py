@@ -34,7 +34,7 @@ def problem_of(noise, objective=None, denoiser=None):
         rate,
         denoiser,
         noise=noise,
-        objective=si.EnergyScore() if objective is None else objective,
+        objective=si.ProperScore() if objective is None else objective,
         signal=jax.ShapeDtypeStruct((), jnp.float32),
     )
 
@@ -108,7 +108,7 @@ def test_one_step_is_the_default_and_everything_else_is_refused():
         with pytest.raises(ValueError, match="`noise` is not Gaussian"):
             draw(sampler=sampler)
     with pytest.raises(ValueError, match="`noise` is not Gaussian"):
-        fit.problem.log_prob(jnp.asarray(1.0), context, params, key=jr.key(0))
+        fit.problem.posterior(context, params).log_prob(jnp.asarray(1.0), key=jr.key(0))
     with pytest.raises(ValueError, match="`noise` of the problem is not Gaussian"):
         si.diagnostics.identifiability(fit.problem, jnp.zeros(4), jnp.ones((4, 1)))
 
@@ -127,16 +127,13 @@ def test_predictions_have_the_noise():
     [
         ("`objective` is a SquaredError", dist.Poisson, {"objective": si.SquaredError}),
         ("novel measurements are needed", dist.Poisson, {"roles": (1, 1, 0)}),
-        ("`context_weight=0`", dist.Poisson, {"objective": lambda: si.EnergyScore(context_weight=1.0)}),
-        ("`marginal_weight=0`", dist.Poisson, {"objective": lambda: si.EnergyScore(marginal_weight=1.0)}),
-        ("`local_weight=0`", dist.Poisson, {"objective": lambda: si.EnergyScore(local_weight=1.0)}),
         ("a callable from a noise-free measurement", lambda o: o, {}),
         ("simulates measurements of shapes", lambda o: dist.Normal(jnp.zeros(3), 1.0), {}),
         ("`noise` fails on a noise-free measurement", lambda o: dist.Normal(o[0], 1.0), {}),
     ],
 )
 def test_errors(message, noise, settings):
-    settings = {"objective": si.EnergyScore, "roles": (1, 1, 1)} | settings
+    settings = {"objective": si.ProperScore, "roles": (1, 1, 1)} | settings
     problem = problem_of(noise, settings["objective"]())
     with pytest.raises(ValueError, match=message):
         problem.fit(

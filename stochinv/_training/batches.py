@@ -2,6 +2,7 @@ r"""Where a training step's records come from: arrays in memory, or any iterable
 
 import base64
 import warnings
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._data_info import describe
-from ._view import Example, View, structure
+from .._data_info import describe
+from .._view import Example, View, structure
 
 
 class ArrayBatches:
@@ -35,11 +36,24 @@ class ArrayBatches:
             self._epoch = epoch
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
+    def seen(self) -> Any:
+        """The records from which units and structures are taken: all of them."""
+        return self.records
+
+    def described(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on: structures, numbers, and a checksum of the values."""
+        return {
+            "record": describe(jax.tree.map(lambda x: x[0], self.records)),
+            "records": self.num_records,
+            "batch_size": self.batch_size,
+            "checksum": checksum(self.records),
+        }
+
     def state(self) -> None:
-        return None
+        """Nothing: the step says all."""
 
     def restore(self, state: None, step: int):
-        pass
+        """Nothing is to be done."""
 
 
 class IterableBatches:
@@ -55,15 +69,22 @@ class IterableBatches:
         self._pushed_back: list[Any] = []
         self._initial_state = self._get_state()
 
-    def first(self) -> Any:
-        """The first batch, without using it up."""
+    records = None
+
+    def seen(self) -> Any:
+        """The records from which units and structures are taken: the first batch, which is not used up."""
         try:
             batch = next(self._iterator)
         except StopIteration:
             raise ValueError("`data` is an iterable without a single batch; give at least one.") from None
         self._pushed_back.append(batch)
         self._structure = structure(batch)
-        return batch
+        self._first = jax.tree.map(jnp.asarray, batch)
+        return self._first
+
+    def described(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on: the structure of batches, and a checksum of the first."""
+        return {"record": describe(jax.tree.map(lambda x: x[0], self._first)), "checksum": checksum(self._first)}
 
     def batch(self, step: int) -> Any:
         """The next batch, or `None` when there are no more.
@@ -120,15 +141,17 @@ class IterableBatches:
 
 
 def as_batches(data: Any, batch_size: int, seed: tuple[int, ...]) -> ArrayBatches | IterableBatches:
-    """The batches of the data of a `fit`."""
-    if isinstance(data, Example | View):
-        return ArrayBatches(data, batch_size, seed)
-    if isinstance(data, Iterable):
-        return IterableBatches(data)
-    raise ValueError(
-        f"`data` must be an `Example`, a `View` (with `roles`) or an iterable of these, got {type(data).__name__}."
-    )
+    """The batches of the data of a `fit`: of arrays in memory, or those that an iterable yields."""
+    return ArrayBatches(data, batch_size, seed) if isinstance(data, Example | View) else IterableBatches(data)
+
+
+def checksum(tree: Any) -> int:
+    """A checksum of all values of a PyTree of arrays."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        total = zlib.crc32(np.ascontiguousarray(jax.device_get(x)).view(np.uint8), total)
+    return total
 
 
 def warn_exhausted(step: int, steps: int):
-    warnings.warn(f"`data` ended after {step} of {steps} steps; training stops here.", stacklevel=3)
+    warnings.warn(f"`data` ended after {step} of {steps} steps; training stops here.", stacklevel=4)

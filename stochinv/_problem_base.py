@@ -1,0 +1,132 @@
+r"""The mathematics of a stochastic inverse problem, derived once from its parts.
+
+The score of the noisy target measurement follows from the denoiser through the forward model, with
+`ô = f(D(o_t; α, σ, c, φ), φ)` and measurement noise `τ`:
+
+`∇ log p_t(o_t | c) = (α ô − o_t) / (σ² + α² τ²)`.
+
+Samplers, training and everything else that works on problems import this; the class that users have is above them.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Structure
+from ._data_info import DataInfo, Units, check_structure
+from ._denoiser.base import AbstractDenoiser
+from ._forward.base import AbstractForwardModel
+from ._noise import AbstractNoise
+from ._objective.base import AbstractObjective
+from ._sampler.base import Sample
+from ._schedule import AbstractNoiseSchedule, NoiseLevel
+from ._view import Example
+
+
+class AbstractProblem(eqx.Module):
+    """What samplers, objectives and training know of a [`stochinv.StochasticInverseProblem`][]."""
+
+    forward: eqx.AbstractVar[AbstractForwardModel]
+    denoiser: eqx.AbstractVar[AbstractDenoiser | AnyCallable | None]
+    schedule: eqx.AbstractVar[AbstractNoiseSchedule]
+    objective: eqx.AbstractVar[AbstractObjective]
+    noise: eqx.AbstractVar[AbstractNoise]
+    signal: eqx.AbstractVar[Structure | None]
+    data_info: eqx.AbstractVar[DataInfo | None]
+
+    @property
+    def units(self) -> Units:
+        """The [`stochinv.Units`][] of measurements; without a fit, measurements are left as they are."""
+        return Units() if self.data_info is None else self.data_info.units
+
+    def observation_structure(self, params: Params) -> Structure:
+        """The `jax.ShapeDtypeStruct`s of a measurement with parameters `params`.
+
+        **Raises:**
+
+        `ValueError` if the signal is not known, or if `params` are not like those of training.
+        """
+        if self.data_info is not None:
+            remedy = "give the parameters of one target measurement, as in the training data"
+            check_structure("params", params, self.data_info.params, remedy)
+        if self.signal is None:
+            raise ValueError(
+                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
+                "`jax.ShapeDtypeStruct` of a signal, or use a fitted problem."
+            )
+        return eqx.filter_eval_shape(self.forward, self.signal, params)
+
+    def denoise(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
+    ) -> Sample:
+        """Denoises a measurement by way of the signal.
+
+        **Arguments:**
+
+        - `noisy`: the noisy target `o_t`, in standardised units.
+        - `level`: its [`stochinv.NoiseLevel`][].
+        - `context`: the context, its measurements in standardised units.
+        - `params`: the parameters `φ` of the target.
+        - `key`: a PRNG key for a draw of a stochastic denoiser; `None` for a deterministic answer.
+
+        **Returns:**
+
+        A [`stochinv.Sample`][]: the signal `ŝ`, and `ô = f(ŝ, φ)` in standardised units.
+
+        **Raises:**
+
+        `ValueError` if the problem is not trained.
+        """
+        signal = trained_denoiser(self)(noisy, level, context, params, key=key)
+        return Sample(signal, self.units.standardise(self.forward(signal, params)))
+
+    def measured(
+        self, noisy: Observation, level: NoiseLevel, observation: Observation, *, key: Key | None = None
+    ) -> Observation:
+        """What the *noisy* measurement is, given its noised version and the noise-free prediction `ô`.
+
+        All in standardised units; see [`stochinv.AbstractNoise.conditional`][].
+        """
+        return self.noise.conditional(noisy, level, observation, self.units.unit(observation), key=key)
+
+    def score(
+        self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
+    ) -> Observation:
+        """The score `∇ log p_t(o_t | c)` of the noisy target measurement.
+
+        **Arguments:**
+
+        - `noisy`: the noisy target in raw units: `mean + std · o_t`, where `o_t = α o + σ ε` is standardised.
+        - `level`, `params`, `key`: as in `denoise`.
+        - `context`: the context in raw units.
+
+        **Returns:**
+
+        The gradient with respect to `noisy`, in its structure.
+        """
+        standardised = self.units.standardise(noisy)
+        context = self.units.standardise_context(context)
+        predicted = self.denoise(standardised, level, context, params, key=key).observation
+        unit = self.units.unit(predicted)
+        variance = self.noise.total_variance(level, predicted, unit)
+        score = lambda o, x, v, s: (level.alpha * o - x) / v / s
+        return jax.tree.map(score, predicted, standardised, variance, unit)
+
+    def loss(self, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
+        """The training loss of one record in raw units, and a dictionary of its parts."""
+        return self.objective(self, self.units.standardise_example(example), key=key)
+
+
+def trained_denoiser(problem: Any) -> AnyCallable:
+    """The denoiser of a problem that has one.
+
+    **Raises:**
+
+    `ValueError` if the problem is not trained.
+    """
+    if problem.denoiser is None:
+        raise ValueError(
+            "The problem is not trained (`denoiser=None`): call `fit`, use `stochinv.load`, or give a denoiser."
+        )
+    return problem.denoiser

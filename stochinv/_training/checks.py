@@ -1,0 +1,205 @@
+r"""What training checks of its data and its options before the first step.
+
+Each failure says in one sentence what is wrong and what to do.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from .._custom_types import Structure
+from .._data_info import check_finite, describe
+from .._forward.base import AbstractForwardModel, measures_stack
+from .._view import Example, RandomViews, View, is_integer, is_view, structure
+from .ema import AbstractEMA
+
+FILL = "remove or fill them (missing parts belong in `params`, as a mask)"
+
+
+def check_options(
+    *, integers: dict[str, Any], gradient_clip: Any, optimizer: Any, ema: Any, callbacks: Any, sharding: Any, roles: Any
+):
+    """Whether the options of a `fit` are of their kinds and in their ranges."""
+    for name, value in integers.items():
+        if not is_integer(value) or value < 1:
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    if gradient_clip is not None and not (isinstance(gradient_clip, int | float) and 0 < gradient_clip < math.inf):
+        raise ValueError(f"`gradient_clip` must be a positive number, or None for no clipping, got {gradient_clip!r}.")
+    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"`optimizer` must be an optax transformation or None, got {optimizer!r}; write `optax.adam(1e-3)`."
+        )
+    if ema is not None and not isinstance(ema, AbstractEMA):
+        raise ValueError(f"`ema` must be an average such as `PowerEMA()`, or None, got {ema!r}.")
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+        raise ValueError(f"`callbacks` must be a list of callables, got {callbacks!r}.")
+    if sharding is not None and not isinstance(sharding, jax.sharding.NamedSharding):
+        raise ValueError(
+            f"`sharding` must be a `jax.sharding.NamedSharding` or None, got {sharding!r}; write "
+            "`NamedSharding(jax.make_mesh((jax.device_count(),), ('data',)), PartitionSpec('data'))`."
+        )
+    if roles is not None and not isinstance(roles, RandomViews):
+        raise ValueError(f"`roles` must be a `RandomViews` or None, got {roles!r}.")
+
+
+def check_folder(checkpoint: Any):
+    """Whether checkpoints can go into a folder."""
+    if checkpoint is None:
+        return
+    if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
+        raise ValueError(f"`checkpoint` must be the path of a folder, got {checkpoint!r}; give one of its own.")
+    if os.path.exists(checkpoint) and not os.path.isdir(checkpoint):
+        raise ValueError(f"`checkpoint` is the file {os.fspath(checkpoint)}; give the path of a folder.")
+
+
+def check_data(data: Any, validation: Any, roles: RandomViews | None, forward: AbstractForwardModel, batch_size: int):
+    """Arrays in memory: their kinds, roles, records and values."""
+    if validation is not None and not isinstance(validation, Example | View):
+        raise ValueError(
+            f"`validation` must be an `Example` or a `View` of arrays in memory, got {type(validation).__name__}."
+        )
+    if not isinstance(data, Example | View) and not isinstance(data, Iterable):
+        raise ValueError(
+            f"`data` must be an `Example`, a `View` (with `roles`) or an iterable of these, got {type(data).__name__}."
+        )
+    for name, records in (("data", data), ("validation", validation)):
+        if isinstance(records, Example | View):
+            check_roles(records, roles, forward)
+            check_records(name, records, batch_size if name == "data" else 1)
+            check_finite(name, records, FILL)
+
+
+def check_batch(batch: Any, roles: RandomViews | None, forward: AbstractForwardModel):
+    """The first batch of an iterable."""
+    if not isinstance(batch, Example | View):
+        raise ValueError(
+            f"`data` yields batches of type {type(batch).__name__}; make each an `Example` or a `View` (with `roles`)."
+        )
+    check_roles(batch, roles, forward)
+    check_records("data", batch, 1)
+    check_finite("data", batch, FILL)
+
+
+def check_records(name: str, records: Any, batch_size: int):
+    """A common, sufficient number of records."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(records)]
+    lengths = {shape[:1] for shape in shapes}
+    if () in lengths or len(lengths) != 1:
+        raise ValueError(
+            f"`{name}` has arrays of shapes {shapes}, but all must have the same leading record axis; give every "
+            "array one entry per record."
+        )
+    ((number,),) = lengths
+    if number == 0:
+        raise ValueError(f"`{name}` has no records; give at least one.")
+    if batch_size > number:
+        raise ValueError(f"`batch_size` is {batch_size}, but `{name}` has {number} records; use at most {number}.")
+
+
+def check_roles(data: Any, roles: RandomViews | None, forward: AbstractForwardModel):
+    """Whether the data need roles, and whether the roles fit the forward model."""
+    if not is_view(data):
+        if roles is not None:
+            raise ValueError(
+                "`data` is an `Example`, whose roles are dealt already; leave out `roles`, or give a `View`."
+            )
+        return
+    if roles is None:
+        raise ValueError(
+            "`data` is a `View`, so `roles` is needed: `roles=RandomViews(context=..., target=..., novel=...)`."
+        )
+    if not jax.tree.leaves(data.params):
+        raise ValueError(
+            "`data.params` is None, but several views of one signal need the parameters that tell them apart."
+        )
+    if (roles.target > 1) != measures_stack(forward):
+        several = roles.target > 1
+        needed, got = (
+            ("MultiView(forward)", "one view") if several else ("the forward model of one view", "a `MultiView`")
+        )
+        raise ValueError(
+            f"`roles` deals {roles.target} target view(s), which need {needed}, but `forward` measures {got}."
+        )
+
+
+def check_example(example: Example, forward: AbstractForwardModel):
+    """One record: floating-point measurements in one number format, parameters for every stack of views."""
+    views = {"target": example.target, "novel": example.novel}
+    if is_view(example.context):
+        views["context"] = example.context
+    views = {name: view for name, view in views.items() if view is not None}
+    _check_formats(views)
+    for name, view in views.items():
+        if name != "target" and not jax.tree.leaves(view.params):
+            raise ValueError(f"`{name}.params` is None, but a stack of views needs the parameters of each.")
+    target = structure(example.target.observation)
+    one = first_view(target) if measures_stack(forward) else target
+    for name, view in views.items():
+        stack = structure(view.observation)
+        if name == "target" or (name == "novel" and measured_otherwise(example, forward)):
+            continue
+        if describe(first_view(stack)) != describe(one):
+            raise ValueError(
+                f"`{name}.observation` is {describe(stack)} and `target.observation` {describe(target)}, but "
+                f"`{name}` must be a stack of measurements like the target's; give a context of another kind as a "
+                "plain PyTree."
+            )
+
+
+def _check_formats(views):
+    dtypes = {}
+    for name, view in views.items():
+        for path, x in jtu.tree_flatten_with_path(view.observation)[0]:
+            where = f"{name}.observation{jtu.keystr(path)}"
+            if jnp.issubdtype(x.dtype, jnp.complexfloating):
+                raise ValueError(
+                    f"`{where}` is {x.dtype}, but measurements must be real; give real and imaginary parts as two "
+                    "channels, `jnp.stack([x.real, x.imag], -1)`, from `forward` too."
+                )
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                raise ValueError(
+                    f"`{where}` is {x.dtype}, but measurements must be floating-point arrays; convert with "
+                    "`.astype(jnp.float32)`."
+                )
+            dtypes[where] = x.dtype
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise ValueError(f"Measurements mix number formats ({listed}); convert all of them to the same.")
+
+
+def check_closures(denoiser: Any):
+    """Warns of a network that a function inside the denoiser refers to: `fit` cannot see it, so it is not trained."""
+    for leaf in jax.tree.leaves(denoiser):
+        for cell in getattr(leaf, "__closure__", None) or ():
+            held = cell.cell_contents
+            if isinstance(held, eqx.Module) and any(map(eqx.is_inexact_array, jax.tree.leaves(held))):
+                warnings.warn(
+                    f"`denoiser` holds a {type(held).__name__} in the closure of {leaf.__qualname__}, where `fit` does "
+                    "not train it; make the denoiser an Equinox module with it as a field.",
+                    stacklevel=2,
+                )
+
+
+def measured_otherwise(example: Example, forward: AbstractForwardModel) -> bool:
+    """Whether novel measurements have parameters of another kind than the target, such as those of a smaller image."""
+    params = structure(example.target.params)
+    if measures_stack(forward):
+        params = first_view(params)
+    return example.novel is not None and describe(first_view(structure(example.novel.params))) != describe(params)
+
+
+def first_view(stack: Structure) -> Structure:
+    """The structure of one view of a stack."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
+
+
+def first_record(records: Any) -> Any:
+    """The first of records with a leading axis."""
+    return jax.tree.map(lambda x: x[0], records)

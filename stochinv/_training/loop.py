@@ -1,0 +1,306 @@
+r"""The loop of `fit` around `init` and `step`: batches, progress, validation, checkpoints, interrupts."""
+
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from .._custom_types import Key
+from .._data_info import check_structure
+from .._problem_base import AbstractProblem
+from .._sampling import check_key
+from .._view import Example, RandomViews, View, structure
+from .batches import ArrayBatches, IterableBatches, as_batches, warn_exhausted
+from .checkpoint import Checkpoints
+from .checks import check_batch, check_data, check_folder, check_options, first_record
+from .diagnose import all_finite, diagnose
+from .ema import AbstractEMA
+from .history import History, Progress
+from .interrupts import interruptible
+from .progress import make_progress
+from .state import State, batch_loss, init, moving_part, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of a `fit` that the loop reads, see [`stochinv.StochasticInverseProblem.fit`][]."""
+
+    steps: int
+    batch_size: int
+    roles: RandomViews | None
+    validation: Example | View | None
+    validation_every: int
+    checkpoint: str | os.PathLike | None
+    checkpoint_every: int
+    resume: bool
+    callbacks: Sequence[Callable[[Progress], Any]]
+    log_every: int
+    progress: bool | None
+    sharding: jax.sharding.NamedSharding | None
+
+
+def train(
+    problem: AbstractProblem,
+    data: Example | View | Iterable[Any],
+    *,
+    key: Key,
+    options: Options,
+    optimizer: optax.GradientTransformation | None,
+    gradient_clip: float | None,
+    ema: AbstractEMA | None,
+    standardise: bool,
+) -> tuple[AbstractProblem, History]:
+    """What `fit` does, with all its defaults filled in: the trained problem, and the history of its training."""
+    start = time.perf_counter()
+    check_key(key)
+    integers = {
+        name: getattr(options, name) for name in ("steps", "batch_size", "validation_every", "checkpoint_every")
+    }
+    check_options(
+        integers=integers | {"log_every": options.log_every},
+        gradient_clip=gradient_clip,
+        optimizer=optimizer,
+        ema=ema,
+        callbacks=options.callbacks,
+        sharding=options.sharding,
+        roles=options.roles,
+    )
+    check_folder(options.checkpoint)
+    check_data(data, options.validation, options.roles, problem.forward, options.batch_size)
+    seed = tuple(int(x) for x in np.ravel(jr.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key))
+    batches = as_batches(data, options.batch_size, seed)
+    seen = batches.seen()
+    check_batch(seen, options.roles, problem.forward)
+    state = init(
+        problem,
+        seen,
+        key=key,
+        roles=options.roles,
+        optimizer=optimizer,
+        steps=options.steps,
+        gradient_clip=gradient_clip,
+        ema=ema,
+        standardise=standardise,
+    )
+    if options.validation is not None:
+        remedy = "give validation records like those of `data`"
+        check_structure("validation[0]", first_record(options.validation), structure(first_record(seen)), remedy)
+    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
+    return _Run(state, batches, options, configuration, start).run()
+
+
+class _NotFinite(FloatingPointError):
+    """Raised by the loop itself, and not by somebody's code inside it."""
+
+
+class _Run:
+    """A training run: the state, what surrounds it, and the order in which things happen."""
+
+    def __init__(
+        self,
+        state: State,
+        batches: ArrayBatches | IterableBatches,
+        options: Options,
+        configuration: dict[str, Any],
+        start: float,
+    ):
+        moving, rest = eqx.partition(state, moving_part(state))
+        fixed, self._static = eqx.partition(rest, eqx.is_array)
+        records = batches.records
+        self._sharding = None if options.sharding is None else _automatic(options.sharding)
+        if self._sharding is not None:
+            replicated = jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
+            moving, fixed, records = jax.device_put((moving, fixed, records), replicated)
+        self._moving, self._fixed, self._records = moving, fixed, records
+        self._options, self._batches, self._start = options, batches, start
+        self._advance = jax.jit(self._advance_traced, donate_argnums=0)
+        self._evaluate = jax.jit(self._evaluate_traced)
+        self._validation = jax.tree.map(jnp.asarray, options.validation)
+        self._validation_key = jr.fold_in(state.key, 2**32 - 1)
+        self._history = History()
+        self._pending: list[tuple[Array, Array, Array]] = []
+        self._step = 0
+        self._checkpoints = None
+        if options.checkpoint is not None:
+            self._checkpoints = Checkpoints(options.checkpoint, configuration | {"data": batches.described()}, state)
+            self._resume()
+        self._seconds_before = self._history.seconds
+
+    def _resume(self):
+        if not self._options.resume:
+            self._checkpoints.clear()
+        elif self._checkpoints.latest() is not None:
+            self._moving, record = self._checkpoints.restore(self._moving)
+            self._step = record["step"]
+            self._history = History(**record["history"])
+            self._history.interrupted = False
+            self._batches.restore(record["batches"], self._step)
+
+    def _state(self, moving, fixed) -> State:
+        return eqx.combine(moving, fixed, self._static)
+
+    def _advance_traced(self, moving, fixed, batch, records):
+        batch = batch if records is None else jax.tree.map(lambda x: x[batch], records)
+        if self._sharding is not None:
+            batch = jax.lax.with_sharding_constraint(batch, self._sharding)
+        state, metrics = step(self._state(moving, fixed), batch)
+        # Later batches of an iterable are not looked at before.
+        data = jnp.asarray(True) if records is not None else all_finite(batch)
+        return eqx.filter(state, moving_part(state)), metrics | {"data": data}
+
+    def _evaluate_traced(self, moving, fixed, records, key):
+        problem = self._state(moving, fixed).trained
+        number = jax.tree.leaves(records)[0].shape[0]
+
+        def one(inputs):
+            record, key = inputs
+            return batch_loss(problem, self._options.roles, jax.tree.map(lambda x: x[None], record), key)[0]
+
+        keys = jax.vmap(lambda index: jr.fold_in(key, index))(jnp.arange(number))
+        in_chunks = partial(jax.lax.map, one, batch_size=self._options.batch_size)
+        return jnp.mean(
+            in_chunks((records, keys)) if number > self._options.batch_size else jax.vmap(one)((records, keys))
+        )
+
+    def _trained(self) -> AbstractProblem:
+        # Copies, since the next step donates the buffers.
+        return self._state(*jax.tree.map(jnp.array, (self._moving, self._fixed))).trained
+
+    def run(self) -> tuple[AbstractProblem, History]:
+        """Trains to the end, or until something ends it before: then nothing that was trained is lost."""
+        bar = make_progress(self._options.progress, self._options.steps, self._step)
+        try:
+            with interruptible() as interrupted:
+                self._loop(bar, interrupted)
+                self._finish(interrupted.is_set() and self._step < self._options.steps)
+        except _NotFinite:
+            raise
+        except BaseException as error:
+            self._keep(error)
+            raise
+        finally:
+            bar.close()
+            if self._checkpoints is not None:
+                self._checkpoints.close()
+        return self._trained(), self._history
+
+    def _loop(self, bar, interrupted):
+        options, stop = self._options, False
+        first = self._step
+        while self._step < options.steps and not stop:
+            batch = self._batches.batch(self._step)
+            if batch is None:
+                warn_exhausted(self._step, options.steps)
+                break
+            before = time.perf_counter()
+            self._moving, metrics = self._advance(self._moving, self._fixed, batch, self._records)
+            self._pending.append((metrics["loss"], metrics["finite"], metrics["data"]))
+            self._step += 1
+            if self._step == first + 1:
+                jax.block_until_ready(metrics)
+                self._history.compile_seconds += time.perf_counter() - before
+                bar.compiled()
+            bar.step()
+            last = self._step == options.steps
+            if self._validation is not None and (self._step % options.validation_every == 0 or last):
+                self._validate()
+            if self._step % options.log_every == 0 or last:
+                stop = self._look(bar, metrics)
+            if self._step % options.checkpoint_every == 0:
+                self._save()
+            stop = stop or interrupted.is_set()
+
+    def _validate(self):
+        loss = self._evaluate(self._moving, self._fixed, self._validation, self._validation_key)
+        self._history.validation_steps.append(self._step)
+        self._history.validation_loss.append(float(loss))
+
+    def _look(self, bar, metrics) -> bool:
+        """Reads the losses, tells them to those who wait for them; whether one of these ends training."""
+        loss = self._flush()
+        bar.loss(self._step, loss)
+        if not self._options.callbacks:
+            return False
+        parts = {name: float(x) for name, x in metrics.items() if name not in ("loss", "finite", "data")}
+        progress = Progress(self._step, loss, parts, self._history, self._trained)
+        return any([bool(callback(progress)) for callback in self._options.callbacks])
+
+    def _flush(self) -> float:
+        """Reads the losses since the last look, and stops on a step that was not finite."""
+        pending, self._pending = jax.device_get(self._pending), []
+        for index, (loss, finite, data) in enumerate(pending):
+            if not finite:
+                self._fail(len(self._history.loss) + 1 + index, float(loss), bool(data))
+        self._history.loss.extend(float(loss) for loss, _, _ in pending)
+        self._history.seconds = self._seconds_before + time.perf_counter() - self._start
+        return float(np.mean([loss for loss, _, _ in pending])) if pending else float("nan")
+
+    def _fail(self, number: int, loss: float, data: bool):
+        kept = "no checkpoint was kept (give `checkpoint=`)"
+        if self._checkpoints is not None and self._checkpoints.latest() is not None:
+            kept = (
+                f"the last good checkpoint is that of step {self._checkpoints.latest()} in {self._checkpoints.folder}"
+            )
+        # What arrays held at that step is known; of what an iterable yielded, no more than the structure.
+        batch = None
+        if self._records is not None:
+            indices = self._batches.batch(number - 1)
+            batch = jax.tree.map(lambda x: x[indices], self._records)
+        what = f"The loss is {loss}" if not np.isfinite(loss) else "The gradient is NaN or infinite"
+        cause = "`data` has NaN or infinite values in the batch of that step; remove or fill them"
+        if data:
+            cause = diagnose(self._state(self._moving, self._fixed), batch)
+        raise _NotFinite(f"{what} at step {number}: {cause}; {kept}.")
+
+    def _save(self):
+        self._flush()
+        if self._checkpoints is not None:
+            record = {
+                "step": self._step,
+                "history": dataclasses.asdict(self._history),
+                "batches": self._batches.state(),
+            }
+            self._checkpoints.save(self._step, self._moving, record)
+
+    def _finish(self, interrupted: bool):
+        self._history.interrupted = interrupted
+        self._save()
+        if interrupted:
+            where = "" if self._checkpoints is None else f", and a checkpoint was written to {self._checkpoints.folder}"
+            warnings.warn(
+                f"Training was interrupted after {self._step} of {self._options.steps} steps; what was trained is "
+                f"returned{where}.",
+                stacklevel=5,
+            )
+
+    def _keep(self, error: BaseException):
+        """Keeps what was trained before somebody else's exception is passed on."""
+        try:
+            self._save()
+        except Exception as second:
+            error.add_note(f"stochinv could not keep what was trained before ({type(second).__name__}: {second}).")
+            return
+        if self._checkpoints is None:
+            where = "is the exception's `trained_problem`, and in no file, since no `checkpoint=` was given"
+            error.trained_problem = self._trained()  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            where = f"is in the checkpoint of step {self._step} in {self._checkpoints.folder}"
+        error.add_note(f"stochinv: {self._step} of {self._options.steps} steps were done; what was trained {where}.")
+
+
+def _automatic(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+    """The same layout on a mesh whose partitioner lays out the rest; `jax.make_mesh` leaves that to the user."""
+    auto = (jax.sharding.AxisType.Auto,) * len(sharding.mesh.axis_names)
+    mesh = jax.sharding.Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names, axis_types=auto)
+    return jax.sharding.NamedSharding(mesh, sharding.spec)

@@ -1,0 +1,267 @@
+r"""From a problem as it was written to one that can be trained: checked, with units and a denoiser."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+
+from .._custom_types import Key, Structure, summary
+from .._data_info import DataInfo, describe, measure_units, witness
+from .._denoiser.base import components
+from .._forward.base import AbstractForwardModel, known_signal_structure, measures_stack
+from .._problem_base import AbstractProblem
+from .._view import Example, RandomViews, View, is_view, structure
+from ..nn import default_denoiser
+from .checks import check_example, first_record, first_view, measured_otherwise
+
+# The most parameters of a measurement, in entries, that are kept to tell forward models apart.
+LARGEST_WITNESS = 100_000
+
+
+def prepare(
+    problem: AbstractProblem,
+    records: Example | View,
+    roles: RandomViews | None,
+    standardise: bool,
+    denoiser_key: Key,
+    probe_key: Key,
+) -> AbstractProblem:
+    """A problem that knows the structure and the units of its data, and has a denoiser, all of it checked."""
+    example: Any = first_record(records) if roles is None else roles(first_record(records), key=probe_key)
+    check_example(example, problem.forward)
+    target = structure(example.target)
+    problem.noise.check(first_view(target.observation) if measures_stack(problem.forward) else target.observation)
+    signal = find_signal(problem, example)
+    affine = check_forward(problem.forward, signal, example, probe_key)
+    units = measure_units(_measured(records).observation, standardise=standardise)
+    _check_noise(problem, units, example)
+    if problem.data_info is not None:
+        # Training goes on in the units that the denoiser knows.
+        units = problem.data_info.units
+    params = example.target.params
+    small = sum(x.size for x in jax.tree.leaves(params)) <= LARGEST_WITNESS
+    seen = witness(problem.forward, signal, params) if small else None
+    info = DataInfo(target.observation, target.params, structure(example.context), units, affine, seen)
+    denoiser = problem.denoiser
+    if denoiser is None:
+        denoiser = default_denoiser(problem.forward, signal, info, noise=problem.noise, key=denoiser_key)
+    problem = dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
+    _check_draws(problem, example)
+    problem.objective.check(problem, example)
+    return problem
+
+
+def _measured(records: Any) -> View:
+    return records if is_view(records) else records.target
+
+
+def _check_noise(problem, units, example):
+    """Whether the noise can be that of these measurements, which vary by more than their noise."""
+    clean = units.destandardise(jax.tree.map(jnp.zeros_like, example.target.observation))
+    if not problem.noise.every_level:
+        return
+    for noise, std in zip(jax.tree.leaves(problem.noise.std(clean)), jax.tree.leaves(units.unit(clean)), strict=True):
+        if float(jnp.max(noise)) > 3 * float(std):
+            raise ValueError(
+                f"`noise` is {float(jnp.max(noise)):.3g}, but measurements have a standard deviation of "
+                f"{float(std):.3g} with their noise in it; give the noise in the units of the measurements."
+            )
+
+
+def _check_draws(problem, example):
+    """Whether the denoiser of an objective that compares draws makes use of its key."""
+    if not problem.objective.stochastic:
+        return
+    level = _some_level(problem, example)
+    noisy, context, params = example.target.observation, example.context, example.target.params
+    # A mixture draws by its choice alone.
+    draw = lambda key: components(problem.denoiser, noisy, level, context, params, key=key)
+    traced = jax.make_jaxpr(draw)(jr.key(0)).jaxpr
+    used = any(variable is traced.invars[0] for equation in traced.eqns for variable in equation.invars)
+    number = jax.tree.leaves(jax.eval_shape(draw, jr.key(0))[1])[0].shape[0]
+    if not used and number == 1:
+        raise ValueError(
+            f"`denoiser` makes no use of its `key`, but `objective` is a {type(problem.objective).__name__}, which "
+            "compares draws; use `SquaredError()`, or a denoiser that draws."
+        )
+
+
+def _some_level(problem, example):
+    dtype = jax.tree.leaves(example.target.observation)[0].dtype
+    return jax.tree.map(lambda x: x.astype(dtype), problem.schedule.level(0.5))
+
+
+def check_forward(forward: AbstractForwardModel, signal: Structure, example: Example, key: Key) -> bool:
+    """Shapes, number format and differentiability of the forward model.
+
+    **Returns:**
+
+    Whether it was found to be affine in the signal, and can be linearised.
+    """
+    params, expected = example.target.params, structure(example.target.observation)
+    _check_output(forward, signal, params, expected)
+    if example.novel is not None and measured_otherwise(example, forward):
+        one = forward.forward if measures_stack(forward) else forward  # pyright: ignore
+        novel = jax.tree.map(lambda x: x[0], example.novel.params)
+        _check_output(one, signal, novel, first_view(structure(example.novel.observation)))
+    return _probe(forward, signal, params, key)
+
+
+def _check_output(forward, signal, params, expected):
+    """Whether the forward model returns differentiable measurements of the expected structure."""
+    try:
+        output = eqx.filter_eval_shape(forward, signal, params)
+    except Exception as error:
+        raise ValueError(
+            f"`forward` fails on a signal {describe(signal)} with params {describe(params)} ({summary(error)}); it "
+            "must be traceable by JAX and take what the data give."
+        ) from error
+    for path, x in jtu.tree_flatten_with_path(output)[0]:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"`forward` returns {x.dtype} at output{jtu.keystr(path)}, but measurements must be floating-point and "
+                "differentiable in the signal."
+            )
+    same = jax.tree.structure(output) == jax.tree.structure(expected)
+    pairs = list(zip(jax.tree.leaves(output), jax.tree.leaves(expected), strict=False))
+    if not same or any(a.shape != b.shape for a, b in pairs):
+        raise ValueError(
+            f"`forward` returns {describe(output)} for a signal {describe(signal)}, but the data's measurements are "
+            f"{describe(expected)}; change `forward`, `signal` or the data."
+        )
+    if any(a.dtype != b.dtype for a, b in pairs):
+        raise ValueError(
+            f"`forward` returns {describe(output)}, but the data are {describe(expected)}; use one number format, for "
+            "instance by converting the data with `.astype(jnp.float32)`."
+        )
+
+
+def _random_signal(signal, key):
+    leaves, treedef = jax.tree.flatten(signal)
+    return treedef.unflatten(
+        [jr.normal(k, x.shape, x.dtype) for k, x in zip(jr.split(key, len(leaves)), leaves, strict=True)]
+    )
+
+
+def _largest(tree):
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
+
+
+def _probe(forward, signal, params, key):
+    """Looks at measurements of random signals and at their derivatives; returns whether `forward` is affine."""
+
+    @eqx.filter_jit
+    def measure_all(forward, params, key):
+        first, second = (_random_signal(signal, k) for k in jr.split(key))
+        middle = jax.tree.map(lambda a, b: 0.5 * (a + b), first, second)
+        at_first, at_second, at_middle = (forward(s, params) for s in (first, second, middle))
+        gap = jax.tree.map(lambda a, b, m: 0.5 * a + 0.5 * b - m, at_first, at_second, at_middle)
+        return _largest(gap), _largest(at_first) + _largest(at_second)
+
+    @eqx.filter_jit
+    def differentiate(forward, params, key):
+        signal_key, cotangent_key = jr.split(key)
+        # Training needs reverse mode alone, and so do solvers with a derivative of their own.
+        measured, pull_back = jax.vjp(lambda s: forward(s, params), _random_signal(signal, signal_key))
+        (gradient,) = pull_back(_random_signal(structure(measured), cotangent_key))
+        return _largest(gradient)
+
+    keys = jr.split(key, 3)
+    gaps, sizes = (jnp.stack(x) for x in zip(*_run("measured", measure_all, forward, params, keys), strict=True))
+    if not bool(jnp.all(jnp.isfinite(sizes))):
+        raise ValueError(
+            f"`forward` returns NaN or infinite measurements of {int(jnp.sum(~jnp.isfinite(sizes)))} of {len(keys)} "
+            "random signals from N(0, I); make it finite for every signal, for instance by parameters that are "
+            "positive by `jnp.exp`."
+        )
+    try:
+        eqx.filter_eval_shape(differentiate, forward, params, keys[0])
+    except Exception as error:
+        raise ValueError(
+            f"`forward` cannot be differentiated with respect to the signal ({summary(error)}); write it with "
+            "differentiable JAX operations, or give it a `jax.custom_vjp`."
+        ) from error
+    derivatives = jnp.stack(_run("differentiated", differentiate, forward, params, keys))
+    if not bool(jnp.all(jnp.isfinite(derivatives))):
+        raise ValueError(
+            "`forward` has NaN or infinite derivatives at random signals; make it differentiable everywhere."
+        )
+    if bool(jnp.all(derivatives == 0)):
+        raise ValueError(
+            "`forward` has zero derivative at random signals, so nothing can be learned through it; replace rounding, "
+            "comparisons and integer conversions by differentiable operations."
+        )
+    tolerance = 1e3 * jnp.finfo(sizes.dtype).eps
+    return bool(jnp.all(gaps <= tolerance * sizes)) and _linearises(forward, signal, params)
+
+
+def _run(what, function, forward, params, keys):
+    """A user's own exception is passed on, with a note that says when it was raised."""
+    try:
+        return [function(forward, params, key) for key in keys]
+    except Exception as error:
+        error.add_note(f"`forward` raised this before training, as a random signal from N(0, I) was {what}.")
+        raise
+
+
+def _linearises(forward, signal, params) -> bool:
+    """Whether there are derivatives in forward mode, which encoders of affine measurements linearise with."""
+    try:
+        jax.jit(lambda s: jax.jvp(lambda x: forward(x, params), (s,), (s,))).lower(signal)  # where it is refused
+    except TypeError:
+        return False
+    return True
+
+
+def find_signal(problem: AbstractProblem, example: Example) -> Structure:
+    """The structure of the signal: as given, as the denoiser returns it, or as the forward model knows it."""
+    if problem.denoiser is not None:
+        signal = _denoised(problem, example)
+        if problem.signal is not None and describe(problem.signal) != describe(signal):
+            raise ValueError(
+                f"`denoiser` returns {describe(signal)}, but `signal` is {describe(problem.signal)}; change one "
+                "of them."
+            )
+    else:
+        target = structure(example.target)
+        signal = problem.signal
+        if signal is None:
+            signal = known_signal_structure(problem.forward, target.observation, target.params)
+        if signal is None:
+            raise ValueError(
+                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
+                "`jax.ShapeDtypeStruct` of a signal, or a denoiser."
+            )
+    for x in jax.tree.leaves(signal):
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"`signal` is {describe(signal)}, but signals must be real; give real and imaginary parts an axis of "
+                "their own, and let `forward` join them."
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"`signal` is {describe(signal)}, but signals must be floating-point arrays; use `jnp.float32`."
+            )
+        if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+            raise ValueError(
+                f"`signal` is {jnp.dtype(x.dtype).name}{list(x.shape)}, but JAX computes in single precision; use "
+                "`jnp.float32`, or `jax.config.update('jax_enable_x64', True)`."
+            )
+    return signal
+
+
+def _denoised(problem, example):
+    level = _some_level(problem, example)
+    try:
+        return eqx.filter_eval_shape(
+            lambda e: problem.denoiser(e.target.observation, level, e.context, e.target.params, key=None), example
+        )
+    except Exception as error:
+        raise ValueError(
+            f"`denoiser` fails on a record of the data ({summary(error)}); it must be a callable (noisy, level, "
+            "context, params, *, key) -> signal that takes what the data give."
+        ) from error

@@ -1,0 +1,94 @@
+r"""How far training is, for people: a bar in terminals and notebooks, a line now and then in logs."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+
+# Seconds between two lines where no bar can be drawn.
+LINE_EVERY = 30.0
+
+
+def make_progress(show: bool | None, total: int, done: int) -> "Bar | Lines | Silent":
+    """Where progress goes: by default a bar where someone watches, else a line now and then.
+
+    **Arguments:**
+
+    - `show`: `True` for a bar, `False` for nothing, `None` for the default.
+    - `total`, `done`: the number of steps, and of those done before.
+    """
+    if show is None:
+        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        return Bar(total, done) if watched else Lines(total, done)
+    return Bar(total, done) if show else Silent()
+
+
+class Bar:
+    """A progress bar with the loss and the rate."""
+
+    def __init__(self, total: int, done: int):
+        self._bar: Any = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, desc="compiling")
+
+    def compiled(self):
+        """Training starts: its rate is counted from here."""
+        self._bar.set_description("training")
+        self._bar.start_t = time.time()
+
+    def step(self):
+        """One step is done."""
+        self._bar.update()
+
+    def loss(self, step: int, value: float):
+        """The mean loss since the last look is known."""
+        self._bar.set_postfix(loss=f"{value:.4g}")
+
+    def close(self):
+        """Training has ended."""
+        self._bar.close()
+
+
+class Lines:
+    """A line on standard error now and then, for logs of jobs that nobody watches."""
+
+    def __init__(self, total: int, done: int):
+        self._total, self._done = total, done
+        self._last = self._start = time.perf_counter()
+
+    def compiled(self):
+        """Training starts: its rate is counted from here."""
+        self._start = time.perf_counter()
+
+    def step(self):
+        """One step is done."""
+
+    def loss(self, step: int, value: float):
+        """The mean loss since the last look is known."""
+        now = time.perf_counter()
+        if now - self._last >= LINE_EVERY:
+            rate = (step - self._done) / (now - self._start)
+            print(
+                f"stochinv: step {step}/{self._total}, loss {value:.4g}, {rate:.3g} steps/s",
+                file=sys.stderr,
+                flush=True,
+            )
+            self._last = now
+
+    def close(self):
+        """Training has ended."""
+
+
+class Silent:
+    """No progress at all."""
+
+    def compiled(self):
+        """Training starts."""
+
+    def step(self):
+        """One step is done."""
+
+    def loss(self, step: int, value: float):
+        """The mean loss since the last look is known."""
+
+    def close(self):
+        """Training has ended."""

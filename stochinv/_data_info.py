@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ._custom_types import AnyCallable, Context, Observation, Structure
+from ._structure import same_structure
 from ._view import Example, View, is_view, structure
 
 
@@ -31,15 +32,19 @@ class Units(eqx.Module):
 
     def standardise(self, observation: Observation) -> Observation:
         """`(o − mean) / std`, for one measurement or a stack."""
-        if self.mean is None:
-            return observation
-        return jax.tree.map(lambda o, m, s: (o - m) / s, observation, self.mean, self.std)
+        return self._each(lambda o, m, s: (o - m) / s, observation)
 
     def destandardise(self, observation: Observation) -> Observation:
         """`mean + std · o`, for one measurement or a stack."""
+        return self._each(lambda o, m, s: m + s * o, observation)
+
+    def _each(self, function, observation):
+        """A function of each leaf with its mean and standard deviation, in the containers of `observation`."""
         if self.mean is None:
             return observation
-        return jax.tree.map(lambda o, m, s: m + s * o, observation, self.mean, self.std)
+        leaves, treedef = jax.tree.flatten(observation)
+        means, stds = jax.tree.leaves(self.mean), jax.tree.leaves(self.std)
+        return treedef.unflatten([function(o, m, s) for o, m, s in zip(leaves, means, stds, strict=True)])
 
     def standardise_context(self, context: Context) -> Context:
         """A context with its measurements standardised; one that is not a [`stochinv.View`][] is left alone."""
@@ -53,9 +58,9 @@ class Units(eqx.Module):
 
     def unit(self, observation: Observation) -> PyTree:
         """The standard deviations by which an observation is standardised, scalars in its structure."""
-        if self.std is None:
+        if self.mean is None:
             return jax.tree.map(lambda x: jnp.ones((), x.dtype), observation)
-        return self.std
+        return self._each(lambda o, m, s: s, observation)
 
 
 class Witness(eqx.Module):
@@ -169,15 +174,6 @@ def describe(tree: Any) -> str:
     described = jax.tree.map(lambda x: f"{jnp.dtype(x.dtype).name}{list(x.shape)}", structure(tree))
     line = " ".join(str(described).replace("'", "").split())
     return line.replace("( ", "(").replace(" )", ")")
-
-
-def same_structure(tree: Any, expected: Structure) -> bool:
-    """Whether two PyTrees agree in their containers, shapes and dtypes."""
-    got = structure(tree)
-    return jax.tree.structure(got) == jax.tree.structure(expected) and all(
-        a.shape == b.shape and a.dtype == b.dtype
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
-    )
 
 
 def check_structure(name: str, tree: Any, expected: Structure, remedy: str):

@@ -302,7 +302,7 @@ def _text(node, full: bool = False) -> str:
             return _label(node["type"], full)
         case ["function" | "object" | "dtype" as tag]:
             return _label(node[tag], full)
-        case ["array" | "struct", "dtype", *_]:
+        case ["array", "dtype", "shape"] | ["dtype", "struct"]:
             shape = node.get("struct", node.get("shape"))
             sizes = shape if type(shape) is list and len(shape) <= 32 else ["?"]
             return f"{_label(node['dtype'])}[{', '.join(x if x == '?' else _text(x) for x in sizes)}]"

@@ -3,6 +3,8 @@ r"""Problems from files."""
 import os
 from typing import Any
 
+from jaxtyping import PyTree
+
 from ._custom_types import AnyCallable, Structure
 from ._denoiser.base import AbstractDenoiser
 from ._forward.base import AbstractForwardModel
@@ -21,7 +23,7 @@ def load(
     *,
     schedule: AbstractNoiseSchedule | None = None,
     objective: AbstractObjective | None = None,
-    noise: AbstractNoise | AnyCallable | None = None,
+    noise: AbstractNoise | AnyCallable | PyTree = None,
     signal: Structure | None = None,
 ) -> StochasticInverseProblem:
     """The problem that was trained and saved.

@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._archive import read_archive, write_archive
-from ._data_info import DataInfo, Units, Witness, describe as shapes, same_structure
+from ._data_info import DataInfo, Units, Witness, describe as shapes
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
 from ._noise import GaussianNoise, PoissonNoise
@@ -22,7 +22,7 @@ from ._objective.rules import EnergyRule, KernelRule, Patches, PerView, Scales, 
 from ._objective.squared_error import SquaredError, snr_weight, unit_weight
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._schedule import CosineSchedule, RectifiedFlow, VarianceExploding, VariancePreserving
-from ._structure import decode_structure, encode_structure
+from ._structure import decode_structure, encode_structure, is_opaque, same_structure
 from ._view import View, structure
 
 # What a file may name; nothing else is ever looked up, and all of it is cheap and without side effects.
@@ -97,12 +97,19 @@ class _Reader:
     def parts(self, problem, given, make_denoiser):
         """The fields of the saved problem."""
         found = {name: self._part(name, getattr(problem, name), name in given) for name in PARTS}
-        signal = decode_structure(self._content["signal"], VIEWS, like=problem.signal)
-        if problem.signal is not None and signal is not None and not same_structure(signal, problem.signal):
-            self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
-        signal = problem.signal if signal is None else signal
+        signal = decode_structure(self._content["signal"], VIEWS, name="signal")
+        if problem.signal is not None:
+            if signal is not None and not same_structure(signal, problem.signal):
+                self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
+            signal = problem.signal
         info = None if self._content["data_info"] is None else self._data_info(self._content["data_info"])
-        if info is not None and info.witness is not None and not info.witness.agrees(problem.forward, signal):
+        seen = None if info is None else info.witness
+        # Containers of the user's own are known by their names alone, and cannot be given to a forward model.
+        if (
+            seen is not None
+            and not any(map(is_opaque, (signal, seen.params)))
+            and not seen.agrees(problem.forward, signal)
+        ):
             self._refuse(["`forward` measures a fixed signal otherwise than that of the file"])
         denoiser = problem.denoiser
         if denoiser is None:
@@ -129,7 +136,7 @@ class _Reader:
 
     def _data_info(self, content):
         observation, params, context = (
-            decode_structure(content[x], VIEWS) for x in ("observation", "params", "context")
+            decode_structure(content[x], VIEWS, name=x) for x in ("observation", "params", "context")
         )
         scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), observation)
         units = Units(self._fill(scalars, "mean"), self._fill(scalars, "std"))

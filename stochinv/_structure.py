@@ -37,6 +37,16 @@ class Opaque(eqx.Module):
     keys: tuple[str, ...] = eqx.field(static=True)
     children: tuple[Any, ...]
 
+    def __repr__(self) -> str:
+        parts = (f"{key.lstrip('.')}={child!r}" for key, child in zip(self.keys, self.children, strict=True))
+        return f"{self.name.rpartition('.')[2]}({', '.join(parts)})"
+
+
+def is_opaque(tree: Any) -> bool:
+    """Whether a PyTree has a node of a type that is known by its name alone."""
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Opaque))
+    return any(isinstance(x, Opaque) for x in found)
+
 
 def encode_structure(tree: Any, kinds: Mapping[str, Callable]) -> Any:
     """A PyTree of arrays, or of their `jax.ShapeDtypeStruct`s, as JSON data without values.

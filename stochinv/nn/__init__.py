@@ -1,9 +1,8 @@
 """Networks, and the layers they are made of.
 
-Every network is an `equinox.Module` for one example, `network(x, embedding) -> y`,
-where `embedding` is a vector that carries the noise level and whatever else conditions
-the network. Batches are the caller's, by `jax.vmap`. Images are channels-last. A
-network computes in the type of its parameters, and a fresh one returns zeros.
+Every network is an `equinox.Module` for one example, `network(x, embedding) -> y`, where `embedding` is a vector that
+carries the noise level and whatever else conditions the network. Batches are the caller's, by `jax.vmap`. Images are
+channels-last. A network computes in the type of its parameters, and a fresh one returns zeros.
 """
 
 from ._attention import SelfAttention as SelfAttention

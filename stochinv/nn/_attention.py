@@ -1,9 +1,8 @@
 """Multi-head self-attention over a set of tokens.
 
-`softmax(Q Kᵀ / √d) V` for each head, `d` the features of one head (Vaswani et al. 2017,
-"Attention Is All You Need", section 3.2). Heads come first in every product, which is
-the order that batched matrix products are fastest in on CPU. The softmax is computed in
-single precision at least.
+`softmax(Q Kᵀ / √d) V` for each head, `d` the features of one head (Vaswani et al. 2017, "Attention Is All You Need",
+section 3.2). Heads come first in every product, which is the order that batched matrix products are fastest in on CPU.
+The softmax is computed in single precision at least.
 """
 
 import math

@@ -1,17 +1,16 @@
 """Convolution, down- and upsampling of channels-last images.
 
-One image is `(height, width, channels)`. A convolution is computed on `x[None]` with
-XLA's `NHWC`/`HWIO` layouts. Under `jax.vmap` the batch then merges into that leading
-axis, and one call of the layout that CPUs and GPUs like best remains. The usual
-channels-first layer costs many times more on CPU inside `jax.lax.scan` or
-`jax.lax.while_loop`, which is where samplers call networks.
+One image is `(height, width, channels)`. A convolution is computed on `x[None]` with XLA's `NHWC`/`HWIO` layouts. Under
+`jax.vmap` the batch then merges into that leading axis, and one call of the layout that CPUs and GPUs like best
+remains. The usual channels-first layer costs many times more on CPU inside `jax.lax.scan` or `jax.lax.while_loop`,
+which is where samplers call networks.
 
 Resolution changes by rearranging pixels, not by strided or transposed convolutions:
 
-- down: 2×2 blocks of pixels become channels, then a 1×1 convolution mixes them. This is
-  precisely a 2×2 convolution of stride 2, computed as one matrix product;
-- up: each pixel is repeated twice along both axes (Odena et al. 2016, "Deconvolution
-  and Checkerboard Artifacts", on why not by transposed convolution).
+- down: 2×2 blocks of pixels become channels, then a 1×1 convolution mixes them. This is precisely a 2×2 convolution of
+  stride 2, computed as one matrix product;
+- up: each pixel is repeated twice along both axes (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts", on
+  why not by transposed convolution).
 """
 
 import equinox as eqx
@@ -26,8 +25,8 @@ from ._misc import check_positive, check_shape
 class Conv2d(eqx.Module):
     """2-D convolution (cross-correlation) of one channels-last image.
 
-    Zeros are added around the image so that the output has `ceil(size / stride)` pixels
-    along each axis, as XLA's `"SAME"` does.
+    Zeros are added around the image so that the output has `ceil(size / stride)` pixels along each axis, as XLA's
+    `"SAME"` does.
     """
 
     weight: Float[Array, "kernel kernel in_channels out_channels"]
@@ -57,12 +56,7 @@ class Conv2d(eqx.Module):
 
         **Raises:** `ValueError` if a size is not positive.
         """
-        check_positive(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-        )
+        check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         if zero_init:
             self.weight = jnp.zeros(shape)
@@ -76,13 +70,11 @@ class Conv2d(eqx.Module):
     ) -> Float[Array, "new_height new_width out_channels"]:
         """**Arguments:**
 
-        - `x`: image of shape `(height, width, in_channels)`; it is cast to the
-            weight's type.
+        - `x`: image of shape `(height, width, in_channels)`; it is cast to the weight's type.
 
         **Returns:**
 
-        Image of shape `(ceil(height / stride), ceil(width / stride), out_channels)` in
-        the weight's type.
+        Image of shape `(ceil(height / stride), ceil(width / stride), out_channels)` in the weight's type.
 
         **Raises:** `ValueError` if `x` has another rank or number of channels.
         """
@@ -155,9 +147,7 @@ def channels_to_blocks(
     return x.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, -1)
 
 
-def upsample_nearest(
-    x: Float[Array, "height width channels"],
-) -> Float[Array, "new_height new_width channels"]:
+def upsample_nearest(x: Float[Array, "height width channels"]) -> Float[Array, "new_height new_width channels"]:
     """Doubles the resolution by repeating every pixel.
 
     **Arguments:**

@@ -1,9 +1,9 @@
 """How an embedding conditions a network: feature-wise linear modulation.
 
-Features `h` become `h · (1 + γ) + β` with `γ, β` affine in a vector that is computed
-once per call, `u = silu(A e + a)`, from the network's embedding `e` (Perez et al. 2018,
-"FiLM: Visual Reasoning with a General Conditioning Layer"). The hidden layer `u` lets
-an embedding that is raw numbers condition the network as well as a learned one does.
+Features `h` become `h · (1 + γ) + β` with `γ, β` affine in a vector that is computed once per call,
+`u = silu(A e + a)`, from the network's embedding `e` (Perez et al. 2018, "FiLM: Visual Reasoning with a General
+Conditioning Layer"). The hidden layer `u` lets an embedding that is raw numbers condition the network as well as a
+learned one does.
 """
 
 import equinox as eqx

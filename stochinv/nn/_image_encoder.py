@@ -1,8 +1,8 @@
 """From an image to a vector, conditioned by an embedding.
 
-Blocks of pixels become the channels of a coarse image; residual blocks, each of them a 3×3
-convolution modulated by the embedding, halve its resolution until 4 pixels are left along
-the shorter axis; what is left is flattened, and mapped to the output.
+Blocks of pixels become the channels of a coarse image; residual blocks, each of them a 3×3 convolution modulated by the
+embedding, halve its resolution until 4 pixels are left along the shorter axis; what is left is flattened, and mapped to
+the output.
 """
 
 import equinox as eqx
@@ -69,8 +69,8 @@ class ImageEncoder(eqx.Module):
         - `image_size`: height and width of the image in pixels.
         - `patch_size`: side of the blocks of pixels that become channels, at least 1.
         - `embedding_size`: size of the conditioning vector, at least 1.
-        - `channels`: channels of the coarse image, at least 1; they double, up to four
-            times as many, whenever its resolution halves.
+        - `channels`: channels of the coarse image, at least 1; they double, up to four times as many, whenever its
+            resolution halves.
         - `key`: a JAX random key for the weights.
 
         **Raises:** `ValueError` if a size is not positive.
@@ -120,11 +120,7 @@ class ImageEncoder(eqx.Module):
 
         **Raises:** `ValueError` if an input has another rank or size.
         """
-        check_shape(
-            self,
-            x=(x, (*self.image_size, self.in_channels)),
-            embedding=(embedding, (self.embedding_size,)),
-        )
+        check_shape(self, x=(x, (*self.image_size, self.in_channels)), embedding=(embedding, (self.embedding_size,)))
         condition = self.conditioning(embedding)
         h = self.embed(blocks_to_channels(pad_to_multiple(x, self.patch_size), self.patch_size))
         for block, down in zip(self.blocks[:-1], self.downs, strict=True):

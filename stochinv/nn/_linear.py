@@ -1,12 +1,11 @@
 """The affine map on the last axis.
 
-`y = x W + b`, with `W` of shape `(in, out)`: on `(..., in)` arrays this is one matrix
-product whatever the leading axes are, and `jax.vmap` adds its batch to them.
+`y = x W + b`, with `W` of shape `(in, out)`: on `(..., in)` arrays this is one matrix product whatever the leading axes
+are, and `jax.vmap` adds its batch to them.
 
-Every weight of this subpackage is drawn uniformly on `[−√(3/n), √(3/n)]`, `n` the
-number of inputs that one output sums over, so that the output has the variance of the
-input (LeCun et al. 1998, "Efficient BackProp", section 4.6). Biases start at zero, and
-so do whole layers that are to do nothing at first.
+Every weight of this subpackage is drawn uniformly on `[−√(3/n), √(3/n)]`, `n` the number of inputs that one output sums
+over, so that the output has the variance of the input (LeCun et al. 1998, "Efficient BackProp", section 4.6). Biases
+start at zero, and so do whole layers that are to do nothing at first.
 """
 
 import math
@@ -43,13 +42,7 @@ class Linear(eqx.Module):
     bias: Float[Array, " out_size"] | None
 
     def __init__(
-        self,
-        in_size: int,
-        out_size: int,
-        *,
-        use_bias: bool = True,
-        zero_init: bool = False,
-        key: PRNGKeyArray,
+        self, in_size: int, out_size: int, *, use_bias: bool = True, zero_init: bool = False, key: PRNGKeyArray
     ):
         """**Arguments:**
 

@@ -4,10 +4,9 @@
     h ← h + W silu(FiLM(U h, e))        (`depth` times)
     y = A h + a
 
-with `FiLM` after Perez et al. 2018 (arXiv:1709.07871). There is no normalisation: it
-would remove the size of the features, which tells low-dimensional vectors apart. The
-straight path from `x` to `y` represents linear maps, which denoisers tend to where the
-noise is very small or very large.
+with `FiLM` after Perez et al. 2018 (arXiv:1709.07871). There is no normalisation: it would remove the size of the
+features, which tells low-dimensional vectors apart. The straight path from `x` to `y` represents linear maps, which
+denoisers tend to where the noise is very small or very large.
 """
 
 import equinox as eqx
@@ -67,14 +66,7 @@ class MLP(eqx.Module):
     embedding_size: int = eqx.field(static=True)
 
     def __init__(
-        self,
-        in_size: int,
-        out_size: int,
-        *,
-        embedding_size: int,
-        width: int = 256,
-        depth: int = 3,
-        key: PRNGKeyArray,
+        self, in_size: int, out_size: int, *, embedding_size: int, width: int = 256, depth: int = 3, key: PRNGKeyArray
     ):
         """**Arguments:**
 
@@ -87,13 +79,7 @@ class MLP(eqx.Module):
 
         **Raises:** `ValueError` if a size is not positive.
         """
-        check_positive(
-            in_size=in_size,
-            out_size=out_size,
-            embedding_size=embedding_size,
-            width=width,
-            depth=depth,
-        )
+        check_positive(in_size=in_size, out_size=out_size, embedding_size=embedding_size, width=width, depth=depth)
         condition_key, in_key, layers_key, out_key = jr.split(key, 4)
         self.conditioning = Conditioning(embedding_size, key=condition_key)
         self.linear_in = Linear(in_size, width, key=in_key)
@@ -119,11 +105,7 @@ class MLP(eqx.Module):
 
         **Raises:** `ValueError` if an input has another rank or size.
         """
-        check_shape(
-            self,
-            x=(x, (self.in_size,)),
-            embedding=(embedding, (self.embedding_size,)),
-        )
+        check_shape(self, x=(x, (self.in_size,)), embedding=(embedding, (self.embedding_size,)))
         condition = self.conditioning(embedding)
         h = self.linear_in(x)
         for layer in self.layers:

@@ -1,9 +1,8 @@
 """Normalisation to zero mean and unit variance, computed in single precision at least.
 
-`y = (x − mean) / √(var + ε)`, where the statistics are over all pixels of a group of
-channels (Wu & He 2018, "Group Normalization") or over the features of one token (Ba et
-al. 2016, "Layer Normalization"). Half-precision inputs are normalised in `float32` and
-cast back, because sums over thousands of pixels exhaust an 8-bit mantissa.
+`y = (x − mean) / √(var + ε)`, where the statistics are over all pixels of a group of channels (Wu & He 2018, "Group
+Normalization") or over the features of one token (Ba et al. 2016, "Layer Normalization"). Half-precision inputs are
+normalised in `float32` and cast back, because sums over thousands of pixels exhaust an 8-bit mantissa.
 """
 
 import equinox as eqx
@@ -23,20 +22,12 @@ class GroupNorm(eqx.Module):
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
-    def __init__(
-        self,
-        channels: int,
-        groups: int = 8,
-        *,
-        eps: float = 1e-5,
-        affine: bool = True,
-    ):
+    def __init__(self, channels: int, groups: int = 8, *, eps: float = 1e-5, affine: bool = True):
         """**Arguments:**
 
         - `channels`: channels of the image, at least 1.
         - `groups`: number of groups of neighbouring channels; divides `channels`.
-        - `eps`: added to the variance, in its units, so that constants do not divide by
-            zero; positive.
+        - `eps`: added to the variance, in its units, so that constants do not divide by zero; positive.
         - `affine`: whether to scale and shift each channel by learned amounts.
 
         **Raises:** `ValueError` if `groups` does not divide `channels`.

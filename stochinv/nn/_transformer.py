@@ -5,9 +5,9 @@ The image is cut into `p × p` patches, each a token. A block updates the tokens
     h ← h + g₁ · attention(norm(h) · (1 + γ₁) + β₁)
     h ← h + g₂ · perceptron(norm(h) · (1 + γ₂) + β₂)
 
-with `γ, β, g` affine in the embedding's hidden layer and zero at first, so that a fresh
-block is the identity ("adaLN-Zero": Peebles & Xie 2023, "Scalable Diffusion Models with
-Transformers", arXiv:2212.09748). Positions are learned, from a start of sinusoids.
+with `γ, β, g` affine in the embedding's hidden layer and zero at first, so that a fresh block is the identity
+("adaLN-Zero": Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv:2212.09748). Positions are
+learned, from a start of sinusoids.
 """
 
 import equinox as eqx
@@ -44,18 +44,12 @@ def grid_positions(rows: int, columns: int, size: int) -> Float[Array, "tokens s
     if num_periods > 0:
         row, column = (
             sinusoidal_features(
-                jnp.arange(count, dtype=features.dtype),
-                longest=4.0 * count,
-                shortest=4.0,
-                num_periods=num_periods,
+                jnp.arange(count, dtype=features.dtype), longest=4.0 * count, shortest=4.0, num_periods=num_periods
             )
             for count in (rows, columns)
         )
         shape = (rows, columns, 2 * num_periods)
-        features = jnp.concatenate(
-            [jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column, shape)],
-            axis=-1,
-        )
+        features = jnp.concatenate([jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column, shape)], axis=-1)
     features = features.reshape(rows * columns, 4 * num_periods)
     return jnp.pad(features, ((0, 0), (0, size - 4 * num_periods)))
 
@@ -83,9 +77,7 @@ class TransformerBlock(eqx.Module):
         self.out = Linear(_HIDDEN_RATIO * width, width, key=keys[3])
 
     def __call__(
-        self,
-        x: Float[Array, "tokens width"],
-        condition: Float[Array, " embedding_size"],
+        self, x: Float[Array, "tokens width"], condition: Float[Array, " embedding_size"]
     ) -> Float[Array, "tokens width"]:
         """**Arguments:**
 
@@ -105,8 +97,8 @@ class TransformerBlock(eqx.Module):
 class PatchTransformer(eqx.Module):
     """Transformer on the patches of one channels-last image of a fixed size.
 
-    Sizes that the patches do not divide are padded inside, by repeating the last row
-    and column, and the output is cropped. A fresh network returns zeros.
+    Sizes that the patches do not divide are padded inside, by repeating the last row and column, and the output is
+    cropped. A fresh network returns zeros.
     """
 
     conditioning: Conditioning
@@ -139,16 +131,16 @@ class PatchTransformer(eqx.Module):
         - `in_channels`: channels of the input image, at least 1.
         - `out_channels`: channels of the output image, at least 1.
         - `image_size`: height and width of the images in pixels, at least 1.
-        - `patch_size`: height and width of a patch in pixels, at least 1. The cost of
-            attention grows with its fourth inverse power.
+        - `patch_size`: height and width of a patch in pixels, at least 1. The cost of attention grows with its fourth
+            inverse power.
         - `embedding_size`: size of the conditioning vector, at least 1.
         - `width`: features of a token, at least 1.
         - `depth`: number of blocks, at least 1.
         - `heads`: number of attention heads; divides `width`.
         - `key`: a JAX random key for the weights.
 
-        **Raises:** `ValueError` if a size is not positive, `image_size` is not a pair,
-            or `heads` does not divide `width`.
+        **Raises:** `ValueError` if a size is not positive, `image_size` is not a pair, or `heads` does not divide
+            `width`.
         """
         if len(image_size) != 2:
             raise ValueError(
@@ -182,9 +174,7 @@ class PatchTransformer(eqx.Module):
         self.embedding_size = embedding_size
 
     def __call__(
-        self,
-        x: Float[Array, "height width in_channels"],
-        embedding: Float[Array, " embedding_size"],
+        self, x: Float[Array, "height width in_channels"], embedding: Float[Array, " embedding_size"]
     ) -> Float[Array, "height width out_channels"]:
         """**Arguments:**
 
@@ -197,11 +187,7 @@ class PatchTransformer(eqx.Module):
 
         **Raises:** `ValueError` if an input has another rank or size.
         """
-        check_shape(
-            self,
-            x=(x, (*self.image_size, self.in_channels)),
-            embedding=(embedding, (self.embedding_size,)),
-        )
+        check_shape(self, x=(x, (*self.image_size, self.in_channels)), embedding=(embedding, (self.embedding_size,)))
         height, width = self.image_size
         condition = self.conditioning(embedding)
         patches = blocks_to_channels(pad_to_multiple(x, self.patch_size), self.patch_size)

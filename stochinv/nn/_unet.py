@@ -1,8 +1,7 @@
 """U-Net: a convolutional network from images to images of the same size.
 
-Levels `0, 1, …` halve the resolution and, as a rule, widen. On the way down, each level
-keeps its last features; on the way up they join the upsampled features of the level
-below (Ronneberger et al. 2015, "U-Net", arXiv:1505.04597):
+Levels `0, 1, …` halve the resolution and, as a rule, widen. On the way down, each level keeps its last features; on the
+way up they join the upsampled features of the level below (Ronneberger et al. 2015, "U-Net", arXiv:1505.04597):
 
     level 0     conv ─ blocks ───────────────────────────── + ─ blocks ─ conv
                          └─ down                       up ──┘
@@ -10,12 +9,11 @@ below (Ronneberger et al. 2015, "U-Net", arXiv:1505.04597):
                                 └─ down     up ──┘
     level 2                          blocks ─ attention ─ blocks
 
-`+` adds two 1×1 convolutions, one of each (which is a 1×1 convolution of them both,
-stacked): at the finest level, 3×3 convolutions of stacks would cost most of all.
+`+` adds two 1×1 convolutions, one of each (which is a 1×1 convolution of them both, stacked): at the finest level, 3×3
+convolutions of stacks would cost most of all.
 
-Blocks are pre-activation residual blocks modulated by the embedding, as in Dhariwal &
-Nichol 2021, "Diffusion Models Beat GANs", appendix A. The last convolution of each
-block and of the network starts at zero.
+Blocks are pre-activation residual blocks modulated by the embedding, as in Dhariwal & Nichol 2021, "Diffusion Models
+Beat GANs", appendix A. The last convolution of each block and of the network starts at zero.
 """
 
 from collections.abc import Sequence
@@ -58,9 +56,7 @@ class ResidualBlock(eqx.Module):
         self.conv2 = Conv2d(channels, channels, zero_init=True, key=keys[2])
 
     def __call__(
-        self,
-        x: Float[Array, "height width channels"],
-        condition: Float[Array, " embedding_size"],
+        self, x: Float[Array, "height width channels"], condition: Float[Array, " embedding_size"]
     ) -> Float[Array, "height width channels"]:
         """**Arguments:**
 
@@ -108,8 +104,8 @@ class AttentionBlock(eqx.Module):
 class UNet(eqx.Module):
     """U-Net for one channels-last image of any size, conditioned by an embedding.
 
-    Sizes that do not halve evenly are padded inside, by repeating the last row and
-    column, and the output is cropped. A fresh network returns zeros.
+    Sizes that do not halve evenly are padded inside, by repeating the last row and column, and the output is cropped. A
+    fresh network returns zeros.
     """
 
     conditioning: Conditioning
@@ -146,17 +142,16 @@ class UNet(eqx.Module):
         - `in_channels`: channels of the input image, at least 1.
         - `out_channels`: channels of the output image, at least 1.
         - `embedding_size`: size of the conditioning vector, at least 1.
-        - `channels`: channels of each level, finest first; multiples of `groups`. Each
-            level after the first halves the resolution.
-        - `blocks`: residual blocks of each level, on the way down and again on the way
-            up, at least 1.
+        - `channels`: channels of each level, finest first; multiples of `groups`. Each level after the first halves the
+            resolution.
+        - `blocks`: residual blocks of each level, on the way down and again on the way up, at least 1.
         - `attention`: whether the pixels of the lowest level attend to each other.
         - `groups`: groups of channels that are normalised together, at least 1.
         - `heads`: number of attention heads; divides `channels[-1]`.
         - `key`: a JAX random key for the weights.
 
-        **Raises:** `ValueError` if a size is not positive, `channels` is empty, or
-            `groups` or `heads` do not divide what they part.
+        **Raises:** `ValueError` if a size is not positive, `channels` is empty, or `groups` or `heads` do not divide
+            what they part.
         """
         channels = tuple(channels)
         if len(channels) == 0:
@@ -234,11 +229,7 @@ class UNet(eqx.Module):
 
         **Raises:** `ValueError` if an input has another rank or size.
         """
-        check_shape(
-            self,
-            x=(x, ("height", "width", self.in_channels)),
-            embedding=(embedding, (self.embedding_size,)),
-        )
+        check_shape(self, x=(x, ("height", "width", self.in_channels)), embedding=(embedding, (self.embedding_size,)))
         height, width, _ = x.shape
         condition = self.conditioning(embedding)
         h = self.conv_in(pad_to_multiple(x, 2 ** len(self.downs)))

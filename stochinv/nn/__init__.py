@@ -5,18 +5,14 @@ carries the noise level and whatever else conditions the network. Batches are th
 channels-last. A network computes in the type of its parameters, and a fresh one returns zeros.
 """
 
-from ._attention import SelfAttention as SelfAttention
-from ._conv import Conv2d as Conv2d
 from ._default import default_denoiser as default_denoiser
 from ._embedding import NoiseEmbedding as NoiseEmbedding
-from ._film import FiLM as FiLM
 from ._flow import FlowDenoiser as FlowDenoiser
 from ._gan import DCGANGenerator as DCGANGenerator, MLPGenerator as MLPGenerator
 from ._image_encoder import ImageEncoder as ImageEncoder
 from ._lifting import LiftingDenoiser as LiftingDenoiser
 from ._linear import Linear as Linear
 from ._mlp import MLP as MLP
-from ._norm import GroupNorm as GroupNorm
 from ._stylegan2 import StyleGAN2Generator as StyleGAN2Generator
 from ._transformer import PatchTransformer as PatchTransformer
 from ._unet import UNet as UNet

@@ -28,17 +28,7 @@ _LARGEST_LOG_SNR = 30.0
 def sinusoidal_features(
     value: Float[Array, "*axes"], *, longest: float, shortest: float, num_periods: int
 ) -> Float[Array, "*axes features"]:
-    """Sines and cosines of a value at geometrically spaced periods.
-
-    **Arguments:**
-
-    - `value`: array of any shape.
-    - `longest`, `shortest`: the first and the last period, in units of `value`; positive.
-    - `num_periods`: how many periods, at least 1.
-
-    **Returns:**
-
-    Array of shape `(*value.shape, 2 · num_periods)`, sines first, in the type of `value`.
+    """Sines and cosines of a value at geometrically spaced periods, sines first.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
     """

@@ -19,18 +19,7 @@ from ._misc import check_positive
 
 
 def fan_in_uniform(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "*shape"]:
-    """Draws weights of variance `1 / fan_in`, uniformly distributed.
-
-    **Arguments:**
-
-    - `key`: a JAX random key.
-    - `shape`: of the weights.
-    - `fan_in`: how many inputs one output sums over, at least 1.
-
-    **Returns:**
-
-    An array of this shape, in JAX's default floating-point type.
-    """
+    """Weights of variance `1 / fan_in`, uniformly distributed."""
     limit = math.sqrt(3 / fan_in)
     return jr.uniform(key, shape, minval=-limit, maxval=limit)
 

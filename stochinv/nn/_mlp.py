@@ -10,45 +10,12 @@ denoisers tend to where the noise is very small or very large.
 """
 
 import equinox as eqx
-import jax
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._film import Conditioning, FiLM
+from ._film import Conditioning, ModulatedLayer
 from ._linear import Linear
 from ._misc import check_positive, check_shape
-
-
-class HiddenLayer(eqx.Module):
-    """A modulated hidden layer with a shortcut."""
-
-    inward: Linear
-    film: FiLM
-    outward: Linear
-
-    def __init__(self, width: int, *, embedding_size: int, key: PRNGKeyArray):
-        """**Arguments:**
-
-        - `width`: number of features, at least 1.
-        - `embedding_size`: size of the conditioning vector, at least 1.
-        - `key`: a JAX random key for the weights.
-        """
-        keys = jr.split(key, 3)
-        self.inward = Linear(width, width, use_bias=False, key=keys[0])
-        self.film = FiLM(embedding_size, width, key=keys[1])
-        self.outward = Linear(width, width, key=keys[2])
-
-    def __call__(self, x: Float[Array, " width"], condition: Float[Array, " embedding_size"]) -> Float[Array, " width"]:
-        """**Arguments:**
-
-        - `x`: features, of shape `(width,)`.
-        - `condition`: vector of shape `(embedding_size,)`.
-
-        **Returns:**
-
-        Vector of shape `(width,)`.
-        """
-        return x + self.outward(jax.nn.silu(self.film(self.inward(x), condition)))
 
 
 class MLP(eqx.Module):
@@ -59,10 +26,9 @@ class MLP(eqx.Module):
 
     conditioning: Conditioning
     linear_in: Linear
-    layers: tuple[HiddenLayer, ...]
+    layers: tuple[ModulatedLayer, ...]
     linear_out: Linear
     in_size: int = eqx.field(static=True)
-    out_size: int = eqx.field(static=True)
     embedding_size: int = eqx.field(static=True)
 
     def __init__(
@@ -84,11 +50,10 @@ class MLP(eqx.Module):
         self.conditioning = Conditioning(embedding_size, key=condition_key)
         self.linear_in = Linear(in_size, width, key=in_key)
         self.layers = tuple(
-            HiddenLayer(width, embedding_size=embedding_size, key=k) for k in jr.split(layers_key, depth)
+            ModulatedLayer(Linear, width, embedding_size=embedding_size, key=k) for k in jr.split(layers_key, depth)
         )
         self.linear_out = Linear(width, out_size, zero_init=True, key=out_key)
         self.in_size = in_size
-        self.out_size = out_size
         self.embedding_size = embedding_size
 
     def __call__(

@@ -16,10 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._custom_types import Key, Params, Signal, Structure
-from .._denoiser.base import AbstractDenoiser
+from .._custom_types import Params, Signal, Structure
 from .._forward.base import AbstractForwardModel
-from .._view import Example
 from ._camera import Camera, Rays
 from ._volume_base import AbstractField
 from ._volume_voxels import VoxelField
@@ -188,44 +186,10 @@ class VolumeRenderer(AbstractForwardModel):
         """Voxels three quarters as many along each axis as an image has pixels; `None` where `params` is no camera."""
         if not isinstance(params, Camera) or self.background in ("params", "signal"):
             return None
-        size = _resolution(params.image_size)
+        size = max(3 * max(params.image_size) // 4, 8)
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jax.tree.leaves(observation)[0].dtype)
         field = lambda density, colour: VoxelField(density=density, colour=colour, density_scale=_DENSITY_SCALE)
         return jax.eval_shape(field, array(size, size, size), array(size, size, size, 3))
-
-    def default_denoiser(self, example: Example, *, key: Key) -> AbstractDenoiser:
-        """A denoiser by lifting image features into voxels of the box from −1 to 1.
-
-        **Arguments:**
-
-        - `example`: the `jax.ShapeDtypeStruct`s of one record, whose target is the image of a camera.
-        - `key`: a PRNG key for the weights.
-
-        **Returns:**
-
-        A [`stochinv.nn.LiftingDenoiser`][].
-
-        **Raises:**
-
-        `ValueError` if the target's parameters are not one camera.
-        """
-        from ..nn import LiftingDenoiser
-
-        camera = example.target.params
-        if not isinstance(camera, Camera) or self.background == "signal":
-            raise ValueError(
-                "VolumeRenderer: there is a default denoiser for the images of a `Camera` only; give a `denoiser`."
-            )
-        return LiftingDenoiser(
-            example.target.observation.shape,
-            resolution=_resolution(camera.image_size),
-            density_scale=_DENSITY_SCALE,
-            key=key,
-        )
-
-
-def _resolution(image_size):
-    return max(3 * max(image_size) // 4, 8)
 
 
 def _pair(name, value):

@@ -6,11 +6,12 @@ import jax.random as jr
 import matplotlib
 import numpy as np
 import pytest
+import scipy.stats
 
 import stochinv as si
 from helpers import condition, measure
 from stochinv import diagnostics
-from stochinv.diagnostics._bands import uniform_band
+from stochinv.diagnostics._bands import binomial_cdf, uniform_band
 from stochinv.diagnostics._measurement import _mean_test
 
 matplotlib.use("Agg")
@@ -77,6 +78,12 @@ def test_draws_may_be_trees():
     tree = lambda x: {"a": x[..., :1], "b": x[..., 1:]}
     result = diagnostics.sbc_ranks(tree(draws), tree(truths), key=jr.key(0))
     np.testing.assert_array_equal(result.ranks, diagnostics.sbc_ranks(draws, truths, key=jr.key(0)).ranks)
+
+
+def test_binomial_law():
+    points = np.asarray([0.001, 0.3, 0.999])
+    expected = scipy.stats.binom.cdf(np.arange(51)[None], 50, points[:, None])
+    np.testing.assert_allclose(binomial_cdf(50, points), expected, rtol=1e-12)
 
 
 def test_false_alarms_of_the_band_are_as_many_as_stated():

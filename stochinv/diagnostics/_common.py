@@ -79,6 +79,13 @@ def check_probability(name: str, value: float):
         raise ValueError(f"`{name}` must lie strictly between 0 and 1, got {value}; 0.95 is usual.")
 
 
+def check_at_least_one(**numbers: int):
+    """Raises a `ValueError` that names the first of some numbers that is less than 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}; give a larger one.")
+
+
 def flatten_draws(draws: PyTree) -> Float[Array, "records draws size"]:
     """Draws with leading axes (records, draws), raveled."""
     return jax.vmap(jax.vmap(lambda x: ravel_pytree(x)[0]))(jax.tree.map(jnp.asarray, draws))

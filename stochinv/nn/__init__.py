@@ -16,9 +16,4 @@ from ._mlp import MLP as MLP
 from ._stylegan2 import StyleGAN2Generator as StyleGAN2Generator
 from ._transformer import PatchTransformer as PatchTransformer
 from ._unet import UNet as UNet
-from ._weights import (
-    AbstractGenerator as AbstractGenerator,
-    Tensor as Tensor,
-    load_weights as load_weights,
-    read_tensors as read_tensors,
-)
+from ._weights import load_weights as load_weights

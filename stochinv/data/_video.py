@@ -274,7 +274,7 @@ def _decode(path, height, max_frames):
             "`pip install imageio[ffmpeg]`."
         ) from error
     if not frames:
-        raise ValueError(f"`path` is {str(path)!r}, which has no frames.")
+        raise ValueError(f"`path` is {str(path)!r}, which has no frames; leave it out.")
     return frames
 
 

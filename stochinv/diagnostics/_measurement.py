@@ -210,7 +210,9 @@ def _check_records(data, roles):
         raise ValueError("`roles` are for a `View`; `data` is an `Example`, whose roles are dealt: leave `roles` out.")
     number = leading_size("data", data)
     if number < 8:
-        raise ValueError(f"`data` must hold at least 8 records, got {number}: bands are estimated over records.")
+        raise ValueError(
+            f"`data` must hold at least 8 records, got {number}; hold out more, since bands are estimated over records."
+        )
     return number
 
 

@@ -125,7 +125,9 @@ def reference_posterior(
 
 def _check_run(context, num_samples, num_warmup, num_chains):
     if not isinstance(context, View):
-        raise ValueError(f"`context` must be a `stochinv.View` with a views axis, got {type(context).__name__}.")
+        raise ValueError(
+            f"`context` must be a `stochinv.View` with a views axis, got {type(context).__name__}; make one."
+        )
     least = {"num_samples": (num_samples, 4), "num_warmup": (num_warmup, 0), "num_chains": (num_chains, 1)}
     for name, (value, smallest) in least.items():
         if value < smallest:

@@ -202,5 +202,8 @@ def _check_scene(field, params):
 
 def _as_pair(name, value):
     if not isinstance(value, tuple) or len(value) != 2:
-        raise ValueError(f'VolumeRenderer: with `background="{name}"`, `{name}` must be a pair with a background last.')
+        raise ValueError(
+            f'VolumeRenderer: with `background="{name}"`, `{name}` must be a pair with a background last, got a '
+            f"{type(value).__name__}; append a background."
+        )
     return value

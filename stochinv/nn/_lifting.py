@@ -244,7 +244,8 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
     def _check_views(self, noisy, context, params):
         if not isinstance(params, Camera):
             raise ValueError(
-                f"LiftingDenoiser: the target's `params` must be one `Camera`, got a {type(params).__name__}."
+                f"LiftingDenoiser: the target's `params` must be one `Camera`, got a {type(params).__name__}; make one "
+                "by `stochinv.forward.Camera(intrinsics, pose, image_size)`."
             )
         if noisy.shape != self.image_shape:
             raise ValueError(

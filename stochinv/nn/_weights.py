@@ -120,7 +120,9 @@ def load_weights(generator: _Generator, path: str | os.PathLike) -> _Generator:
     installed.
     """
     if not isinstance(generator, AbstractGenerator):
-        raise ValueError(f"`generator` must be one of `stochinv.nn`, got {type(generator).__name__}.")
+        raise ValueError(
+            f"`generator` must be one of `stochinv.nn`, got {type(generator).__name__}; use `equinox.tree_at`."
+        )
     state = {name: x for name, x in read_tensors(path).items() if name.rpartition(".")[2] not in IGNORED}
     wanted = generator.tensors()
     names = _by_order(wanted, state) if generator.by_order else {name: name for name in wanted}

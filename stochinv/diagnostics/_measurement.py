@@ -166,9 +166,7 @@ def measurement_calibration(
     check_probability("confidence", confidence)
     for level in levels:
         check_probability("levels", level)
-    number = _check_records(data, roles)
-    if resolution is not None and not resolution > 0:
-        raise ValueError(f"`resolution` must be positive, got {resolution}; leave it out where data are not rounded.")
+    number = _check_records(data, roles, resolution)
     data = jax.tree.map(jnp.asarray, data)
     record_key, rank_key, band_key = jr.split(key, 3)
     keys, options = jr.split(record_key, number), (num_samples, num_projections, resolution, limits)
@@ -202,8 +200,10 @@ def _calibration_of_entries(fractions, weights, levels, projections, rng):
     )
 
 
-def _check_records(data, roles):
-    """The number of records, which have to be enough, and to have roles."""
+def _check_records(data, roles, resolution):
+    """The number of records, which have to be enough, and to have roles; what they are rounded to is positive."""
+    if resolution is not None and not resolution > 0:
+        raise ValueError(f"`resolution` must be positive, got {resolution}; leave it out where data are not rounded.")
     if isinstance(data, View) and roles is None:
         raise ValueError("`data` is a `View`, so `roles` are needed: give `roles=RandomViews(...)`.")
     if isinstance(data, Example) and roles is not None:

@@ -228,3 +228,18 @@ def test_a_signal_without_a_slope_at_zero_is_left():
         sample = fit.problem.sample(context, masks[0, 1], key=jr.key(3), sampler=si.Ancestral(1))
         slope = jax.grad(lambda s: jnp.sum(forward(s, masks[0, 2])))(sample.signal)
         assert jnp.max(jnp.abs(slope)) > 0.1
+
+
+def test_default_denoiser_of_a_volume_renderer():
+    """It makes voxels like those that the forward model takes for its signal; without a camera there is none."""
+    forward = si.forward.VolumeRenderer(4)
+    camera = si.forward.Camera(8 * np.eye(3) + [[0, 0, 4], [0, 0, 4], [0, 0, -7]], np.eye(4), (8, 8))
+    observation = jax.ShapeDtypeStruct((8, 8, 3), jnp.float32)
+    params = jax.eval_shape(lambda: camera)
+    signal = forward.signal_structure(observation, params)
+    info = si.DataInfo(observation, params, None, jnp.zeros(()), jnp.ones(()))
+    denoiser = si.nn.default_denoiser(forward, signal, info, width=48, key=jr.key(0))
+    answer = eqx.filter_eval_shape(denoiser, observation, LEVEL, None, params, key=None)
+    assert jax.tree.map(lambda x: x.shape, answer) == jax.tree.map(lambda x: x.shape, signal)
+    with pytest.raises(ValueError, match="give a `denoiser`"):
+        si.nn.default_denoiser(forward, IMAGE, info, key=jr.key(0))

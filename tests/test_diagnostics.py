@@ -6,11 +6,12 @@ import jax.random as jr
 import matplotlib
 import numpy as np
 import pytest
+import scipy.stats
 
 import stochinv as si
 from helpers import condition, measure
 from stochinv import diagnostics
-from stochinv.diagnostics._bands import uniform_band
+from stochinv.diagnostics._bands import binomial_cdf, uniform_band
 from stochinv.diagnostics._measurement import _mean_test
 
 matplotlib.use("Agg")
@@ -77,6 +78,12 @@ def test_draws_may_be_trees():
     tree = lambda x: {"a": x[..., :1], "b": x[..., 1:]}
     result = diagnostics.sbc_ranks(tree(draws), tree(truths), key=jr.key(0))
     np.testing.assert_array_equal(result.ranks, diagnostics.sbc_ranks(draws, truths, key=jr.key(0)).ranks)
+
+
+def test_binomial_law():
+    points = np.asarray([0.001, 0.3, 0.999])
+    expected = scipy.stats.binom.cdf(np.arange(51)[None], 50, points[:, None])
+    np.testing.assert_allclose(binomial_cdf(50, points), expected, rtol=1e-12)
 
 
 def test_false_alarms_of_the_band_are_as_many_as_stated():
@@ -254,11 +261,11 @@ def test_identifiability_of_masks():
     seen = masks.any(0)
     assert result.rank == seen.sum() == 7
     np.testing.assert_allclose(result.unseen_share, ~seen, atol=1e-6)
-    np.testing.assert_allclose(result.eigenvalues, np.sort((masks**2).sum(0).ravel())[::-1], atol=1e-6)
+    np.testing.assert_allclose(result.singular_values**2, np.sort((masks**2).sum(0).ravel())[::-1], atol=1e-6)
     draws = jnp.asarray(np.random.default_rng(0).normal(size=(500, 4, 4, 1)), jnp.float32)
     split = result.split(draws)
-    np.testing.assert_allclose(split.seen + split.unseen, np.var(draws, 0, ddof=1), rtol=1e-4)
-    np.testing.assert_allclose(split.unseen[~seen], np.var(draws, 0, ddof=1)[~seen], rtol=1e-4)
+    np.testing.assert_allclose(split.seen**2 + split.unseen**2, np.var(draws, 0, ddof=1), rtol=1e-4)
+    np.testing.assert_allclose(split.unseen[~seen], np.std(draws, 0, ddof=1)[~seen], rtol=1e-4)
     # A share of independent unit variances, nine of sixteen; each has the relative standard error √(2/500).
     assert abs(split.unseen_share - 9 / 16) < 5 * np.sqrt(2 / 500 / 16)
 
@@ -277,7 +284,23 @@ def test_identifiability_of_a_known_null_space(batch_size):
     np.testing.assert_allclose(result.unseen @ result.unseen.T, basis[:, 5:] @ basis[:, 5:].T, atol=1e-5)
     scaled = np.asarray(matrices, np.float64) / np.asarray([[0.5], [2.0]])
     gram = np.einsum("pij,pik->jk", scaled, scaled)
-    np.testing.assert_allclose(result.eigenvalues, np.linalg.eigvalsh(gram)[::-1], atol=1e-4 * gram.max())
+    np.testing.assert_allclose(result.singular_values**2, np.linalg.eigvalsh(gram)[::-1], atol=1e-4 * gram.max())
+
+
+@pytest.mark.parametrize("unit", [1e-21, 1e21])
+def test_identifiability_in_any_unit(unit):
+    """Of measurements, with their noise or without, and of signals."""
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 5)), jnp.float32)
+    forward = lambda s, params: params @ s
+    measure = lambda matrix, noise: diagnostics.identifiability(forward, jnp.zeros((1, 5)), matrix, noise=noise)
+    plain = measure(matrix, 0.5)
+    seen = lambda result: result.singular_values[: result.rank]
+    np.testing.assert_allclose(seen(measure(unit * matrix, 0.5 * unit)), seen(plain), rtol=1e-3)
+    other = measure(unit * matrix, None)
+    np.testing.assert_allclose(seen(other) / unit, seen(plain) / 2, rtol=1e-3)
+    assert other.rank == measure(matrix, 0.5 * unit).rank == 3
+    draws = jnp.asarray(np.random.default_rng(1).normal(size=(20, 5)), jnp.float32)
+    np.testing.assert_allclose(plain.split(unit * draws).unseen / unit, plain.split(draws).unseen, rtol=1e-4)
 
 
 def test_identifiability_of_a_nonlinear_model_without_params():
@@ -298,7 +321,7 @@ def test_identifiability_of_a_model_with_a_derivative_of_its_own():
     model.defvjp(lambda s, p: (model(s, p), s), lambda s, g: (2 * s * (g[:3] + jnp.pad(g[3:], (0, 1))), None))
     signals = jnp.array([[1.0, 2.0, 3.0]])
     found = diagnostics.identifiability(model, signals, None)
-    np.testing.assert_allclose(found.eigenvalues, [36.0, 32.0, 8.0], rtol=1e-5)
+    np.testing.assert_allclose(found.singular_values**2, [36.0, 32.0, 8.0], rtol=1e-5)
 
 
 def test_identifiability_of_a_problem_uses_its_noise():
@@ -306,7 +329,7 @@ def test_identifiability_of_a_problem_uses_its_noise():
     matrices = held_out(0, 1, 0.5).params[0]
     result = diagnostics.identifiability(problem, jnp.zeros((1, SIZE)), matrices)
     plain = diagnostics.identifiability(problem.forward, jnp.zeros((1, SIZE)), matrices)
-    np.testing.assert_allclose(result.eigenvalues, 4 * plain.eigenvalues, rtol=1e-4)
+    np.testing.assert_allclose(result.singular_values, 2 * plain.singular_values, rtol=1e-4)
 
 
 def test_errors_of_identifiability():

@@ -2,7 +2,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-import scipy.optimize
 import scipy.spatial
 import scipy.stats
 
@@ -28,45 +27,23 @@ def test_sliced_wasserstein_of_a_shift():
     assert abs(squared - 3) < 5 * 9 * np.sqrt(4 / 45 / number)
 
 
-def test_mmd_and_energy_distance_by_brute_force():
+def test_energy_distance_by_brute_force():
     x, y = normal(0, 40, 3), normal(1, 55, 3, 0.4)
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     distance = scipy.spatial.distance.cdist
     off = lambda matrix: (matrix.sum() - np.trace(matrix)) / (len(matrix) * (len(matrix) - 1))
     energy = 2 * distance(a, b).mean() - off(distance(a, a)) - off(distance(b, b))
     np.testing.assert_allclose(diagnostics.energy_distance(x, y, batch_size=7), energy, atol=2e-5)
-    for bandwidth in (0.7, None):
-        h = np.median(scipy.spatial.distance.pdist(np.concatenate([a, b]))) if bandwidth is None else bandwidth
-        kernel = lambda u, v, h=h: np.exp(-(distance(u, v) ** 2) / (2 * h**2))
-        expected = off(kernel(a, a)) + off(kernel(b, b)) - 2 * kernel(a, b).mean()
-        np.testing.assert_allclose(diagnostics.mmd(x, y, bandwidth=bandwidth, batch_size=7), expected, atol=2e-5)
 
 
-def test_energy_distance_and_mmd_of_gaussians():
-    number, shift, h = 4000, 1.0, 1.0
+def test_energy_distance_of_gaussians():
+    number, shift = 4000, 1.0
     x, y = normal(0, number, 1), normal(1, number, 1, shift)
     # |x − y| is folded normal with deviation √2.
     folded = lambda m: 2 / np.sqrt(np.pi) * np.exp(-(m**2) / 4) + m * (1 - 2 * scipy.stats.norm.cdf(-m / np.sqrt(2)))
-    # The kernel functions averaged over one sample vary by less than 1, and 2 for distances less than the shift apart.
+    # Distances averaged over one sample vary by less than twice the shift.
     expected = 2 * (folded(shift) - folded(0))
     assert abs(diagnostics.energy_distance(x, y) - expected) < 5 * 2 * np.sqrt(2 / number)
-    mean = lambda m: h / np.sqrt(h**2 + 2) * np.exp(-(m**2) / (2 * (h**2 + 2)))
-    expected = 2 * (mean(0) - mean(shift))
-    assert abs(diagnostics.mmd(x, y, bandwidth=h) - expected) < 5 * np.sqrt(2 / number)
-
-
-def test_sinkhorn_divergence_tends_to_the_optimal_assignment():
-    x, y = normal(0, 60, 2), normal(1, 60, 2, 1.0)
-    cost = scipy.spatial.distance.cdist(x, y, "sqeuclidean")
-    exact = cost[scipy.optimize.linear_sum_assignment(cost)].mean()
-    for epsilon in (0.1, 0.5):
-        # Each of the three terms is off by at most ε log n, with the signs of the debiasing.
-        value = diagnostics.sinkhorn_divergence(x, y, epsilon=epsilon, batch_size=60)
-        assert abs(value - exact) < epsilon * np.log(60)
-        np.testing.assert_allclose(
-            diagnostics.sinkhorn_divergence(x, y, epsilon=epsilon, batch_size=16), value, rtol=1e-3
-        )
-    assert abs(diagnostics.sinkhorn_divergence(x, x, epsilon=0.5)) < 1e-4
 
 
 def test_c2st():
@@ -77,28 +54,27 @@ def test_c2st():
     assert abs(diagnostics.c2st(x, normal(1, number, 2)) - 0.5) < 4 * 0.5 / np.sqrt(2 * number)
     # The best classifier of laws two standard deviations apart in each entry is right with probability Φ(√2).
     best = scipy.stats.norm.cdf(np.sqrt(2))
-    assert abs(diagnostics.c2st(x, normal(1, number, 2, 2.0)) - best) < 0.05
+    # In a unit whose square is no number in single precision.
+    assert abs(diagnostics.c2st(1e-21 * x, 1e-21 * normal(1, number, 2, 2.0)) - best) < 0.05
 
 
 def test_samples_may_be_trees_and_units_are_those_of_the_samples():
     x, y = normal(0, 20, 6), normal(1, 30, 6, 1.0)
     tree = lambda rows: {"a": rows[:, :2], "b": rows[:, 2:].reshape(-1, 2, 2)}
     for distance in (
-        lambda x, y: diagnostics.sliced_wasserstein(x, y, key=jr.key(0)),
+        lambda x, y: diagnostics.sliced_wasserstein(x, y, key=jr.key(0), p=2),
         diagnostics.energy_distance,
     ):
         np.testing.assert_allclose(distance(tree(x), tree(y)), distance(x, y), rtol=1e-6)
-        np.testing.assert_allclose(distance(3 * x, 3 * y), 3 * distance(x, y), rtol=1e-4)
-    np.testing.assert_allclose(diagnostics.mmd(3 * x, 3 * y), diagnostics.mmd(x, y), rtol=1e-4)
+        for unit in (3.0, 1e-21, 1e21):
+            np.testing.assert_allclose(distance(unit * x, unit * y) / unit, distance(x, y), rtol=1e-4)
 
 
 def test_errors():
     x = normal(0, 10, 2)
     with pytest.raises(ValueError, match="2 and 3 entries"):
-        diagnostics.mmd(x, normal(0, 10, 3))
+        diagnostics.energy_distance(x, normal(0, 10, 3))
     with pytest.raises(ValueError, match="`y` must hold at least 2"):
         diagnostics.energy_distance(x, x[:1])
     with pytest.raises(ValueError, match="`p` must be at least 1"):
         diagnostics.sliced_wasserstein(x, x, key=jr.key(0), p=0.5)
-    with pytest.raises(ValueError, match="`bandwidth` must be positive"):
-        diagnostics.mmd(x, x, bandwidth=0.0)

@@ -19,6 +19,9 @@ def test_scores_against_brute_force():
     rng = np.random.default_rng(0)
     samples, observed = rng.normal(size=(5, 2, 3)), rng.normal(size=(2, 3))
     energy = brute_force(samples, observed, lambda x: np.sqrt(np.mean(x**2)))
+    for unit in (1e-21, 1e21):
+        value = si.diagnostics.energy_score(np.float32(unit * samples), np.float32(unit * observed))
+        np.testing.assert_allclose(value / unit, energy, rtol=1e-5)
     tree = {"a": samples[:, 0], "b": samples[:, 1]}
     np.testing.assert_allclose(si.diagnostics.energy_score(samples, observed), energy, rtol=1e-5)
     np.testing.assert_allclose(

@@ -141,16 +141,16 @@ def test_counters_in_files_are_no_weights(tmp_path):
 
 def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        si.nn.read_tensors(tmp_path / "absent.npz")
+        si.nn.load_weights(mlp(), tmp_path / "absent.npz")
     (tmp_path / "weights.pt").write_bytes(b"x")
     with pytest.raises(ValueError, match="must end in .npz or .safetensors"):
-        si.nn.read_tensors(tmp_path / "weights.pt")
+        si.nn.load_weights(mlp(), tmp_path / "weights.pt")
     for name in ("weights.npz", "weights.safetensors"):
         if name.endswith("safetensors"):
             pytest.importorskip("safetensors")
         (tmp_path / name).write_bytes(b"no such format")
         with pytest.raises(ValueError, match="is damaged"):
-            si.nn.read_tensors(tmp_path / name)
+            si.nn.load_weights(mlp(), tmp_path / name)
     with pytest.raises(ValueError, match="must be one of `stochinv.nn`"):
         si.nn.load_weights(jnp.tanh, tmp_path / "weights.npz")
 

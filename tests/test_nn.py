@@ -11,6 +11,8 @@ import pytest
 
 from network_helpers import cast, compiled, fast_key, normal, refuses
 from stochinv import nn
+from stochinv.nn._conv import Conv2d
+from stochinv.nn._norm import GroupNorm
 
 EMBEDDING_SIZE = 6
 
@@ -288,8 +290,8 @@ def test_wrong_image_size_is_refused():
         (lambda: mlp(3, 5, width=-1).network(), "`width` is -1"),
         (lambda: mlp(3, 5, depth=0).network(), "`depth` is 0"),
         (lambda: nn.NoiseEmbedding(0, key=fast_key(0)), "`size` is 0"),
-        (lambda: nn.GroupNorm(6, 4), r"choose `groups` from \[1, 2, 3, 6\]"),
-        (lambda: nn.Conv2d(1, 1, 0, key=fast_key(0)), "`kernel_size` is 0"),
+        (lambda: GroupNorm(6, 4), r"choose `groups` from \[1, 2, 3, 6\]"),
+        (lambda: Conv2d(1, 1, 0, key=fast_key(0)), "`kernel_size` is 0"),
     ],
 )
 def test_wrong_settings_are_refused(make, match):

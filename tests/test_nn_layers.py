@@ -10,6 +10,9 @@ import pytest
 
 from network_helpers import cast, compiled, fast_key, normal, refuses, with_noise
 from stochinv import nn
+from stochinv.nn._attention import SelfAttention
+from stochinv.nn._conv import Conv2d
+from stochinv.nn._norm import GroupNorm
 
 apply = compiled(lambda layer, x: layer(x))
 vectors_of = compiled(lambda embed, log_snr: jax.vmap(embed)(log_snr))
@@ -60,7 +63,7 @@ def test_noise_embedding_has_no_frozen_arrays():
 
 @pytest.mark.parametrize("kernel_size, stride", [(1, 1), (3, 1), (3, 2), (5, 2)])
 def test_conv_against_equinox(kernel_size, stride):
-    conv = with_noise(nn.Conv2d(2, 3, kernel_size, stride=stride, key=fast_key(0)))
+    conv = with_noise(Conv2d(2, 3, kernel_size, stride=stride, key=fast_key(0)))
     reference = eqx.nn.Conv2d(2, 3, kernel_size, stride=stride, padding="SAME", key=fast_key(1))
     reference = eqx.tree_at(
         lambda layer: (layer.weight, layer.bias),
@@ -73,7 +76,7 @@ def test_conv_against_equinox(kernel_size, stride):
 
 
 def test_conv_without_bias():
-    conv = nn.Conv2d(2, 3, use_bias=False, key=fast_key(0))
+    conv = Conv2d(2, 3, use_bias=False, key=fast_key(0))
     assert conv.bias is None
     np.testing.assert_array_equal(conv(jnp.zeros((4, 5, 2))), np.zeros((4, 5, 3)))
     refuses(lambda: conv(jnp.zeros((4, 5, 3))), "`x` of `Conv2d`", "(4, 5, 3)")
@@ -81,7 +84,7 @@ def test_conv_without_bias():
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_group_norm_against_equinox(groups):
-    norm = with_noise(nn.GroupNorm(6, groups))
+    norm = with_noise(GroupNorm(6, groups))
     reference = eqx.nn.GroupNorm(groups, 6, eps=1e-5)
     reference = eqx.tree_at(lambda layer: (layer.weight, layer.bias), reference, (norm.weight, norm.bias))
     x = 3 + 2 * normal(5, 4, 6, seed=0)
@@ -90,7 +93,7 @@ def test_group_norm_against_equinox(groups):
 
 
 def test_group_norm_in_bfloat16_has_statistics_in_float32():
-    norm = cast(nn.GroupNorm(2, 1), jnp.bfloat16)
+    norm = cast(GroupNorm(2, 1), jnp.bfloat16)
     x = (100 + normal(64, 64, 2, seed=0)).astype(jnp.bfloat16)
     y = apply(norm, x)
     assert y.dtype == jnp.bfloat16
@@ -100,7 +103,7 @@ def test_group_norm_in_bfloat16_has_statistics_in_float32():
 
 
 def test_self_attention_against_jax():
-    attention = with_noise(nn.SelfAttention(8, heads=2, key=fast_key(0)))
+    attention = with_noise(SelfAttention(8, heads=2, key=fast_key(0)))
     x = normal(5, 8, seed=1)
 
     def reference(attention, x):
@@ -119,6 +122,6 @@ def test_initial_variance_is_kept():
     # The relative standard error of the variance is about sqrt(2 / 15000) plus that of
     # the weights' own, sqrt(0.8 / 60000): together below 2 %.
     np.testing.assert_allclose(np.var(y), 1, atol=0.08)
-    conv = nn.Conv2d(32, 64, key=fast_key(2))
+    conv = Conv2d(32, 64, key=fast_key(2))
     y = apply(conv, normal(16, 16, 32, seed=3))[1:-1, 1:-1]
     np.testing.assert_allclose(np.var(y), 1, atol=0.08)

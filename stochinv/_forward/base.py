@@ -14,12 +14,9 @@ from .._view import structure
 class AbstractForwardModel(eqx.Module):
     """The known differentiable map `f(s, φ)` from a signal to a noise-free measurement.
 
-    A new forward model defines `__call__` for one signal and one measurement. Two further methods are optional:
-
-    - `signal_structure(observation, params)` returns the PyTree of `jax.ShapeDtypeStruct` of the signal, given those of
-        a measurement and its parameters, so that no `signal=` is needed where a network is made from the data;
-    - `default_denoiser(example, *, key)` returns the denoiser to train where none is given; `example` holds the
-        `jax.ShapeDtypeStruct`s of one record.
+    A new forward model defines `__call__` for one signal and one measurement. One more method is optional:
+    `signal_structure(observation, params)` returns the PyTree of `jax.ShapeDtypeStruct` of the signal, given those of a
+    measurement and its parameters, so that no `signal=` is needed where a network is made from the data.
     """
 
     @abc.abstractmethod

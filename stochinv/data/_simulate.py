@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from numpyro import handlers
 
 from .._custom_types import AnyCallable, Key
 from .._view import Example, View
@@ -47,8 +48,6 @@ def simulate(
 
 @eqx.filter_jit
 def _simulate(model, model_args, keys):
-    from numpyro import handlers
-
     def draw(key):
         with handlers.trace() as trace, handlers.seed(rng_seed=key):
             record = model(*model_args)

@@ -206,39 +206,46 @@ def random_crops(
     `ValueError` if no clip is long enough, or if the crop does not fit into every one that is.
     """
     height, width = size
-    if number < 1 or height < 1 or width < 1 or margin < 0 or gap < 1 or (num_frames is not None and num_frames < 1):
+    if min(number, height, width, gap, 1 if num_frames is None else num_frames) < 1 or margin < 0:
         raise ValueError(
             "`number`, `size`, `gap` and `num_frames` must be at least 1 and `margin` at least 0, got "
             f"{number}, {size}, {gap}, {num_frames} and {margin}."
         )
     later = gap * (1 if num_frames is None else num_frames)
+    whole = (height + 2 * margin, width + 2 * margin)
+    usable = _usable_clips(clips, later, whole)
+    rng = np.random.default_rng(seed)
+    moments = np.array([len(clip) - later for clip in usable])
+    chosen = rng.choice(len(usable), number, p=moments / moments.sum())
+    crops = np.stack([_random_crop(usable[i], later, gap, whole, mirror, rng) for i in chosen])
+    after = crops[:, 1:, margin : margin + height, margin : margin + width]
+    to_float = lambda x: x.astype(np.float32) / 255
+    return View(to_float(after[:, 0] if num_frames is None else after), to_float(crops[:, 0]))
+
+
+def _usable_clips(clips, later, whole):
+    """The clips in which a frame is followed by `later` others; crops have to fit into all of them."""
     usable = [clip for clip in clips if len(clip) > later]
     if not usable:
         raise ValueError(
-            f"`clips` have {[len(clip) for clip in clips]} frames, but a record spans {later + 1}: `gap={gap}` and "
-            f"`num_frames={num_frames}`; give longer clips or a smaller gap."
+            f"`clips` have {[len(clip) for clip in clips]} frames, but a record spans {later + 1} of them by its `gap` "
+            "and `num_frames`; give longer clips or a smaller gap."
         )
-    whole = (height + 2 * margin, width + 2 * margin)
     for clip in usable:
         if clip.shape[1] < whole[0] or clip.shape[2] < whole[1]:
             raise ValueError(
                 f"`clips` has frames of {clip.shape[1:3]} pixels, but crops with their margin are {whole}; give a "
                 "smaller `size` or `margin`, or read the video with a larger `height`."
             )
-    rng = np.random.default_rng(seed)
-    moments = np.array([len(clip) - later for clip in usable])
-    source = np.empty((number, *whole, 3), np.uint8)
-    after = np.empty((number, later // gap, height, width, 3), np.uint8)
-    for i, index in enumerate(rng.choice(len(usable), number, p=moments / moments.sum())):
-        clip = usable[index]
-        start = rng.integers(len(clip) - later)
-        top, left = (rng.integers(clip.shape[1 + axis] - whole[axis] + 1) for axis in (0, 1))
-        crop = clip[start : start + later + 1 : gap, top : top + whole[0], left : left + whole[1]]
-        if mirror and rng.random() < 0.5:
-            crop = crop[:, :, ::-1]
-        source[i], after[i] = crop[0], crop[1:, margin : margin + height, margin : margin + width]
-    to_float = lambda x: x.astype(np.float32) / 255
-    return View(to_float(after[:, 0] if num_frames is None else after), to_float(source))
+    return usable
+
+
+def _random_crop(clip, later, gap, whole, mirror, rng):
+    """One place and one moment: the source and the frames after it, with the margin."""
+    start = rng.integers(len(clip) - later)
+    top, left = (rng.integers(clip.shape[1 + axis] - whole[axis] + 1) for axis in (0, 1))
+    crop = clip[start : start + later + 1 : gap, top : top + whole[0], left : left + whole[1]]
+    return crop[:, :, ::-1] if mirror and rng.random() < 0.5 else crop
 
 
 def _decode(path, height, max_frames):
@@ -267,7 +274,7 @@ def _decode(path, height, max_frames):
             "`pip install imageio[ffmpeg]`."
         ) from error
     if not frames:
-        raise ValueError(f"`path` is {str(path)!r}, which has no frames.")
+        raise ValueError(f"`path` is {str(path)!r}, which has no frames; leave it out.")
     return frames
 
 

@@ -4,7 +4,6 @@ from ._calibration import Calibration as Calibration, sbc_ranks as sbc_ranks, ta
 from ._distances import (
     c2st as c2st,
     energy_distance as energy_distance,
-    mmd as mmd,
     sliced_wasserstein as sliced_wasserstein,
 )
 from ._identifiability import (
@@ -19,4 +18,3 @@ from ._measurement import (
 from ._reference import ReferencePosterior as ReferencePosterior, reference_posterior as reference_posterior
 from ._reweighting import ReweightedPosterior as ReweightedPosterior, reweighted_posterior as reweighted_posterior
 from ._scores import crps as crps, energy_score as energy_score, fractional_ranks as fractional_ranks
-from ._sinkhorn import sinkhorn_divergence as sinkhorn_divergence

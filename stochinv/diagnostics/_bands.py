@@ -13,7 +13,7 @@ section 2 and algorithm 2). Ties in `γ_sample` go in favour of uniformity.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float, Int
 
 
@@ -44,7 +44,7 @@ def uniform_band(
     - `rng`: for the simulation.
     - `num_simulations`: how many uniform samples are simulated.
     """
-    cumulative = scipy.stats.binom.cdf(np.arange(number + 1)[None], number, points[:, None])
+    cumulative = binomial_cdf(number, points)
     above = np.concatenate([np.ones((len(points), 1)), 1 - cumulative[:, :-1]], 1)
     two_sided = 2 * np.minimum(cumulative, above)
     level = lambda counts: two_sided[np.arange(len(points)), counts].min(-1)
@@ -58,3 +58,10 @@ def uniform_band(
     upper = (number - inside[:, ::-1].argmax(1)) / number
     smaller = np.searchsorted(levels, level(counts) * (1 + 1e-12), side="right")
     return Band(lower, upper, (1 + smaller) / (1 + num_simulations))
+
+
+def binomial_cdf(number: int, probabilities: Float[np.ndarray, " points"]) -> Float[np.ndarray, "points counts"]:
+    """`P(B ≤ b)` for all `b = 0 … number`, by the incomplete beta function."""
+    below = np.arange(number)
+    cumulative = scipy.special.betaincc(below + 1, number - below, probabilities[:, None])
+    return np.concatenate([cumulative, np.ones((len(probabilities), 1))], 1)

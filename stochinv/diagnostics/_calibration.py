@@ -18,6 +18,7 @@ from ._bands import uniform_band
 from ._common import as_rows, check_probability, flatten_draws, generator, leading_size, new_axes, random_rank
 
 MOST_QUANTITIES = 100
+LEVELS = tuple(float(x) for x in np.round(np.arange(0.05, 1, 0.05), 2))
 
 
 @final
@@ -107,10 +108,10 @@ def calibration_of_ranks(
     num_draws: int,
     *,
     key: Key,
-    levels: Float[np.ndarray, " levels"] | tuple[float, ...],
+    levels: tuple[float, ...] = LEVELS,
     confidence: float,
-    central: bool,
-    num_simulations: int | None,
+    central: bool = True,
+    num_simulations: int | None = None,
 ) -> Calibration:
     """Everything that follows from independent ranks."""
     check_probability("confidence", confidence)
@@ -151,9 +152,6 @@ def calibration_of_ranks(
     )
 
 
-LEVELS = tuple(float(x) for x in np.round(np.arange(0.05, 1, 0.05), 2))
-
-
 def sbc_ranks(
     draws: PyTree,
     truths: PyTree,
@@ -189,15 +187,8 @@ def sbc_ranks(
     samples, values = _checked(draws, truths)
     rank_key, band_key = jr.split(key)
     ranks = _entry_ranks(samples, values, rank_key)
-    return calibration_of_ranks(
-        ranks,
-        samples.shape[1],
-        key=band_key,
-        levels=levels,
-        confidence=confidence,
-        central=True,
-        num_simulations=num_simulations,
-    )
+    options = {"levels": levels, "confidence": confidence, "num_simulations": num_simulations}
+    return calibration_of_ranks(ranks, samples.shape[1], key=band_key, **options)
 
 
 def tarp(
@@ -245,22 +236,17 @@ def tarp(
         if points.shape != values.shape:
             raise ValueError(f"`references` must be shaped as `truths`, {values.shape} raveled, got {points.shape}.")
     ranks = _distance_ranks(samples / width, values / width, points / width, rank_key)
-    return calibration_of_ranks(
-        ranks,
-        samples.shape[1],
-        key=band_key,
-        levels=levels,
-        confidence=confidence,
-        central=False,
-        num_simulations=num_simulations,
-    )
+    options = {"levels": levels, "confidence": confidence, "num_simulations": num_simulations}
+    return calibration_of_ranks(ranks, samples.shape[1], key=band_key, central=False, **options)
 
 
 def _checked(draws, truths):
     values = as_rows("truths", truths)
     number = leading_size("draws", draws)
     if any(jnp.ndim(x) < 2 for x in jax.tree.leaves(draws)):
-        raise ValueError("`draws` must have leaves with two leading axes, (records, draws).")
+        raise ValueError(
+            "`draws` must have leaves with two leading axes, (records, draws); stack the draws of each record."
+        )
     samples = flatten_draws(draws).astype(values.dtype)
     if number != values.shape[0] or samples.shape[2] != values.shape[1]:
         raise ValueError(

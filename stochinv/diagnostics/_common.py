@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import jax
@@ -7,14 +8,16 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._custom_types import Key
+from .._custom_types import FloatScalar, Key
 
 
 def leading_size(name: str, tree: PyTree) -> int:
     """The length of the leading axis that all leaves of a PyTree share."""
     shapes = {jnp.shape(x)[:1] for x in jax.tree.leaves(tree)}
     if len(shapes) != 1 or () in shapes:
-        raise ValueError(f"`{name}` must have leaves with one common leading axis, got leading axes {sorted(shapes)}.")
+        raise ValueError(
+            f"`{name}` must have leaves with one common leading axis, got {sorted(shapes)}; stack its leaves."
+        )
     return next(iter(shapes))[0]
 
 
@@ -30,12 +33,19 @@ def as_pair(x: PyTree, y: PyTree, least: int) -> tuple[Float[Array, "first size"
     first, second = as_rows("x", x), as_rows("y", y)
     if first.shape[1] != second.shape[1]:
         raise ValueError(
-            f"`x` and `y` must be samples of the same space, got {first.shape[1]} and {second.shape[1]} entries each."
+            f"`x` and `y` must be samples of the same space, got {first.shape[1]} and {second.shape[1]} entries each; "
+            "leave out what only one of them has."
         )
     for name, rows in (("x", first), ("y", second)):
         if rows.shape[0] < least:
-            raise ValueError(f"`{name}` must hold at least {least} samples, got {rows.shape[0]}.")
+            raise ValueError(f"`{name}` must hold at least {least} samples, got {rows.shape[0]}; draw more.")
     return first, second
+
+
+def largest(*arrays: Float[Array, "..."]) -> FloatScalar:
+    """The largest absolute value, 1 if all are 0: a unit in which squares neither vanish nor overflow."""
+    size = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in arrays])
+    return jnp.where(size > 0, size, 1)
 
 
 def random_rank(draws: Float[Array, "draws *shape"], value: Float[Array, "*shape"], key: Key) -> Int[Array, "*shape"]:
@@ -64,8 +74,16 @@ def new_axes(ax: Any) -> Any:
 
 
 def check_probability(name: str, value: float):
+    """Raises a `ValueError` for 0, 1 and whatever is no probability."""
     if not 0 < value < 1:
-        raise ValueError(f"`{name}` must lie strictly between 0 and 1, got {value}.")
+        raise ValueError(f"`{name}` must lie strictly between 0 and 1, got {value}; 0.95 is usual.")
+
+
+def check_at_least_one(**numbers: int):
+    """Raises a `ValueError` that names the first of some numbers that is less than 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}; give a larger one.")
 
 
 def flatten_draws(draws: PyTree) -> Float[Array, "records draws size"]:

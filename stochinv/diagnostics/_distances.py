@@ -10,8 +10,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from .._custom_types import FloatScalar, FloatScalarLike, Key
-from ._common import as_pair
+from .._custom_types import FloatScalar, Key
+from ._common import as_pair, largest
 
 
 def c2st(x: PyTree, y: PyTree, *, seed: int = 1, num_folds: int = 5) -> float:
@@ -45,11 +45,11 @@ def c2st(x: PyTree, y: PyTree, *, seed: int = 1, num_folds: int = 5) -> float:
         from sklearn.neural_network import MLPClassifier
     except ImportError as error:
         raise ImportError("`c2st` needs scikit-learn: `pip install 'stochinv[diagnostics]'`.") from error
-    first, second = (np.asarray(rows, np.float32) for rows in as_pair(x, y, num_folds))
+    first, second = (np.asarray(rows, np.float64) for rows in as_pair(x, y, num_folds))
     mean, std = first.mean(0), first.std(0, ddof=1)
     if not np.all(std > 0):
         raise ValueError(f"`x` must vary in every entry, but {np.flatnonzero(std == 0)} do not; leave them out.")
-    data = np.concatenate([first - mean, second - mean]) / std
+    data = (np.concatenate([first - mean, second - mean]) / std).astype(np.float32)
     label = np.concatenate([np.zeros(len(first)), np.ones(len(second))])
     width = 10 * first.shape[1]
     classifier = MLPClassifier(
@@ -84,9 +84,9 @@ def sliced_wasserstein(
         Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures", definition 2.
     """
     if p < 1:
-        raise ValueError(f"`p` must be at least 1, got {p}.")
+        raise ValueError(f"`p` must be at least 1, got {p}; 1 and 2 are usual.")
     if num_projections < 1:
-        raise ValueError(f"`num_projections` must be at least 1, got {num_projections}.")
+        raise ValueError(f"`num_projections` must be at least 1, got {num_projections}; give some hundred.")
     first, second = as_pair(x, y, 1)
     return _sliced_wasserstein(first, second, key, num_projections, p, batch_size)
 
@@ -94,6 +94,7 @@ def sliced_wasserstein(
 @jax.jit(static_argnames=("num_projections", "batch_size"))
 def _sliced_wasserstein(first, second, key, num_projections, p, batch_size):
     n, m = first.shape[0], second.shape[0]
+    first, second, scale = _standard(first, second)
     directions = jr.normal(key, (num_projections, first.shape[1]), first.dtype)
     directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
     # Both quantile functions are constant between the jumps of either.
@@ -105,74 +106,7 @@ def _sliced_wasserstein(first, second, key, num_projections, p, batch_size):
         a, b = (jnp.sort(jnp.matmul(rows, direction, precision="highest")) for rows in (first, second))
         return jnp.sum(width * jnp.abs(a[i] - b[j]) ** p)
 
-    return jnp.mean(jax.lax.map(distance, directions, batch_size=batch_size)) ** (1 / p)
-
-
-def _mean_over_pairs(function, first, second, batch_size, *, same=False):
-    """The mean of `function(squared distance)` over pairs; with `same` over pairs of distinct samples of one set."""
-    squares = jnp.sum(second**2, 1)
-
-    def row(inputs):
-        index, sample = inputs
-        squared = jnp.maximum(jnp.sum(sample**2) + squares - 2 * jnp.matmul(second, sample, precision="highest"), 0)
-        values = function(squared)
-        return jnp.sum(jnp.where(jnp.arange(second.shape[0]) == index, 0, values)) if same else jnp.sum(values)
-
-    total = jnp.sum(jax.lax.map(row, (jnp.arange(first.shape[0]), first), batch_size=batch_size) / first.shape[0])
-    return total / (second.shape[0] - same)
-
-
-def _centred(first, second):
-    centre = jnp.mean(first, 0)
-    return first - centre, second - centre
-
-
-def mmd(x: PyTree, y: PyTree, *, bandwidth: FloatScalarLike | None = None, batch_size: int = 64) -> FloatScalar:
-    r"""Squared maximum mean discrepancy with the kernel `exp(−‖a − b‖² / 2h²)`, unbiased.
-
-    `mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) − 2 mean_{ij} k(x_i, y_j)`, in rows: memory grows with
-    `batch_size` times the number of samples.
-
-    **Arguments:**
-
-    - `x`, `y`: samples, leaves of shape `(first, ...)` and `(second, ...)`, at least two each.
-    - `bandwidth`: `h > 0`, in the units of the samples; by default the median distance of the pooled samples (of at
-        most 1,000 of them, evenly spaced).
-    - `batch_size`: how many rows of the kernel's matrix are held at once.
-
-    **Returns:**
-
-    A scalar without unit; negative values arise by chance where the laws are equal.
-
-    ??? cite "Source"
-
-        Gretton et al. 2012, "A kernel two-sample test", equation 3 and section 8.
-    """
-    first, second = as_pair(x, y, 2)
-    if bandwidth is None:
-        bandwidth = _median_distance(jnp.concatenate([first, second]))
-    elif isinstance(bandwidth, float | int) and not bandwidth > 0:
-        raise ValueError(f"`bandwidth` must be positive, got {bandwidth}.")
-    return _mmd(first, second, jnp.asarray(bandwidth, first.dtype), batch_size)
-
-
-@jax.jit
-def _median_distance(rows):
-    number = min(rows.shape[0], 1000)
-    rows = rows[np.linspace(0, rows.shape[0] - 1, number).astype(int)]
-    i, j = np.triu_indices(number, 1)
-    squares = jnp.sum(rows**2, 1)
-    gram = jnp.matmul(rows, rows.T, precision="highest")
-    return jnp.sqrt(jnp.median(jnp.maximum(squares[i] + squares[j] - 2 * gram[i, j], 0)))
-
-
-@jax.jit(static_argnames=("batch_size",))
-def _mmd(first, second, bandwidth, batch_size):
-    first, second = _centred(first, second)
-    kernel = lambda squared: jnp.exp(-squared / (2 * bandwidth**2))
-    within = _mean_over_pairs(kernel, first, first, batch_size, same=True)
-    within += _mean_over_pairs(kernel, second, second, batch_size, same=True)
-    return within - 2 * _mean_over_pairs(kernel, first, second, batch_size)
+    return scale * jnp.mean(jax.lax.map(distance, directions, batch_size=batch_size)) ** (1 / p)
 
 
 def energy_distance(x: PyTree, y: PyTree, *, batch_size: int = 64) -> FloatScalar:
@@ -200,7 +134,29 @@ def energy_distance(x: PyTree, y: PyTree, *, batch_size: int = 64) -> FloatScala
 
 @jax.jit(static_argnames=("batch_size",))
 def _energy_distance(first, second, batch_size):
-    first, second = _centred(first, second)
-    between = _mean_over_pairs(jnp.sqrt, first, second, batch_size)
-    within = _mean_over_pairs(jnp.sqrt, first, first, batch_size, same=True)
-    return 2 * between - within - _mean_over_pairs(jnp.sqrt, second, second, batch_size, same=True)
+    first, second, scale = _standard(first, second)
+    between = _mean_distance(first, second, batch_size)
+    within = _mean_distance(first, first, batch_size, same=True) + _mean_distance(second, second, batch_size, same=True)
+    return scale * (2 * between - within)
+
+
+def _standard(first, second):
+    """Both sets less the mean of the first, in units of the largest entry that is left, and that unit."""
+    centre = jnp.mean(first, 0)
+    first, second = first - centre, second - centre
+    scale = largest(first, second)
+    return first / scale, second / scale, scale
+
+
+def _mean_distance(first, second, batch_size, *, same=False):
+    """The mean distance over all pairs; with `same` over pairs of distinct samples of one set."""
+    squares = jnp.sum(second**2, 1)
+
+    def row(inputs):
+        index, sample = inputs
+        squared = jnp.maximum(jnp.sum(sample**2) + squares - 2 * jnp.matmul(second, sample, precision="highest"), 0)
+        values = jnp.sqrt(squared)
+        return jnp.sum(jnp.where(jnp.arange(second.shape[0]) == index, 0, values)) if same else jnp.sum(values)
+
+    total = jnp.sum(jax.lax.map(row, (jnp.arange(first.shape[0]), first), batch_size=batch_size) / first.shape[0])
+    return total / (second.shape[0] - same)

@@ -19,33 +19,27 @@ from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import AnyCallable, FloatScalar, Params, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
-from .._noise import as_noise
+from .._noise import AbstractNoise, as_noise
 from .._problem import StochasticInverseProblem
-from ._common import as_rows, leading_size, new_axes
+from ._common import as_rows, check_probability, largest, leading_size, new_axes
 
 MOST_ENTRIES = 4096
 
 
 @final
 class SpreadSplit(eqx.Module):
-    """The variance of posterior draws, in directions that measurements see and in those that none does.
+    """The spread of posterior draws, in directions that measurements see and in those that none does.
 
     **Arguments:**
 
-    - `seen`, `unseen`: the variance per entry of the draws' parts in either subspace, PyTrees like the signal, in
-        squared units of the signal. The parts may be correlated, so the two need not add up entry by entry.
-    - `total_seen`, `total_unseen`: their sums, which add up to the total variance.
+    - `seen`, `unseen`: the standard deviations per entry of the draws' parts in either subspace, like the signal and in
+        its units. The parts may be correlated, so the variances need not add up entry by entry; their sums do.
+    - `unseen_share`: the share of the total variance that no measurement constrains, in `[0, 1]`.
     """
 
     seen: PyTree
     unseen: PyTree
-    total_seen: FloatScalar
-    total_unseen: FloatScalar
-
-    @property
-    def unseen_share(self) -> FloatScalar:
-        """The share of the total variance that no measurement constrains, in `[0, 1]`."""
-        return self.total_unseen / (self.total_seen + self.total_unseen)
+    unseen_share: FloatScalar
 
 
 @final
@@ -54,14 +48,15 @@ class Identifiability(eqx.Module):
 
     **Arguments:**
 
-    - `eigenvalues`: of `G`, falling, shape `(n,)`, in the inverse squared units of the signal where the noise is known.
-    - `directions`: the eigenvectors as columns, in the order of the eigenvalues, shape `(n, n)`.
+    - `singular_values`: the roots of the eigenvalues of `G`, falling, shape `(n,)`, in inverse units of the signal
+        where the noise is known.
+    - `directions`: the eigenvectors as columns, in the order of the singular values, shape `(n, n)`.
     - `rank`: how many directions are seen.
     - `tolerance`: singular values below `tolerance` times the largest count as zero.
     - `signal`: one of the signals, for its structure.
     """
 
-    eigenvalues: Float[Array, " n"]
+    singular_values: Float[Array, " n"]
     directions: Float[Array, "n n"]
     rank: int
     tolerance: float
@@ -101,13 +96,16 @@ class Identifiability(eqx.Module):
         if rows.shape[0] < 2 or rows.shape[1] != self.directions.shape[0]:
             raise ValueError(
                 f"`draws` must be at least 2 signals of {self.directions.shape[0]} entries, got {rows.shape[0]} of "
-                f"{rows.shape[1]}."
+                f"{rows.shape[1]}; give some of the posterior's."
             )
-        coordinates = (rows - jnp.mean(rows, 0)) @ self.directions
+        rows = rows - jnp.mean(rows, 0)
+        scale = largest(rows)
+        coordinates = rows / scale @ self.directions
         variance = lambda basis, part: jnp.sum((part @ basis.T) ** 2, 0) / (rows.shape[0] - 1)
         seen = variance(self.seen, coordinates[:, : self.rank])
         unseen = variance(self.unseen, coordinates[:, self.rank :])
-        return SpreadSplit(self.unravel(seen), self.unravel(unseen), jnp.sum(seen), jnp.sum(unseen))
+        share = jnp.sum(unseen) / (jnp.sum(seen) + jnp.sum(unseen))
+        return SpreadSplit(self.unravel(scale * jnp.sqrt(seen)), self.unravel(scale * jnp.sqrt(unseen)), share)
 
     def plot(self, ax: Any = None, *, draws: Signal | None = None) -> Any:
         """Draws, for a signal that is one image, a map of what is unconstrained; otherwise the spectrum.
@@ -126,18 +124,20 @@ class Identifiability(eqx.Module):
         leaves = [np.asarray(x) for x in jax.tree.leaves(share)]
         if len(leaves) != 1 or leaves[0].ndim not in (2, 3):
             return self.plot_spectrum(ax)
-        image = leaves[0] if leaves[0].ndim == 2 else leaves[0].mean(-1)
+        image = leaves[0]
+        if image.ndim == 3:
+            image = image.mean(-1) if draws is None else np.sqrt((image.astype(np.float64) ** 2).mean(-1))
         ax = new_axes(ax)
         if draws is None:
             shown, label = ax.imshow(image, vmin=0, vmax=1, cmap="magma"), "unseen share of the entry"
         else:
-            shown, label = ax.imshow(np.sqrt(image), vmin=0, cmap="magma"), "unconstrained standard deviation"
+            shown, label = ax.imshow(image, vmin=0, cmap="magma"), "unconstrained standard deviation"
         ax.figure.colorbar(shown, ax=ax, label=label)
-        ax.set(xticks=[], yticks=[], title=f"{self.rank} of {len(self.eigenvalues)} directions seen")
+        ax.set(xticks=[], yticks=[], title=f"{self.rank} of {len(self.singular_values)} directions seen")
         return ax
 
     def plot_spectrum(self, ax: Any = None) -> Any:
-        """Draws the singular values `√λ` of the stacked Jacobian, and the tolerance.
+        """Draws the singular values of the stacked Jacobian, and the tolerance.
 
         **Arguments:**
 
@@ -148,7 +148,7 @@ class Identifiability(eqx.Module):
         The axes.
         """
         ax = new_axes(ax)
-        singular = np.sqrt(np.maximum(np.asarray(self.eigenvalues, np.float64), 0))
+        singular = np.asarray(self.singular_values, np.float64)
         floor = max(singular[0], np.finfo(float).tiny) * self.tolerance
         index = np.arange(1, len(singular) + 1)
         # Rounding errors stand at a tenth of the tolerance, so that the axis ends there.
@@ -166,7 +166,7 @@ def identifiability(
     signals: Signal,
     params: Params,
     *,
-    noise: PyTree | None = None,
+    noise: AbstractNoise | AnyCallable | PyTree = None,
     tolerance: float | None = None,
     batch_size: int = 1,
 ) -> Identifiability:
@@ -181,8 +181,8 @@ def identifiability(
     - `signals`: where to linearise, e.g. posterior draws: leaves with a leading axis. One is enough for a linear `f`.
         At most 4,096 entries each.
     - `params`: the parameters of all measurements, leaves with a leading axis; `None` for a forward model without.
-    - `noise`: the standard deviation `τ` of measurement noise in raw units: a scalar, or a PyTree of scalars like an
-        observation. By default the problem's, 0 for a forward model. 0 leaves the measurement unweighted.
+    - `noise`: the noise of measurements, as in [`stochinv.StochasticInverseProblem`][], of which the standard deviation
+        `τ` counts. By default the problem's, 0 for a forward model. 0 leaves the measurement unweighted.
     - `tolerance`: singular values of the stacked Jacobian below `tolerance ∈ (0, 1)` times the largest count as zero.
         By default `√(n · machine epsilon)`: the Gram matrix has their squares, so that smaller ones are lost.
     - `batch_size`: how many Jacobians are held at once.
@@ -201,16 +201,7 @@ def identifiability(
         Rothenberg 1971, "Identification in parametric models", theorem 1: locally identifiable if and only if `G`
         is regular.
     """
-    if isinstance(forward, StochasticInverseProblem):
-        model, noise = forward.forward, forward.noise if noise is None else noise
-        if not as_noise(noise).every_level:
-            raise ValueError(
-                "`noise` of the problem is not Gaussian; give `noise`, the standard deviation of Gaussian noise of the "
-                "same size."
-            )
-    else:
-        model = as_forward_model(forward)
-    noise = as_noise(0.0 if noise is None else noise).scale
+    model, noise = _as_model_and_noise(forward, noise)
     signals, params = jax.tree.map(jnp.asarray, (signals, params))
     rows = as_rows("signals", signals)
     size = rows.shape[1]
@@ -221,13 +212,18 @@ def identifiability(
         )
     if tolerance is None:
         tolerance = float(np.sqrt(size * jnp.finfo(rows.dtype).eps))
-    if not 0 < tolerance < 1:
-        raise ValueError(f"`tolerance` must lie strictly between 0 and 1, got {tolerance}.")
+    check_probability("tolerance", tolerance)
     num_params = leading_size("params", params) if jax.tree.leaves(params) else 0
     example = jax.tree.map(lambda x: x[0], signals)
-    eigenvalues, directions = _spectrum(model, signals, params, noise, num_params, batch_size)
-    rank = int(np.sum(np.asarray(eigenvalues) > tolerance**2 * max(float(eigenvalues[0]), 0.0)))
-    return Identifiability(eigenvalues, directions, rank, tolerance, example)
+    singular, directions = _spectrum(model, signals, params, noise, num_params, batch_size)
+    rank = int(jnp.sum(singular > tolerance * singular[0]))
+    return Identifiability(singular, directions, rank, tolerance, example)
+
+
+def _as_model_and_noise(forward, noise):
+    if isinstance(forward, StochasticInverseProblem):
+        forward, noise = forward.forward, forward.noise if noise is None else noise
+    return as_forward_model(forward), as_noise(0.0 if noise is None else noise)
 
 
 @eqx.filter_jit
@@ -238,31 +234,37 @@ def _spectrum(model, signals, params, noise, num_params, batch_size):
 
     def flat(vector, params):
         observation = model(unravel(vector), params)
-        if jax.tree.structure(noise) == jax.tree.structure(0.0):
-            scale = jax.tree.map(lambda x: noise, observation)
-        else:
-            scale = noise
+        scale = jax.lax.stop_gradient(noise.std(observation))
+        if scale is None:
+            raise ValueError(f"`noise` is {noise}, whose standard deviation is not known; give that as `noise`.")
         weigh = lambda x, n: x / jnp.where(n > 0, n, 1).astype(x.dtype)
         return ravel_pytree(jax.tree.map(weigh, observation, scale))[0]
 
-    def gram(index):
+    def jacobian(index):
         at = jax.tree.map(lambda x: x[index % num_params], params) if num_params else params
         vector = points[index // num_params if num_params else index]
         outputs = jax.eval_shape(flat, vector, at).size
         try:
-            jacobian = (jax.jacrev if outputs < size else jax.jacfwd)(flat)(vector, at)
+            return (jax.jacrev if outputs < size else jax.jacfwd)(flat)(vector, at)
         except TypeError:  # a solver with a derivative of its own has reverse mode alone
-            jacobian = jax.jacrev(flat)(vector, at)
-        return jnp.matmul(jacobian.T, jacobian, precision="highest")
+            return jax.jacrev(flat)(vector, at)
+
+    def add(carry, indices):
+        """The Gram matrix in units of the square of the largest entry so far, which is kept beside it."""
+        matrix, unit = carry
+        new = jax.vmap(jacobian)(indices).reshape(-1, size)
+        larger = jnp.maximum(unit, jnp.max(jnp.abs(new), initial=0))
+        safe = jnp.where(larger > 0, larger, 1)
+        new = new / safe
+        return ((unit / safe) ** 2 * matrix + jnp.matmul(new.T, new, precision="highest"), larger), None
 
     total = number * max(num_params, 1)
     chunks, rest = divmod(total, batch_size)
-    chunk = lambda indices: jnp.sum(jax.vmap(gram)(indices), 0)
-    accumulate = lambda matrix, indices: (matrix + chunk(indices), None)
-    matrix = jnp.zeros((size, size), points.dtype)
+    carry = jnp.zeros((size, size), points.dtype), jnp.zeros((), points.dtype)
     if chunks:
-        matrix, _ = jax.lax.scan(accumulate, matrix, jnp.arange(chunks * batch_size).reshape(chunks, batch_size))
+        carry, _ = jax.lax.scan(add, carry, jnp.arange(chunks * batch_size).reshape(chunks, batch_size))
     if rest:
-        matrix = matrix + chunk(jnp.arange(chunks * batch_size, total))
+        carry, _ = add(carry, jnp.arange(chunks * batch_size, total))
+    matrix, unit = carry
     eigenvalues, directions = jnp.linalg.eigh(matrix / number)
-    return eigenvalues[::-1], directions[:, ::-1]
+    return unit * jnp.sqrt(jnp.maximum(eigenvalues[::-1], 0)), directions[:, ::-1]

@@ -29,8 +29,8 @@ from .._noise import add_noise
 from .._problem import StochasticInverseProblem
 from .._sampler.base import AbstractSampler
 from .._view import Example, RandomViews, View, view_mask
-from ._calibration import LEVELS, Calibration, band, calibration_of_ranks
-from ._common import check_probability, generator, leading_size, new_axes, random_rank
+from ._calibration import Calibration, band, calibration_of_ranks
+from ._common import check_at_least_one, check_probability, generator, leading_size, new_axes, random_rank
 from ._scores import fractional_ranks
 
 NUM_POINTS = 19
@@ -163,39 +163,31 @@ def measurement_calibration(
 
     `ValueError` if the problem is not trained, `roles` are missing or superfluous, or there are fewer than 8 records.
     """
-    if num_samples < 1 or num_projections < 1 or batch_size < 1:
-        raise ValueError(
-            "`num_samples`, `num_projections` and `batch_size` must be at least 1, got "
-            f"{num_samples}, {num_projections} and {batch_size}."
-        )
+    check_at_least_one(num_samples=num_samples, num_projections=num_projections, batch_size=batch_size)
     check_probability("confidence", confidence)
     for level in levels:
         check_probability("levels", level)
-    if resolution is not None and not resolution > 0:
-        raise ValueError(f"`resolution` must be positive or None, got {resolution}.")
-    if isinstance(data, View) and roles is None:
-        raise ValueError("`data` is a `View`, so `roles` are needed: give `roles=RandomViews(...)`.")
-    if isinstance(data, Example) and roles is not None:
-        raise ValueError("`roles` are for a `View`; `data` is an `Example`, whose roles are dealt: leave `roles` out.")
-    number = leading_size("data", data)
-    if number < 8:
-        raise ValueError(f"`data` must hold at least 8 records, got {number}: bands are estimated over records.")
+    number = _check_records(data, roles, resolution)
     data = jax.tree.map(jnp.asarray, data)
     record_key, rank_key, band_key = jr.split(key, 3)
     keys, options = jr.split(record_key, number), (num_samples, num_projections, resolution, limits)
     fractions, weights, ranks = _all_records(problem, data, keys, roles, sampler, options, min(batch_size, number))
-    weights = np.asarray(weights, np.float64)
-    fractions = np.asarray(fractions, np.float64)
-    nominal, points = np.sort(np.asarray(levels, np.float64)), np.arange(1, NUM_POINTS + 1) / (NUM_POINTS + 1)
-    covered = _share(np.abs(2 * fractions - 1), weights, nominal)
+    projections = calibration_of_ranks(ranks, num_samples, key=rank_key, confidence=confidence)
+    fractions, weights = np.asarray(fractions, np.float64), np.asarray(weights, np.float64)
+    return _calibration_of_entries(fractions, weights, np.sort(levels), projections, generator(band_key))
+
+
+def _calibration_of_entries(fractions, weights, levels, projections, rng):
+    """The tests of entries, of their fractional ranks and of which of them count, beside that of projections."""
+    confidence, entries = projections.confidence, float(weights.sum(1).mean())
+    points = np.arange(1, NUM_POINTS + 1) / (NUM_POINTS + 1)
+    covered = _share(np.abs(2 * fractions - 1), weights, levels)
     below = _share(fractions, weights, points)
-    rng = generator(band_key)
-    entries = float(weights.sum(1).mean())
-    width, coverage_p_value = _mean_test(covered, nominal, entries, confidence, rng)
+    width, coverage_p_value = _mean_test(covered, levels, entries, confidence, rng)
     ecdf_width, ecdf_p_value = _mean_test(below, points, entries, confidence, rng)
     coverage = covered.mean(0)
     return MeasurementCalibration(
-        levels=nominal,
+        levels=levels,
         coverage=coverage,
         coverage_band=np.clip(np.stack([coverage - width, coverage + width]), 0, 1),
         record_coverage=covered,
@@ -204,17 +196,25 @@ def measurement_calibration(
         ecdf_band=np.stack([-ecdf_width, ecdf_width]),
         coverage_p_value=coverage_p_value,
         ecdf_p_value=ecdf_p_value,
-        projections=calibration_of_ranks(
-            ranks,
-            num_samples,
-            key=rank_key,
-            levels=LEVELS,
-            confidence=confidence,
-            central=True,
-            num_simulations=None,
-        ),
+        projections=projections,
         confidence=confidence,
     )
+
+
+def _check_records(data, roles, resolution):
+    """The number of records, which have to be enough, and to have roles; what they are rounded to is positive."""
+    if resolution is not None and not resolution > 0:
+        raise ValueError(f"`resolution` must be positive, got {resolution}; leave it out where data are not rounded.")
+    if isinstance(data, View) and roles is None:
+        raise ValueError("`data` is a `View`, so `roles` are needed: give `roles=RandomViews(...)`.")
+    if isinstance(data, Example) and roles is not None:
+        raise ValueError("`roles` are for a `View`; `data` is an `Example`, whose roles are dealt: leave `roles` out.")
+    number = leading_size("data", data)
+    if number < 8:
+        raise ValueError(
+            f"`data` must hold at least 8 records, got {number}; hold out more, since bands are estimated over records."
+        )
+    return number
 
 
 @eqx.filter_jit

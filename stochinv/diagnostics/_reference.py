@@ -11,12 +11,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 from jaxtyping import PyTree
+from numpyro import handlers
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from numpyro.infer import MCMC, NUTS
 
 from .._custom_types import AnyCallable, Context, Key, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._noise import AbstractNoise, as_noise
-from .._view import View, take_views, view_mask
+from .._view import View, structure, take_views, view_mask
 
 R_HAT_LIMIT, ESS_LIMIT = 1.01, 400
 
@@ -96,47 +101,11 @@ def reference_posterior(
 
     `ValueError` if `noise` is not positive or not structured as a measurement, or if `context` is not a `View`.
     """
-    import numpyro
-    import numpyro.infer
-
-    if not isinstance(context, View):
-        raise ValueError(f"`context` must be a `stochinv.View` with a views axis, got {type(context).__name__}.")
-    for name, value, least in (
-        ("num_samples", num_samples, 4),
-        ("num_warmup", num_warmup, 0),
-        ("num_chains", num_chains, 1),
-    ):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    _check_run(context, num_samples, num_warmup, num_chains)
     context = jax.tree.map(jnp.asarray, context)
-    if not bool(jnp.any(view_mask(context))):
-        raise ValueError("`context` has no view that counts: its `mask` is False everywhere; sample the prior instead.")
-    is_distribution = isinstance(prior, numpyro.distributions.Distribution)
-    draw_signal = (lambda: numpyro.sample("signal", prior)) if is_distribution else prior
-    measured = noise_of_views(noise, context)
-    forward = as_forward_model(forward)
-    # What a masked view holds may be anything: another view stands in for it, and is then not counted.
-    keep = view_mask(context)
-    views = take_views(
-        View(context.observation, context.params), jnp.where(keep, jnp.arange(keep.size), jnp.argmax(keep))
-    )
-
-    def log_likelihood(signal, view):
-        return measured.log_prob(view.observation, forward(signal, view.params))
-
-    def model():
-        signal = draw_signal()
-        for number, leaf in enumerate(jax.tree.leaves(signal)):
-            numpyro.deterministic(f"_leaf_{number}", leaf)
-        if views.params is None:
-            logs = jax.vmap(lambda o: log_likelihood(signal, View(o)))(views.observation)
-        else:
-            logs = jax.vmap(lambda view: log_likelihood(signal, view))(views)
-        numpyro.factor("measurements", jnp.sum(jnp.where(keep, logs, 0)))
-        return signal
-
-    mcmc = numpyro.infer.MCMC(
-        numpyro.infer.NUTS(model, **options),
+    draw_signal, measured = _as_model(prior), as_likelihood(noise, context)
+    mcmc = MCMC(
+        NUTS(_posterior_model(draw_signal, as_forward_model(forward), measured, context), **options),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
@@ -144,22 +113,54 @@ def reference_posterior(
         progress_bar=False,
     )
     mcmc.run(key, extra_fields=("diverging",))
-    with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace():
+    with handlers.seed(rng_seed=0), handlers.trace():
         treedef = jax.tree.structure(draw_signal())
     draws = mcmc.get_samples(group_by_chain=True)
     chains = treedef.unflatten([draws[f"_leaf_{number}"] for number in range(treedef.num_leaves)])
-    result = ReferencePosterior(
-        chains,
-        jax.tree.map(_r_hat, chains),
-        jax.tree.map(_ess, chains),
-        int(np.sum(jax.device_get(mcmc.get_extra_fields()["diverging"]))),
-    )
+    diverged = int(np.sum(jax.device_get(mcmc.get_extra_fields()["diverging"])))
+    result = ReferencePosterior(chains, jax.tree.map(_r_hat, chains), jax.tree.map(_ess, chains), diverged)
     _warn(result)
     return result
 
 
-def noise_of_views(noise: Any, views: View) -> AbstractNoise:
-    """The noise that a user gave for measurements by a known likelihood; `views` has leading axes.
+def _check_run(context, num_samples, num_warmup, num_chains):
+    if not isinstance(context, View):
+        raise ValueError(
+            f"`context` must be a `stochinv.View` with a views axis, got {type(context).__name__}; make one."
+        )
+    least = {"num_samples": (num_samples, 4), "num_warmup": (num_warmup, 0), "num_chains": (num_chains, 1)}
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise ValueError(f"`{name}` must be at least {smallest}, got {value}; give a larger one.")
+    if not bool(jnp.any(view_mask(context))):
+        raise ValueError("`context` has no view that counts: its `mask` is False everywhere; sample the prior instead.")
+
+
+def _as_model(prior):
+    """The prior as a NumPyro model."""
+    return (lambda: numpyro.sample("signal", prior)) if isinstance(prior, dist.Distribution) else prior
+
+
+def _posterior_model(draw_signal, forward, measured, context):
+    """A NumPyro model of the posterior, with a deterministic site for each leaf of the signal."""
+    # What a masked view holds may be anything: another view stands in for it, and is then not counted.
+    keep = view_mask(context)
+    index = jnp.where(keep, jnp.arange(keep.size), jnp.argmax(keep))
+    views = take_views(View(context.observation, context.params), index)
+
+    def model():
+        signal = draw_signal()
+        for number, leaf in enumerate(jax.tree.leaves(signal)):
+            numpyro.deterministic(f"_leaf_{number}", leaf)
+        log_likelihood = lambda v: measured.log_prob(v.observation, forward(signal, v.params))
+        numpyro.factor("measurements", jnp.sum(jnp.where(keep, jax.vmap(log_likelihood)(views), 0)))
+        return signal
+
+    return model
+
+
+def as_likelihood(noise: AbstractNoise | PyTree | AnyCallable, context: View, num_axes: int = 1) -> AbstractNoise:
+    """The noise that a user gave, as the likelihood of measurements with leading axes, `num_axes` of them.
 
     **Raises:**
 
@@ -167,13 +168,14 @@ def noise_of_views(noise: Any, views: View) -> AbstractNoise:
     """
     noise = as_noise(noise)
     if noise.exact:
-        raise ValueError(f"`noise` must be positive for a likelihood, got {noise}; give its standard deviation.")
+        raise ValueError(f"`noise` must be positive, got {noise}; give its standard deviation, or an `AbstractNoise`.")
+    noise.check(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[num_axes:], x.dtype), structure(context.observation))
+    )
     return noise
 
 
 def _r_hat(x):
-    from numpyro.diagnostics import split_gelman_rubin
-
     x = np.asarray(x, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         # Entries that never vary are known, not stuck.
@@ -181,8 +183,6 @@ def _r_hat(x):
 
 
 def _ess(x):
-    from numpyro.diagnostics import effective_sample_size
-
     x = np.asarray(x, np.float64)
     half = x.shape[1] // 2
     with np.errstate(divide="ignore", invalid="ignore"):

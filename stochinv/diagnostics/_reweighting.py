@@ -14,6 +14,7 @@ The *effective sample size* is about how many draws of the posterior are worth a
 strategies in scientific computing", section 2.5.3).
 """
 
+import functools
 from typing import Any, final
 
 import equinox as eqx
@@ -25,8 +26,8 @@ from jaxtyping import Array, Float, PyTree
 from .._custom_types import AnyCallable, Key, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._view import View, view_mask
-from ._common import leading_size
-from ._reference import noise_of_views
+from ._common import check_at_least_one, leading_size
+from ._reference import as_likelihood
 
 
 @final
@@ -100,30 +101,30 @@ def reweighted_posterior(
     `ValueError` if `noise` is not positive or not structured as a measurement, if `contexts` is not a `View`, or if a
     number is not positive.
     """
-    if not isinstance(contexts, View):
-        raise ValueError(
-            f"`contexts` must be a `stochinv.View` with leading axes (contexts, views), got {type(contexts).__name__}."
-        )
-    for name, value in (("num_samples", num_samples), ("num_draws", num_draws), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    contexts = jax.tree.map(jnp.asarray, contexts)
-    number = leading_size("contexts", contexts)
-    measured = noise_of_views(noise, contexts)
+    check_at_least_one(num_samples=num_samples, num_draws=num_draws, chunk_size=chunk_size)
+    contexts, number = _check_contexts(contexts)
+    measured = as_likelihood(noise, contexts, 2)
     reduce = (lambda signal: signal) if summary is None else summary
     forward = as_forward_model(forward)
     chunk_size = min(chunk_size, num_samples)
     num_chunks = -(-num_samples // chunk_size)
-    sums = None
-    for index in range(num_chunks):
-        sums = _add_chunk(
-            sums, prior, forward, measured, reduce, contexts, jr.fold_in(key, index), chunk_size, num_draws
-        )
-    assert sums is not None
+    chunk = lambda sums, index: _add_chunk(
+        sums, prior, forward, measured, reduce, contexts, jr.fold_in(key, index), chunk_size, num_draws
+    )
+    sums = functools.reduce(chunk, range(1, num_chunks), chunk(None, 0))
     ess = jnp.exp(2 * sums.log_total - sums.log_squares)
     return ReweightedPosterior(
         sums.mean, sums.samples, ess.reshape(number), sums.log_total - jnp.log(float(num_chunks * chunk_size))
     )
+
+
+def _check_contexts(contexts):
+    """The contexts as arrays, and their number."""
+    if not isinstance(contexts, View):
+        raise ValueError(
+            f"`contexts` must be a `stochinv.View` with leading axes (contexts, views), got {type(contexts).__name__}."
+        )
+    return jax.tree.map(jnp.asarray, contexts), leading_size("contexts", contexts)
 
 
 @eqx.filter_jit

@@ -7,7 +7,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import FloatScalar, Key
-from ._common import as_rows, random_rank
+from ._common import as_rows, largest, random_rank
 
 
 def energy_score(samples: PyTree, observed: PyTree) -> FloatScalar:
@@ -34,9 +34,12 @@ def energy_score(samples: PyTree, observed: PyTree) -> FloatScalar:
         Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2.
     """
     rows, value = _checked(samples, observed)
+    rows = rows - value
+    scale = largest(rows)
+    rows = rows / scale
     norm = lambda difference: jnp.sqrt(jnp.mean(difference**2, -1))
     pairs = jnp.sum(jax.lax.map(lambda row: jnp.sum(norm(rows - row)), rows))
-    return jnp.mean(norm(rows - value)) - pairs / _twice_the_pairs(rows)
+    return scale * (jnp.mean(norm(rows)) - pairs / _twice_the_pairs(rows))
 
 
 def crps(samples: PyTree, observed: PyTree) -> FloatScalar:

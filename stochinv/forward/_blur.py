@@ -25,7 +25,9 @@ class Blur(AbstractLinearForwardModel):
 
     def __check_init__(self):
         if self.kernel is not None and not all(n % 2 for n in self.kernel.shape):
-            raise ValueError(f"Blur: `kernel` must have odd sizes, got {self.kernel.shape}.")
+            raise ValueError(
+                f"Blur: `kernel` must have odd sizes, got {self.kernel.shape}; add a row or column of zeros."
+            )
         if self.boundary not in ("edge", "reflect", "constant", "wrap"):
             raise ValueError(f"Blur: `boundary` must be edge, reflect, constant or wrap, got {self.boundary!r}.")
 
@@ -34,7 +36,8 @@ class Blur(AbstractLinearForwardModel):
     ) -> Float[Array, "height width channels"]:
         kernel = params if self.kernel is None else self.kernel
         if kernel is None or kernel.ndim != 2 or not all(n % 2 for n in kernel.shape):
-            raise ValueError("Blur: without `kernel`, `params` must be a kernel (height, width) of odd sizes.")
+            got = None if kernel is None else kernel.shape
+            raise ValueError(f"Blur: without `kernel`, `params` must be one (height, width) of odd sizes, got {got}.")
         rows, columns = (n // 2 for n in kernel.shape)
         padded = jnp.pad(signal, ((rows, rows), (columns, columns), (0, 0)), mode=self.boundary)
         # Channels as a batch: one plain convolution, which is faster than a grouped one. XLA correlates, hence the

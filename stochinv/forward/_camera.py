@@ -31,6 +31,10 @@ class Rays(eqx.Module):
     directions: Float[Array, "*shape 3"]
     offsets: Float[Array, "..."] | None = None
 
+    def rays(self) -> "Rays":
+        """Themselves, as those of a camera."""
+        return self
+
 
 @final
 class Camera(eqx.Module):
@@ -65,7 +69,9 @@ class Camera(eqx.Module):
                 f"and {self.pose.shape}; add the row (0, 0, 0, 1) to a pose of shape (3, 4)."
             )
         if min(self.image_size) < 1:
-            raise ValueError(f"Camera: `image_size` must be at least (1, 1), got {self.image_size}.")
+            raise ValueError(
+                f"Camera: `image_size` must be at least (1, 1), got {self.image_size}; give (height, width) in pixels."
+            )
         if not any(isinstance(x, Tracer) for x in (self.intrinsics, self.pose)):
             _check_intrinsics(np.asarray(self.intrinsics))
             _check_pose(np.asarray(self.pose))
@@ -183,9 +189,8 @@ def _check_intrinsics(k):
     if np.any(bad):
         first = k[tuple(np.argwhere(bad)[0])] if bad.ndim else k
         raise ValueError(
-            f"Camera: `intrinsics` must have positive focal lengths in pixels, got\n{first}\nwhich is singular or "
-            "mirrored; "
-            "flip the axes in `pose` instead (OpenGL's y and z are OpenCV's times −1)."
+            f"Camera: `intrinsics` must have positive focal lengths in pixels, got {first.tolist()}, which is singular "
+            "or mirrored; flip the axes in `pose` instead (OpenGL's y and z are OpenCV's times −1)."
         )
     lower = np.stack([k[..., 1, 0], k[..., 2, 0], k[..., 2, 1], k[..., 2, 2] - 1], -1)
     if np.any(np.abs(lower) > 1e-4):

@@ -23,7 +23,8 @@ class ChannelMix(AbstractLinearForwardModel):
     def _matrix(self, params):
         matrix = params if self.matrix is None else self.matrix
         if matrix is None or len(matrix.shape) != 2:
-            raise ValueError("ChannelMix: without `matrix`, `params` must be a matrix (measured channels, channels).")
+            got = None if matrix is None else matrix.shape
+            raise ValueError(f"ChannelMix: without `matrix`, `params` must be one (measured, channels), got {got}.")
         return matrix
 
     def __call__(self, signal: Float[Array, "... channels"], params: Params) -> Float[Array, "... measured"]:

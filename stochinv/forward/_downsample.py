@@ -21,7 +21,9 @@ class Downsample(AbstractLinearForwardModel):
 
     def __check_init__(self):
         if self.factor < 1:
-            raise ValueError(f"Downsample: `factor` must be at least 1, got {self.factor}.")
+            raise ValueError(
+                f"Downsample: `factor` must be at least 1, got {self.factor}; 1 leaves the image as it is."
+            )
 
     def __call__(
         self, signal: Float[Array, "height width channels"], params: Params

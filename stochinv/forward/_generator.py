@@ -57,7 +57,7 @@ class Generator(AbstractForwardModel):
                 f"{type(generator).__name__} does not say what it takes."
             )
         if not truncation > 0:
-            raise ValueError(f"Generator: `truncation` must be positive, got {truncation}.")
+            raise ValueError(f"Generator: `truncation` must be positive, got {truncation}; 1 is none.")
         self.generator = Frozen(generator)
         self.latent = latent
         self.mean = Frozen(mean)

@@ -30,19 +30,22 @@ class Linear(AbstractLinearForwardModel):
         if self.operator is not None:
             return self.operator
         if params is None:
-            raise ValueError("Linear: without `operator`, `params` must be a matrix or a lineax operator.")
+            raise ValueError(
+                "Linear: without `operator`, `params` must be a matrix or a lineax operator, got None; give either."
+            )
         return _as_operator(params)
 
     def signal_structure(self, observation: Structure, params: Params) -> Structure:
         """The input structure of the operator."""
-        if self.operator is None and isinstance(params, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(params.shape[-1:], params.dtype)
-        return self._operator(params).in_structure()
+        signal = lambda p: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._operator(p).in_structure())
+        return jax.eval_shape(signal, params)
 
 
 def _as_operator(matrix):
     if isinstance(matrix, lx.AbstractLinearOperator):
         return matrix
     if jnp.ndim(matrix) != 2:
-        raise ValueError(f"Linear: a matrix must have shape (observation, signal), got {jnp.shape(matrix)}.")
+        raise ValueError(
+            f"Linear: a matrix must have shape (observation, signal), got {jnp.shape(matrix)}; reshape it."
+        )
     return lx.MatrixLinearOperator(jnp.asarray(matrix))

@@ -50,7 +50,9 @@ class Window(AbstractLinearForwardModel):
         self, signal: Float[Array, "height width channels"], params: Int[Array, "2"]
     ) -> Float[Array, "window_height window_width channels"]:
         if signal.shape != self.image_shape:
-            raise ValueError(f"Window: the signal must be of shape {self.image_shape}, got {signal.shape}.")
+            raise ValueError(
+                f"Window: the signal must be of shape {self.image_shape}, got {signal.shape}; give it as `image_shape`."
+            )
         return jax.lax.dynamic_slice(signal, (params[0], params[1], 0), (*self.size, self.image_shape[2]))
 
     def signal_structure(self, observation: Structure, params: Params) -> Structure:

@@ -16,10 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._custom_types import Key, Params, Signal, Structure
-from .._denoiser.base import AbstractDenoiser
+from .._custom_types import Params, Signal, Structure
 from .._forward.base import AbstractForwardModel
-from .._view import Example
 from ._camera import Camera, Rays
 from ._volume_base import AbstractField
 from ._volume_voxels import VoxelField
@@ -76,17 +74,20 @@ class VolumeRenderer(AbstractForwardModel):
 
     def __check_init__(self):
         if self.num_samples < 1:
-            raise ValueError(f"VolumeRenderer: `num_samples` must be at least 1, got {self.num_samples}.")
+            raise ValueError(f"VolumeRenderer: `num_samples` must be at least 1, got {self.num_samples}; 32 is usual.")
         if isinstance(self.background, str) and self.background not in ("params", "signal"):
             raise ValueError(
                 f'VolumeRenderer: `background` must be a colour, "params", "signal" or None, got {self.background!r}.'
             )
         if not 0 <= (self.near or 0.0) < (float("inf") if self.far is None else self.far):
             raise ValueError(
-                f"VolumeRenderer: `near` must be at least 0 and less than `far`, got {self.near} and {self.far}."
+                f"VolumeRenderer: `near` must be at least 0 and less than `far`, got {self.near} and "
+                f"{self.far}; leave both out for the field's box."
             )
         if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"VolumeRenderer: `chunk_size` must be at least 1, got {self.chunk_size}.")
+            raise ValueError(
+                f"VolumeRenderer: `chunk_size` must be at least 1, got {self.chunk_size}; give None for all rays."
+            )
 
     def __call__(self, signal: Signal, params: Params) -> Float[Array, "*shape channels"]:
         """Measures the light along rays.
@@ -106,10 +107,10 @@ class VolumeRenderer(AbstractForwardModel):
         """
         background = self.background
         if background == "signal":
-            signal, background = _pair("signal", signal)
+            signal, background = _as_pair("signal", signal)
             background = jax.nn.sigmoid(background)
         if self.background == "params":
-            params, background = _pair("params", params)
+            params, background = _as_pair("params", params)
         seen = self.render(signal, params)
         if background is None:
             return jnp.concatenate([seen.colour, seen.opacity[..., None]], -1)
@@ -131,20 +132,13 @@ class VolumeRenderer(AbstractForwardModel):
 
         `ValueError` if the field or `params` are of other types.
         """
-        if not isinstance(field, AbstractField):
-            raise ValueError(
-                f"VolumeRenderer: the signal must be a field such as `VoxelField`, got a {type(field).__name__}."
-            )
-        if not isinstance(params, Camera | Rays):
-            raise ValueError(
-                f"VolumeRenderer: `params` must be a `Camera` or `Rays`, got a {type(params).__name__}; make one by "
-                "`Camera(intrinsics, pose, image_size)`."
-            )
-        rays = params.rays() if isinstance(params, Camera) else params
+        _check_scene(field, params)
+        rays = params.rays()
         offsets = 0.5 * jnp.ones((*rays.directions.shape[:-1], 1)) if rays.offsets is None else rays.offsets
         if offsets.shape[-1] not in (1, self.num_samples):
             raise ValueError(
-                f"VolumeRenderer: `offsets` must have 1 or {self.num_samples} entries per ray, got {offsets.shape[-1]}."
+                f"VolumeRenderer: `offsets` need 1 or {self.num_samples} entries per ray, got {offsets.shape[-1]}; "
+                "draw as many as there are samples."
             )
         shape = rays.directions.shape[:-1]
         march = self._march
@@ -188,47 +182,28 @@ class VolumeRenderer(AbstractForwardModel):
         """Voxels three quarters as many along each axis as an image has pixels; `None` where `params` is no camera."""
         if not isinstance(params, Camera) or self.background in ("params", "signal"):
             return None
-        size = _resolution(params.image_size)
+        size = max(3 * max(params.image_size) // 4, 8)
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jax.tree.leaves(observation)[0].dtype)
         field = lambda density, colour: VoxelField(density=density, colour=colour, density_scale=_DENSITY_SCALE)
         return jax.eval_shape(field, array(size, size, size), array(size, size, size, 3))
 
-    def default_denoiser(self, example: Example, *, key: Key) -> AbstractDenoiser:
-        """A denoiser by lifting image features into voxels of the box from −1 to 1.
 
-        **Arguments:**
-
-        - `example`: the `jax.ShapeDtypeStruct`s of one record, whose target is the image of a camera.
-        - `key`: a PRNG key for the weights.
-
-        **Returns:**
-
-        A [`stochinv.nn.LiftingDenoiser`][].
-
-        **Raises:**
-
-        `ValueError` if the target's parameters are not one camera.
-        """
-        from ..nn import LiftingDenoiser
-
-        camera = example.target.params
-        if not isinstance(camera, Camera) or self.background == "signal":
-            raise ValueError(
-                "VolumeRenderer: there is a default denoiser for the images of a `Camera` only; give a `denoiser`."
-            )
-        return LiftingDenoiser(
-            example.target.observation.shape,
-            resolution=_resolution(camera.image_size),
-            density_scale=_DENSITY_SCALE,
-            key=key,
+def _check_scene(field, params):
+    if not isinstance(field, AbstractField):
+        raise ValueError(
+            f"VolumeRenderer: the signal must be a field, got a {type(field).__name__}; make one such as `VoxelField`."
+        )
+    if not isinstance(params, Camera | Rays):
+        raise ValueError(
+            f"VolumeRenderer: `params` must be a `Camera` or `Rays`, got a {type(params).__name__}; make one by "
+            "`Camera(intrinsics, pose, image_size)`."
         )
 
 
-def _resolution(image_size):
-    return max(3 * max(image_size) // 4, 8)
-
-
-def _pair(name, value):
+def _as_pair(name, value):
     if not isinstance(value, tuple) or len(value) != 2:
-        raise ValueError(f'VolumeRenderer: with `background="{name}"`, `{name}` must be a pair with a background last.')
+        raise ValueError(
+            f'VolumeRenderer: with `background="{name}"`, `{name}` must be a pair with a background last, got a '
+            f"{type(value).__name__}; append a background."
+        )
     return value

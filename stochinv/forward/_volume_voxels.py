@@ -47,9 +47,11 @@ class VoxelField(AbstractField):
                 f"{shape} and {self.colour.shape}."
             )
         if coefficients not in (3, 12, 27):
-            raise ValueError(f"VoxelField: `colour` must have 3, 12 or 27 coefficients, got {coefficients}.")
+            raise ValueError(
+                f"VoxelField: `colour` must have 3, 12 or 27 coefficients, got {coefficients}; pad it with zeros."
+            )
         if not self.density_scale > 0:
-            raise ValueError(f"VoxelField: `density_scale` must be positive, got {self.density_scale}.")
+            raise ValueError(f"VoxelField: `density_scale` must be positive, got {self.density_scale}; 1 is none.")
 
     def __call__(
         self, points: Float[Array, "*shape 3"], directions: Float[Array, "*shape 3"]

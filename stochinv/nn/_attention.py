@@ -1,9 +1,8 @@
 """Multi-head self-attention over a set of tokens.
 
-`softmax(Q Kᵀ / √d) V` for each head, `d` the features of one head (Vaswani et al. 2017,
-"Attention Is All You Need", section 3.2). Heads come first in every product, which is
-the order that batched matrix products are fastest in on CPU. The softmax is computed in
-single precision at least.
+`softmax(Q Kᵀ / √d) V` for each head, `d` the features of one head (Vaswani et al. 2017, "Attention Is All You Need",
+section 3.2). Heads come first in every product, which is the order that batched matrix products are fastest in on CPU.
+The softmax is computed in single precision at least.
 """
 
 import math
@@ -15,42 +14,22 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._linear import Linear
-from ._misc import check_divides, check_positive
 
 
 class SelfAttention(eqx.Module):
-    """Multi-head self-attention; every token sees all tokens."""
+    """Multi-head self-attention, every token to all; `heads` divides `size`. `zero_init` is of the output map."""
 
     to_qkv: Linear
     to_out: Linear
     heads: int = eqx.field(static=True)
 
-    def __init__(self, size: int, *, heads: int = 4, zero_init: bool = False, key: PRNGKeyArray):
-        """**Arguments:**
-
-        - `size`: features of a token, at least 1.
-        - `heads`: number of heads; divides `size`.
-        - `zero_init`: whether the output map starts at zero rather than at random.
-        - `key`: a JAX random key for the weights.
-
-        **Raises:** `ValueError` if `heads` does not divide `size`.
-        """
-        check_positive(size=size, heads=heads)
-        check_divides("heads", heads, "size", size)
+    def __init__(self, size: int, *, heads: int, zero_init: bool = False, key: PRNGKeyArray):
         qkv_key, out_key = jr.split(key)
         self.to_qkv = Linear(size, 3 * size, use_bias=False, key=qkv_key)
         self.to_out = Linear(size, size, zero_init=zero_init, key=out_key)
         self.heads = heads
 
     def __call__(self, x: Float[Array, "tokens size"]) -> Float[Array, "tokens size"]:
-        """**Arguments:**
-
-        - `x`: tokens, of shape `(tokens, size)`.
-
-        **Returns:**
-
-        Array of the same shape, in the weights' type.
-        """
         tokens, size = x.shape
         qkv = self.to_qkv(x).reshape(tokens, 3, self.heads, size // self.heads)
         query, key, value = qkv.transpose(1, 2, 0, 3)

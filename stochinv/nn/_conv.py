@@ -1,17 +1,16 @@
 """Convolution, down- and upsampling of channels-last images.
 
-One image is `(height, width, channels)`. A convolution is computed on `x[None]` with
-XLA's `NHWC`/`HWIO` layouts. Under `jax.vmap` the batch then merges into that leading
-axis, and one call of the layout that CPUs and GPUs like best remains. The usual
-channels-first layer costs many times more on CPU inside `jax.lax.scan` or
-`jax.lax.while_loop`, which is where samplers call networks.
+One image is `(height, width, channels)`. A convolution is computed on `x[None]` with XLA's `NHWC`/`HWIO` layouts. Under
+`jax.vmap` the batch then merges into that leading axis, and one call of the layout that CPUs and GPUs like best
+remains. The usual channels-first layer costs many times more on CPU inside `jax.lax.scan` or `jax.lax.while_loop`,
+which is where samplers call networks.
 
 Resolution changes by rearranging pixels, not by strided or transposed convolutions:
 
-- down: 2×2 blocks of pixels become channels, then a 1×1 convolution mixes them. This is
-  precisely a 2×2 convolution of stride 2, computed as one matrix product;
-- up: each pixel is repeated twice along both axes (Odena et al. 2016, "Deconvolution
-  and Checkerboard Artifacts", on why not by transposed convolution).
+- down: 2×2 blocks of pixels become channels, then a 1×1 convolution mixes them. This is precisely a 2×2 convolution of
+  stride 2, computed as one matrix product;
+- up: each pixel is repeated twice along both axes (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts", on
+  why not by transposed convolution).
 """
 
 import equinox as eqx
@@ -26,8 +25,8 @@ from ._misc import check_positive, check_shape
 class Conv2d(eqx.Module):
     """2-D convolution (cross-correlation) of one channels-last image.
 
-    Zeros are added around the image so that the output has `ceil(size / stride)` pixels
-    along each axis, as XLA's `"SAME"` does.
+    Zeros are added around the image so that the output has `ceil(size / stride)` pixels along each axis, as XLA's
+    `"SAME"` does. The image is cast to the weight's type.
     """
 
     weight: Float[Array, "kernel kernel in_channels out_channels"]
@@ -45,24 +44,7 @@ class Conv2d(eqx.Module):
         zero_init: bool = False,
         key: PRNGKeyArray,
     ):
-        """**Arguments:**
-
-        - `in_channels`: channels of the input, at least 1.
-        - `out_channels`: channels of the output, at least 1.
-        - `kernel_size`: height and width of the kernel in pixels, at least 1.
-        - `stride`: step in pixels between neighbouring outputs, at least 1.
-        - `use_bias`: whether to add a bias per output channel.
-        - `zero_init`: whether the weight starts at zero rather than at random.
-        - `key`: a JAX random key for the weight.
-
-        **Raises:** `ValueError` if a size is not positive.
-        """
-        check_positive(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-        )
+        check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         if zero_init:
             self.weight = jnp.zeros(shape)
@@ -74,18 +56,6 @@ class Conv2d(eqx.Module):
     def __call__(
         self, x: Float[Array, "height width in_channels"]
     ) -> Float[Array, "new_height new_width out_channels"]:
-        """**Arguments:**
-
-        - `x`: image of shape `(height, width, in_channels)`; it is cast to the
-            weight's type.
-
-        **Returns:**
-
-        Image of shape `(ceil(height / stride), ceil(width / stride), out_channels)` in
-        the weight's type.
-
-        **Raises:** `ValueError` if `x` has another rank or number of channels.
-        """
         check_shape(self, x=(x, ("height", "width", self.weight.shape[2])))
         y = lax.conv_general_dilated(
             x.astype(self.weight.dtype)[None],
@@ -100,17 +70,7 @@ class Conv2d(eqx.Module):
 def pad_to_multiple(
     x: Float[Array, "height width channels"], multiple: int
 ) -> Float[Array, "new_height new_width channels"]:
-    """Repeats the last row and column until both sizes are multiples of a number.
-
-    **Arguments:**
-
-    - `x`: image of shape `(height, width, channels)`.
-    - `multiple`: what the sizes are rounded up to a multiple of, at least 1.
-
-    **Returns:**
-
-    Image with the old one in its top left corner.
-    """
+    """Repeats the last row and column until both sizes are multiples of a number; the old image is top left."""
     height, width, _ = x.shape
     pads = ((0, -height % multiple), (0, -width % multiple), (0, 0))
     return jnp.pad(x, pads, mode="edge")
@@ -119,17 +79,7 @@ def pad_to_multiple(
 def blocks_to_channels(
     x: Float[Array, "height width channels"], size: int
 ) -> Float[Array, "rows columns block_channels"]:
-    """Gathers every `size × size` block of pixels into one pixel.
-
-    **Arguments:**
-
-    - `x`: image of shape `(height, width, channels)`, both sizes multiples of `size`.
-    - `size`: side of a block in pixels, at least 1.
-
-    **Returns:**
-
-    Image of shape `(height / size, width / size, size² · channels)`.
-    """
+    """Gathers every `size × size` block of pixels into one pixel; `size` divides height and width."""
     height, width, channels = x.shape
     rows, columns = height // size, width // size
     x = x.reshape(rows, size, columns, size, channels)
@@ -139,35 +89,14 @@ def blocks_to_channels(
 def channels_to_blocks(
     x: Float[Array, "rows columns block_channels"], size: int
 ) -> Float[Array, "height width channels"]:
-    """Spreads every pixel over a `size × size` block: undoes `blocks_to_channels`.
-
-    **Arguments:**
-
-    - `x`: image of shape `(rows, columns, size² · channels)`.
-    - `size`: side of a block in pixels, at least 1.
-
-    **Returns:**
-
-    Image of shape `(rows · size, columns · size, channels)`.
-    """
+    """Spreads every pixel over a `size × size` block: undoes `blocks_to_channels`."""
     rows, columns, block_channels = x.shape
     x = x.reshape(rows, columns, size, size, block_channels // size**2)
     return x.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, -1)
 
 
-def upsample_nearest(
-    x: Float[Array, "height width channels"],
-) -> Float[Array, "new_height new_width channels"]:
-    """Doubles the resolution by repeating every pixel.
-
-    **Arguments:**
-
-    - `x`: image of shape `(height, width, channels)`.
-
-    **Returns:**
-
-    Image of shape `(2 · height, 2 · width, channels)`.
-    """
+def upsample_nearest(x: Float[Array, "height width channels"]) -> Float[Array, "new_height new_width channels"]:
+    """Doubles the resolution by repeating every pixel."""
     height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, None, :, None], (height, 2, width, 2, channels))
     return x.reshape(2 * height, 2 * width, channels)

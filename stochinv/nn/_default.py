@@ -1,6 +1,7 @@
 r"""The network denoiser that is made where none is given."""
 
 import math
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,18 +13,23 @@ from .._data_info import DataInfo, describe
 from .._denoiser.back_projection import BackProjection, count_channels, forward_gain
 from .._denoiser.flatten import Flatten
 from .._denoiser.gaussian_prior import GaussianPrior
-from .._denoiser.network import NetworkDenoiser, is_image
+from .._denoiser.network import AbstractEncoder, NetworkDenoiser, is_image
 from .._forward.base import AbstractForwardModel
 from .._frozen import trainable
 from .._noise import AbstractNoise, GaussianNoise
-from .._view import View
+from .._view import is_view
+from ..forward._camera import Camera
+from ..forward._volume import VolumeRenderer
+from ..forward._volume_voxels import VoxelField
 from ._embedding import NoiseEmbedding
+from ._lifting import LiftingDenoiser
 from ._linear import Linear
 from ._mlp import MLP
 from ._unet import UNet
 
 # Conditioning a Gaussian costs some `(entries of the signal)² (entries measured)` operations per record.
 LARGEST_GAUSSIAN = 64
+_EMBEDDING_SIZE = 128
 
 
 def default_denoiser(
@@ -35,101 +41,145 @@ def default_denoiser(
     latent_size: int = 64,
     noise: AbstractNoise = GaussianNoise(),
     key: Key,
-) -> NetworkDenoiser:
+) -> NetworkDenoiser | LiftingDenoiser:
     """A network denoiser for the shapes of a problem's data.
 
-    Images measured by an affine forward model get a U-Net on back-projected measurements; every other signal gets an
-    MLP on flattened measurements, which for small signals and affine forward models corrects the exact answer for a
-    Gaussian signal.
+    The images of a [`stochinv.forward.VolumeRenderer`][] get a transformer whose features are lifted into the signal's
+    voxels. Images measured by an affine forward model get a U-Net on back-projected measurements; every other signal
+    gets an MLP on flattened measurements, which for small signals and affine forward models corrects the exact answer
+    for a Gaussian signal.
 
     **Arguments:**
 
     - `forward`: the forward model.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
     - `info`: the [`stochinv.DataInfo`][] of the data.
-    - `width`: the channels of the U-Net's first level (32 by default) or the width of the MLP (256, or 128 for at most
-        16 entries of a signal).
-    - `latent_size`: the least length of the latent code that draws are made with.
+    - `width`: the channels of the U-Net's first level (32 by default), or the width of the MLP (256, or 128 for at most
+        16 entries of a signal) or of the transformer (192).
+    - `latent_size`: the least length of the latent code that draws are made with; the transformer has one of its own.
     - `noise`: the noise of measurements, as in [`stochinv.StochasticInverseProblem`][].
     - `key`: a PRNG key.
 
     **Returns:**
 
-    A [`stochinv.NetworkDenoiser`][], in the dtype of the signal.
+    A [`stochinv.NetworkDenoiser`][] in the dtype of the signal, or a [`stochinv.nn.LiftingDenoiser`][].
 
     **Raises:**
 
-    `ValueError` for a signal too large for an MLP, more than 65,536 entries.
+    `ValueError` for a signal too large for an MLP, more than 65,536 entries, and for a `VolumeRenderer` without a
+    camera or with another signal than a cube of voxels.
     """
+    if isinstance(forward, VolumeRenderer):
+        return _lifting_denoiser(signal, info, width=width, key=key)
     network_key, embedding_key, view_key, latent_key = jr.split(key, 4)
-    dtype = jnp.result_type(*jax.tree.leaves(signal))
-    embedding_size = 128
-    embedding = NoiseEmbedding(embedding_size, key=embedding_key)
-    size = sum(math.prod(x.shape) for x in jax.tree.leaves(signal))
-    entries = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-    shift, scale, latent = 0.0, 1.0, "embedding"
+    options = {"width": width, "latent_size": latent_size, "key": network_key}
     if info.affine and is_image(signal):
-        gain = forward_gain(forward, signal, info.params)
-        encoder = BackProjection(forward, signal, gain=gain)
-        channels = 32 if width is None else width
-        network = UNet(
-            count_channels(signal, info.context),
-            sum(x.shape[-1] for x in jax.tree.leaves(signal)),
-            embedding_size=embedding_size,
-            channels=(channels, 2 * channels, 4 * channels),
-            key=network_key,
-        )
-        shift, scale = _average(info.units.mean) / gain, _average(info.units.std) / gain
+        parts = _image_parts(forward, signal, info, **options)
     else:
-        if size > 65_536:
-            raise ValueError(
-                f"The default network of a signal {describe(signal)} would be an MLP with {size} outputs; give a "
-                "`denoiser`."
-            )
-        if width is None:
-            width = 128 if size <= 16 else 256
-        view_network, context_size = None, entries(info.context)
-        if isinstance(info.context, View):
-            one = lambda tree: sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(tree))
-            view_size = one(info.context.observation) + one(info.context.params)
-            view_network = eqx.nn.MLP(view_size, width, width, 1, jax.nn.silu, key=view_key)
-            context_size = width + 1
-        encoder = Flatten(view_network)
-        features = entries(info.observation) + entries(info.params) + context_size
-        measured = entries(info.observation)
-        if isinstance(info.context, View):
-            measured += entries(info.context.observation)
-        small = size <= LARGEST_GAUSSIAN and measured <= LARGEST_GAUSSIAN
-        if info.affine and small and noise.every_level:
-            encoder = GaussianPrior(
-                forward, signal, encoder, scale=_average(info.units.std), noise=noise, units=info.units
-            )
-            features += encoder.num_features
-            latent_size = max(latent_size, size)
-        latent = "input"
-        features += latent_size
-        network = MLP(features, size, embedding_size=embedding_size, width=width, key=network_key)
-        if not info.affine:
-            # A signal of zeros may be a place without a slope: intensities, for one, are squares.
-            start = Linear(width, size, key=jr.fold_in(network_key, 1))
-            network = eqx.tree_at(lambda n: n.linear_out, network, start)
-
-    def cast(module):
-        arrays, rest = eqx.partition(module, trainable(module))
-        return eqx.combine(jax.tree.map(lambda x: x.astype(dtype), arrays), rest)
-
+        parts = _vector_parts(forward, signal, info, **options, noise=noise, view_key=view_key)
+    dtype = jnp.result_type(*jax.tree.leaves(signal))
+    embedding = NoiseEmbedding(_EMBEDDING_SIZE, key=embedding_key)
+    encoder, network, embedding = (_cast(part, dtype) for part in (parts.encoder, parts.network, embedding))
     return NetworkDenoiser(
-        cast(encoder),
-        cast(network),
-        cast(embedding),
-        embedding_size=embedding_size,
+        encoder,
+        network,
+        embedding,
+        embedding_size=_EMBEDDING_SIZE,
         signal=signal,
-        latent_size=latent_size,
-        latent=latent,
-        shift=shift,
-        scale=scale,
+        latent_size=parts.latent_size,
+        latent=parts.latent,
+        shift=parts.shift,
+        scale=parts.scale,
         key=latent_key,
     )
+
+
+class _Parts(NamedTuple):
+    """What differs between denoisers of images and of vectors."""
+
+    encoder: AbstractEncoder
+    network: UNet | MLP
+    latent: Literal["embedding", "input"]
+    latent_size: int
+    shift: float = 0.0
+    scale: float = 1.0
+
+
+def _lifting_denoiser(signal, info, *, width, key):
+    """Lifts features of images into the voxels of the signal."""
+    if not isinstance(info.params, Camera) or not isinstance(signal, VoxelField) or len(set(signal.density.shape)) > 1:
+        raise ValueError(
+            "The default network of a `VolumeRenderer` makes a cubic `VoxelField` of the images of a `Camera`, but the "
+            f"signal is {describe(signal)} and the parameters are a {type(info.params).__name__}; give a `denoiser`."
+        )
+    return LiftingDenoiser(
+        info.observation.shape,
+        resolution=signal.density.shape[0],
+        lower=signal.lower,
+        upper=signal.upper,
+        density_scale=signal.density_scale,
+        width=192 if width is None else width,
+        key=key,
+    )
+
+
+def _image_parts(forward, signal, info, *, width, latent_size, key):
+    """A U-Net on back-projected measurements."""
+    gain = forward_gain(forward, signal, info.params)
+    channels = 32 if width is None else width
+    network = UNet(
+        count_channels(signal, info.context),
+        sum(x.shape[-1] for x in jax.tree.leaves(signal)),
+        embedding_size=_EMBEDDING_SIZE,
+        channels=(channels, 2 * channels, 4 * channels),
+        key=key,
+    )
+    encoder = BackProjection(forward, signal, gain=gain)
+    shift, scale = _average(info.units.mean) / gain, _average(info.units.std) / gain
+    return _Parts(encoder, network, "embedding", latent_size, shift, scale)
+
+
+def _vector_parts(forward, signal, info, *, width, latent_size, noise, key, view_key):
+    """An MLP on flattened measurements, and on what they say of a Gaussian signal where that is cheap to know."""
+    size = _entries(signal)
+    if size > 65_536:
+        raise ValueError(
+            f"The default network of a signal {describe(signal)} would be an MLP with {size} outputs; give a "
+            "`denoiser`."
+        )
+    if width is None:
+        width = 128 if size <= 16 else 256
+    measured, context_size, view_network = _entries(info.observation), _entries(info.context), None
+    features = measured + _entries(info.params)
+    if is_view(info.context):
+        measured += _entries(info.context.observation)
+        context = info.context
+        one_view = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (context.observation, context.params)
+        )
+        view_network = eqx.nn.MLP(_entries(one_view), width, width, 1, jax.nn.silu, key=view_key)
+        context_size = width + 1
+    encoder = Flatten(view_network)
+    features += context_size
+    if info.affine and noise.every_level and max(size, measured) <= LARGEST_GAUSSIAN:
+        scale = _average(info.units.std)
+        encoder = GaussianPrior(forward, signal, encoder, scale=scale, noise=noise, units=info.units)
+        features += encoder.num_features
+        latent_size = max(latent_size, size)
+    network = MLP(features + latent_size, size, embedding_size=_EMBEDDING_SIZE, width=width, key=key)
+    if not info.affine:
+        # A signal of zeros may be a place without a slope: intensities, for one, are squares.
+        network = eqx.tree_at(lambda n: n.linear_out, network, Linear(width, size, key=jr.fold_in(key, 1)))
+    return _Parts(encoder, network, "input", latent_size)
+
+
+def _cast(module, dtype):
+    arrays, rest = eqx.partition(module, trainable(module))
+    return eqx.combine(jax.tree.map(lambda x: x.astype(dtype), arrays), rest)
+
+
+def _entries(tree):
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def _average(tree):

@@ -1,11 +1,10 @@
 """Fixed sinusoidal features, and the noise level's embedding made from them.
 
-A scalar `v` becomes `sin(2π v / P_k)` and `cos(2π v / P_k)` for periods `P_1 > … > P_n`
-in geometric progression. Long periods tell far values apart, short ones near values.
-The periods are constants, not parameters: nothing trains them.
+A scalar `v` becomes `sin(2π v / P_k)` and `cos(2π v / P_k)` for periods `P_1 > … > P_n` in geometric progression. Long
+periods tell far values apart, short ones near values. The periods are constants, not parameters: nothing trains them.
 
-The noise level enters as its log signal-to-noise ratio `log α²/σ²`, which has the same
-meaning under every noise schedule (Kingma et al. 2021, "Variational Diffusion Models").
+The noise level enters as its log signal-to-noise ratio `log α²/σ²`, which has the same meaning under every noise
+schedule (Kingma et al. 2021, "Variational Diffusion Models").
 """
 
 import math
@@ -29,19 +28,7 @@ _LARGEST_LOG_SNR = 30.0
 def sinusoidal_features(
     value: Float[Array, "*axes"], *, longest: float, shortest: float, num_periods: int
 ) -> Float[Array, "*axes features"]:
-    """Sines and cosines of a value at geometrically spaced periods.
-
-    **Arguments:**
-
-    - `value`: array of any shape.
-    - `longest`, `shortest`: the first and the last period, in units of `value`;
-        positive.
-    - `num_periods`: how many periods, at least 1.
-
-    **Returns:**
-
-    Array of shape `(*value.shape, 2 · num_periods)`, sines first, in the type of
-    `value`.
+    """Sines and cosines of a value at geometrically spaced periods, sines first.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
     """
@@ -54,8 +41,8 @@ def sinusoidal_features(
 class NoiseEmbedding(eqx.Module):
     """Maps a log signal-to-noise ratio to a vector.
 
-    Sinusoidal features of periods from 128 down to 2, then a perceptron with one hidden
-    layer. Ratios beyond ±30 are embedded as ±30.
+    Sinusoidal features of periods from 128 down to 2, then a perceptron with one hidden layer. Ratios beyond ±30 are
+    embedded as ±30.
     """
 
     hidden: Linear
@@ -79,8 +66,8 @@ class NoiseEmbedding(eqx.Module):
     def __call__(self, log_snr: Float[ArrayLike, ""]) -> Float[Array, " size"]:
         """**Arguments:**
 
-        - `log_snr`: the scalar `log α²/σ²`, a natural logarithm, from about −15 (noise)
-            to 15 (data). The features are computed in single precision at least.
+        - `log_snr`: the scalar `log α²/σ²`, a natural logarithm, from about −15 (noise) to 15 (data). The features are
+            computed in single precision at least.
 
         **Returns:**
 

@@ -1,14 +1,17 @@
 """How an embedding conditions a network: feature-wise linear modulation.
 
-Features `h` become `h · (1 + γ) + β` with `γ, β` affine in a vector that is computed
-once per call, `u = silu(A e + a)`, from the network's embedding `e` (Perez et al. 2018,
-"FiLM: Visual Reasoning with a General Conditioning Layer"). The hidden layer `u` lets
-an embedding that is raw numbers condition the network as well as a learned one does.
+Features `h` become `h · (1 + γ) + β` with `γ, β` affine in a vector that is computed once per call,
+`u = silu(A e + a)`, from the network's embedding `e` (Perez et al. 2018, "FiLM: Visual Reasoning with a General
+Conditioning Layer"). The hidden layer `u` lets an embedding that is raw numbers condition the network as well as a
+learned one does.
 """
+
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._linear import Linear
@@ -20,22 +23,9 @@ class Conditioning(eqx.Module):
     linear: Linear
 
     def __init__(self, embedding_size: int, *, key: PRNGKeyArray):
-        """**Arguments:**
-
-        - `embedding_size`: size of the embedding, at least 1.
-        - `key`: a JAX random key for the weights.
-        """
         self.linear = Linear(embedding_size, embedding_size, key=key)
 
     def __call__(self, embedding: Float[Array, " embedding_size"]) -> Float[Array, " embedding_size"]:
-        """**Arguments:**
-
-        - `embedding`: vector of shape `(embedding_size,)`.
-
-        **Returns:**
-
-        Vector of the same shape.
-        """
         return jax.nn.silu(self.linear(embedding))
 
 
@@ -45,25 +35,31 @@ class FiLM(eqx.Module):
     linear: Linear
 
     def __init__(self, embedding_size: int, size: int, *, key: PRNGKeyArray):
-        """**Arguments:**
-
-        - `embedding_size`: size of the conditioning vector, at least 1.
-        - `size`: number of features to modulate, at least 1.
-        - `key`: a JAX random key for the weights.
-        """
         self.linear = Linear(embedding_size, 2 * size, key=key)
 
     def __call__(
         self, x: Float[Array, "*axes size"], condition: Float[Array, " embedding_size"]
     ) -> Float[Array, "*axes size"]:
-        """**Arguments:**
-
-        - `x`: features, of shape `(..., size)`.
-        - `condition`: vector of shape `(embedding_size,)`.
-
-        **Returns:**
-
-        Array of the shape of `x`.
-        """
         scale, shift = jnp.split(self.linear(condition), 2)
         return x * (1 + scale) + shift
+
+
+class ModulatedLayer(eqx.Module):
+    """A hidden layer with a shortcut, `h + W silu(FiLM(U h, e))`, where `U` is a matrix or a convolution."""
+
+    inward: Callable[[Array], Array]
+    film: FiLM
+    outward: Linear
+
+    def __init__(
+        self, make_inward: Callable[..., Callable[[Array], Array]], size: int, *, embedding_size: int, key: PRNGKeyArray
+    ):
+        keys = jr.split(key, 3)
+        self.inward = make_inward(size, size, use_bias=False, key=keys[0])
+        self.film = FiLM(embedding_size, size, key=keys[1])
+        self.outward = Linear(size, size, key=keys[2])
+
+    def __call__(
+        self, x: Float[Array, "*axes size"], condition: Float[Array, " embedding_size"]
+    ) -> Float[Array, "*axes size"]:
+        return x + self.outward(jax.nn.silu(self.film(self.inward(x), condition)))

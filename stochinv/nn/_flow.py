@@ -90,7 +90,7 @@ class FlowDenoiser(AbstractDenoiser):
     ):
         check_positive(channels=channels, scale=scale, width=width, depth=depth, latent_size=latent_size)
         if width % _GROUPS:
-            raise ValueError(f"`width` is {width}, but it has to be a multiple of {_GROUPS}.")
+            raise ValueError(f"`width` is {width}, but it has to be a multiple of {_GROUPS}: round it up.")
         if margin < 0 or radius < 0 or not std > 0 or not spread > 0:
             raise ValueError(
                 "FlowDenoiser: `margin` and `radius` must be at least 0, `std` and `spread` positive, got "

@@ -232,11 +232,9 @@ class DCGANGenerator(AbstractGenerator):
             if layer.bias is not None:
                 found[f"{i}.0.bias"] = Tensor(lambda g, i=i: g.layers[i].bias)
             if layer.norm is not None:
-                for name, field in (
-                    ("weight", "weight"),
-                    ("bias", "bias"),
-                    ("running_mean", "mean"),
-                    ("running_var", "variance"),
-                ):
-                    found[f"{i}.1.{name}"] = Tensor(lambda g, i=i, field=field: getattr(g.layers[i].norm, field))
+                norm = lambda g, i=i: g.layers[i].norm
+                found[f"{i}.1.weight"] = Tensor(lambda g, norm=norm: norm(g).weight)
+                found[f"{i}.1.bias"] = Tensor(lambda g, norm=norm: norm(g).bias)
+                found[f"{i}.1.running_mean"] = Tensor(lambda g, norm=norm: norm(g).mean)
+                found[f"{i}.1.running_var"] = Tensor(lambda g, norm=norm: norm(g).variance)
         return found

@@ -1,8 +1,8 @@
 """From an image to a vector, conditioned by an embedding.
 
-Blocks of pixels become the channels of a coarse image; residual blocks, each of them a 3×3
-convolution modulated by the embedding, halve its resolution until 4 pixels are left along
-the shorter axis; what is left is flattened, and mapped to the output.
+Blocks of pixels become the channels of a coarse image; residual blocks, each of them a 3×3 convolution modulated by the
+embedding, halve its resolution until 4 pixels are left along the shorter axis; what is left is flattened, and mapped to
+the output.
 """
 
 import equinox as eqx
@@ -11,28 +11,9 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._conv import Conv2d, blocks_to_channels, pad_to_multiple
-from ._film import Conditioning, FiLM
+from ._film import Conditioning, ModulatedLayer
 from ._linear import Linear
 from ._misc import check_positive, check_shape
-
-
-class EncoderBlock(eqx.Module):
-    """A modulated 3×3 convolution with a shortcut."""
-
-    inward: Conv2d
-    film: FiLM
-    outward: Linear
-
-    def __init__(self, channels: int, *, embedding_size: int, key: PRNGKeyArray):
-        keys = jr.split(key, 3)
-        self.inward = Conv2d(channels, channels, use_bias=False, key=keys[0])
-        self.film = FiLM(embedding_size, channels, key=keys[1])
-        self.outward = Linear(channels, channels, key=keys[2])
-
-    def __call__(
-        self, x: Float[Array, "height width channels"], condition: Float[Array, " embedding_size"]
-    ) -> Float[Array, "height width channels"]:
-        return x + self.outward(jax.nn.silu(self.film(self.inward(x), condition)))
 
 
 class ImageEncoder(eqx.Module):
@@ -43,7 +24,7 @@ class ImageEncoder(eqx.Module):
 
     conditioning: Conditioning
     embed: Linear
-    blocks: tuple[EncoderBlock, ...]
+    blocks: tuple[ModulatedLayer, ...]
     downs: tuple[Linear, ...]
     linear_out: Linear
     in_channels: int = eqx.field(static=True)
@@ -69,8 +50,8 @@ class ImageEncoder(eqx.Module):
         - `image_size`: height and width of the image in pixels.
         - `patch_size`: side of the blocks of pixels that become channels, at least 1.
         - `embedding_size`: size of the conditioning vector, at least 1.
-        - `channels`: channels of the coarse image, at least 1; they double, up to four
-            times as many, whenever its resolution halves.
+        - `channels`: channels of the coarse image, at least 1; they double, up to four times as many, whenever its
+            resolution halves.
         - `key`: a JAX random key for the weights.
 
         **Raises:** `ValueError` if a size is not positive.
@@ -93,7 +74,7 @@ class ImageEncoder(eqx.Module):
         self.conditioning = Conditioning(embedding_size, key=keys[0])
         self.embed = Linear(patch_size**2 * in_channels, channels, key=keys[1])
         self.blocks = tuple(
-            EncoderBlock(size, embedding_size=embedding_size, key=k)
+            ModulatedLayer(Conv2d, size, embedding_size=embedding_size, key=k)
             for size, k in zip(sizes, jr.split(keys[2], len(sizes)), strict=True)
         )
         self.downs = tuple(
@@ -120,11 +101,7 @@ class ImageEncoder(eqx.Module):
 
         **Raises:** `ValueError` if an input has another rank or size.
         """
-        check_shape(
-            self,
-            x=(x, (*self.image_size, self.in_channels)),
-            embedding=(embedding, (self.embedding_size,)),
-        )
+        check_shape(self, x=(x, (*self.image_size, self.in_channels)), embedding=(embedding, (self.embedding_size,)))
         condition = self.conditioning(embedding)
         h = self.embed(blocks_to_channels(pad_to_multiple(x, self.patch_size), self.patch_size))
         for block, down in zip(self.blocks[:-1], self.downs, strict=True):

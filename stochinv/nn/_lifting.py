@@ -30,11 +30,13 @@ from ..forward._camera import Camera
 from ..forward._volume_voxels import VoxelField, interpolate
 from ._conv import blocks_to_channels
 from ._embedding import NoiseEmbedding
+from ._film import FiLM
 from ._linear import Linear
 from ._misc import check_divides, check_positive
 from ._transformer import PatchTransformer
 from ._unrolled import unrolled
 
+_SIZE = 128  # of the embedding and of the conditioning vector
 _CLEAN_LOG_SNR = 30.0
 _EMPTY = -4.0  # raw density of a fresh field
 _OUTSIDE = -20.0  # and where there is never anything
@@ -46,35 +48,19 @@ class PointBlock(eqx.Module):
     """A hidden layer with a shortcut, whose features are scaled and shifted."""
 
     inward: Linear
-    modulation: Linear
+    film: FiLM
     outward: Linear
 
     def __init__(self, width: int, condition_size: int, *, key: Key):
-        """**Arguments:**
-
-        - `width`: features of a point, at least 1.
-        - `condition_size`: the length of the conditioning vector, at least 1.
-        - `key`: a PRNG key for the weights.
-        """
         keys = jr.split(key, 3)
         self.inward = Linear(width, width, key=keys[0])
-        self.modulation = Linear(condition_size, 2 * width, key=keys[1])
+        self.film = FiLM(condition_size, width, key=keys[1])
         self.outward = Linear(width, width, key=keys[2])
 
     def __call__(
         self, h: Float[Array, "points width"], condition: Float[Array, " size"]
     ) -> Float[Array, "points width"]:
-        """**Arguments:**
-
-        - `h`: features of points.
-        - `condition`: the conditioning vector.
-
-        **Returns:**
-
-        Array of the shape of `h`.
-        """
-        scale, shift = jnp.split(self.modulation(condition), 2)
-        return h + self.outward(jax.nn.relu(self.inward(h) * (1 + scale) + shift))
+        return h + self.outward(jax.nn.relu(self.film(self.inward(h), condition)))
 
 
 @final
@@ -82,8 +68,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
     """Makes a [`stochinv.forward.VoxelField`][] of the noisy target and any number of context views.
 
     The parameters of the target and of the context's views are [`stochinv.forward.Camera`][]s; all images have one
-    size.
-    With a key it chooses a component by the probabilities that it gives to each, and draws the latent code
+    size. With a key it chooses a component by the probabilities that it gives to each, and draws the latent code
     `z ~ N(0, I)`; without one the most probable component is the answer, with `z = 0`.
 
     **Arguments:**
@@ -154,59 +139,45 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         key: Key,
     ):
         check_positive(depths=depths, channels=channels, point_width=point_width, num_components=num_components)
-        if latent_size < 0:
-            raise ValueError(f"LiftingDenoiser: `latent_size` must be at least 0, got {latent_size}.")
-        if resolution < 2 or depths < 2:
-            raise ValueError(
-                f"LiftingDenoiser: `resolution` and `depths` must be at least 2, got {resolution}, {depths}."
-            )
         keys = jr.split(key, 10)
-        size = 128
-        height, columns, image_channels = image_shape
-        check_positive(feature_stride=feature_stride)
-        check_divides("feature_stride", feature_stride, "height", height)
-        check_divides("feature_stride", feature_stride, "width", columns)
-        check_divides("feature_stride", feature_stride, "patch_size", patch_size)
-        encoder = PatchTransformer(
-            (image_channels + 3) * feature_stride**2,
-            depths * channels,
-            image_size=(height // feature_stride, columns // feature_stride),
-            patch_size=patch_size // feature_stride,
-            embedding_size=size,
-            width=width,
-            depth=depth,
-            heads=max(width // 48, 1),
-            key=keys[0],
+        self.encoder = _frustum_encoder(
+            image_shape, depths * channels, patch_size, feature_stride, width=width, depth=depth, keys=keys[:2]
         )
-        # Its output is lifted, not added to an answer, so it starts at random.
-        fresh = Linear(width, (patch_size // feature_stride) ** 2 * depths * channels, key=keys[1])
-        self.encoder = eqx.tree_at(lambda e: e.unembed, encoder, fresh)
-        self.embedding = NoiseEmbedding(size, key=keys[2])
-        self.lift = Linear(channels + image_channels + _NUM_PLACE, point_width, key=keys[3])
+        self.embedding = NoiseEmbedding(_SIZE, key=keys[2])
+        self.lift = Linear(channels + image_shape[2] + _NUM_PLACE, point_width, key=keys[3])
         self.importance = Linear(point_width, 1, zero_init=True, key=keys[4])
         self.code = None
         if latent_size > 0:
-            code = Linear(latent_size, size, key=keys[5])
+            code = Linear(latent_size, _SIZE, key=keys[5])
             # Weak beside the offsets, so that modes are told apart by the choice before the code can mix them.
             weak = code.weight if num_components == 1 else 0.1 * code.weight
             self.code = eqx.tree_at(lambda c: c.weight, code, weak)
-        self.summary = Linear(depths * channels, size, key=keys[6])
+        self.summary = Linear(depths * channels, _SIZE, key=keys[6])
         self.choice = Linear(depths * channels, num_components, zero_init=True, key=keys[8])
-        self.offsets = jr.normal(keys[9], (num_components, size))
+        self.offsets = jr.normal(keys[9], (num_components, _SIZE))
         *block_keys, out_key = jr.split(keys[7], point_depth + 1)
-        self.blocks = tuple(PointBlock(point_width, size, key=k) for k in block_keys)
+        self.blocks = tuple(PointBlock(point_width, _SIZE, key=k) for k in block_keys)
         out = Linear(point_width, 4, zero_init=True, key=out_key)
         self.out = eqx.tree_at(lambda o: o.bias, out, jnp.asarray([_EMPTY, 0.0, 0.0, 0.0]))
         self.image_shape = image_shape
         self.resolution = resolution
         self.lower, self.upper = lower, upper
-        if support not in ("box", "ball"):
-            raise ValueError(f'LiftingDenoiser: `support` must be "box" or "ball", got {support!r}.')
         self.support = support
         self.density_scale = density_scale
         self.depths = depths
         self.feature_stride = feature_stride
         self.latent_size = latent_size
+
+    def __check_init__(self):
+        if self.latent_size < 0:
+            raise ValueError(f"LiftingDenoiser: `latent_size` must be at least 0, got {self.latent_size}.")
+        if self.resolution < 2 or self.depths < 2:
+            raise ValueError(
+                "LiftingDenoiser: `resolution` and `depths` must be at least 2, got "
+                f"{self.resolution} and {self.depths}."
+            )
+        if self.support not in ("box", "ball"):
+            raise ValueError(f'LiftingDenoiser: `support` must be "box" or "ball", got {self.support!r}.')
 
     def __call__(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
@@ -254,26 +225,13 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
 
     def _views(self, noisy, level, context, params):
         """All views in one stack, the noisy target first: images, cameras, log-SNRs, and which of them count."""
-        if not isinstance(params, Camera):
-            raise ValueError(
-                f"LiftingDenoiser: the target's `params` must be one `Camera`, got a {type(params).__name__}."
-            )
-        if noisy.shape != self.image_shape:
-            raise ValueError(
-                f"LiftingDenoiser: images must be of shape {self.image_shape}, got {noisy.shape}; resize them, or make "
-                "a denoiser for that shape."
-            )
+        self._check_views(noisy, context, params)
         images = (noisy / jnp.sqrt(level.alpha**2 + level.sigma**2))[None]
         cameras = jax.tree.map(lambda x: x[None], params)
         log_snr = jnp.asarray(level.log_snr, noisy.dtype)[None]
         mask = jnp.ones(1, bool)
         if context is None:
             return images, cameras, log_snr, mask
-        if not isinstance(context, View) or not isinstance(context.params, Camera):
-            raise ValueError(
-                "LiftingDenoiser: the context must be a `View` with a views axis and `Camera`s as parameters, or None, "
-                f"got {type(context).__name__}."
-            )
         number = context.observation.shape[0]
         together = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)])
         return (
@@ -282,6 +240,23 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
             together(log_snr, jnp.full(number, _CLEAN_LOG_SNR)),
             jnp.concatenate([mask, view_mask(context)]),
         )
+
+    def _check_views(self, noisy, context, params):
+        if not isinstance(params, Camera):
+            raise ValueError(
+                f"LiftingDenoiser: the target's `params` must be one `Camera`, got a {type(params).__name__}; make one "
+                "by `stochinv.forward.Camera(intrinsics, pose, image_size)`."
+            )
+        if noisy.shape != self.image_shape:
+            raise ValueError(
+                f"LiftingDenoiser: images must be of shape {self.image_shape}, got {noisy.shape}; resize them, or make "
+                "a denoiser for that shape."
+            )
+        if context is not None and not (isinstance(context, View) and isinstance(context.params, Camera)):
+            raise ValueError(
+                "LiftingDenoiser: the context must be a `View` with a views axis and `Camera`s as parameters, or None, "
+                f"got {type(context).__name__}."
+            )
 
     def _lift(self, points, image, camera, log_snr):
         """What one view says of the points, and of the scene as a whole."""
@@ -322,6 +297,29 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         axis = np.linspace(-1, 1, self.resolution)
         squares = np.square(np.stack(np.meshgrid(axis, axis, axis, indexing="ij")))
         return np.flatnonzero(np.sqrt(squares.sum(0)) < 1 + 1 / self.resolution)
+
+
+def _frustum_encoder(image_shape, out_channels, patch_size, feature_stride, *, width, depth, keys):
+    """A transformer from a view, and the rays through its pixels, to features at every `feature_stride`-th of them."""
+    height, columns, channels = image_shape
+    check_positive(feature_stride=feature_stride)
+    check_divides("feature_stride", feature_stride, "height", height)
+    check_divides("feature_stride", feature_stride, "width", columns)
+    check_divides("feature_stride", feature_stride, "patch_size", patch_size)
+    patch_size = patch_size // feature_stride
+    encoder = PatchTransformer(
+        (channels + 3) * feature_stride**2,
+        out_channels,
+        image_size=(height // feature_stride, columns // feature_stride),
+        patch_size=patch_size,
+        embedding_size=_SIZE,
+        width=width,
+        depth=depth,
+        heads=max(width // 48, 1),
+        key=keys[0],
+    )
+    # Its output is lifted, not added to an answer, so it starts at random.
+    return eqx.tree_at(lambda e: e.unembed, encoder, Linear(width, patch_size**2 * out_channels, key=keys[1]))
 
 
 def _between_centres(fractions, sizes):

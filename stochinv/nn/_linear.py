@@ -1,12 +1,11 @@
 """The affine map on the last axis.
 
-`y = x W + b`, with `W` of shape `(in, out)`: on `(..., in)` arrays this is one matrix
-product whatever the leading axes are, and `jax.vmap` adds its batch to them.
+`y = x W + b`, with `W` of shape `(in, out)`: on `(..., in)` arrays this is one matrix product whatever the leading axes
+are, and `jax.vmap` adds its batch to them.
 
-Every weight of this subpackage is drawn uniformly on `[−√(3/n), √(3/n)]`, `n` the
-number of inputs that one output sums over, so that the output has the variance of the
-input (LeCun et al. 1998, "Efficient BackProp", section 4.6). Biases start at zero, and
-so do whole layers that are to do nothing at first.
+Every weight of this subpackage is drawn uniformly on `[−√(3/n), √(3/n)]`, `n` the number of inputs that one output sums
+over, so that the output has the variance of the input (LeCun et al. 1998, "Efficient BackProp", section 4.6). Biases
+start at zero, and so do whole layers that are to do nothing at first.
 """
 
 import math
@@ -20,18 +19,7 @@ from ._misc import check_positive
 
 
 def fan_in_uniform(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "*shape"]:
-    """Draws weights of variance `1 / fan_in`, uniformly distributed.
-
-    **Arguments:**
-
-    - `key`: a JAX random key.
-    - `shape`: of the weights.
-    - `fan_in`: how many inputs one output sums over, at least 1.
-
-    **Returns:**
-
-    An array of this shape, in JAX's default floating-point type.
-    """
+    """Weights of variance `1 / fan_in`, uniformly distributed."""
     limit = math.sqrt(3 / fan_in)
     return jr.uniform(key, shape, minval=-limit, maxval=limit)
 
@@ -43,13 +31,7 @@ class Linear(eqx.Module):
     bias: Float[Array, " out_size"] | None
 
     def __init__(
-        self,
-        in_size: int,
-        out_size: int,
-        *,
-        use_bias: bool = True,
-        zero_init: bool = False,
-        key: PRNGKeyArray,
+        self, in_size: int, out_size: int, *, use_bias: bool = True, zero_init: bool = False, key: PRNGKeyArray
     ):
         """**Arguments:**
 

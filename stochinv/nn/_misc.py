@@ -1,7 +1,6 @@
 """Checks that every network makes on its sizes and on its inputs.
 
-All of them are static: shapes are known while tracing, so that a check costs nothing
-in compiled code.
+All of them are static: shapes are known while tracing, so that a check costs nothing in compiled code.
 """
 
 from typing import Any
@@ -48,8 +47,7 @@ def check_shape(owner: Any, **arrays: tuple[Array, tuple[int | str, ...]]) -> No
     **Arguments:**
 
     - `owner`: the network, for the message.
-    - `**arrays`: by name, an array and its expected shape, in which a string stands for
-        an axis of any size.
+    - `**arrays`: by name, an array and its expected shape, in which a string stands for an axis of any size.
 
     **Raises:** `ValueError` naming the first array that does not fit.
     """

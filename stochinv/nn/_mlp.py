@@ -4,52 +4,18 @@
     h ← h + W silu(FiLM(U h, e))        (`depth` times)
     y = A h + a
 
-with `FiLM` after Perez et al. 2018 (arXiv:1709.07871). There is no normalisation: it
-would remove the size of the features, which tells low-dimensional vectors apart. The
-straight path from `x` to `y` represents linear maps, which denoisers tend to where the
-noise is very small or very large.
+with `FiLM` after Perez et al. 2018 (arXiv:1709.07871). There is no normalisation: it would remove the size of the
+features, which tells low-dimensional vectors apart. The straight path from `x` to `y` represents linear maps, which
+denoisers tend to where the noise is very small or very large.
 """
 
 import equinox as eqx
-import jax
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._film import Conditioning, FiLM
+from ._film import Conditioning, ModulatedLayer
 from ._linear import Linear
 from ._misc import check_positive, check_shape
-
-
-class HiddenLayer(eqx.Module):
-    """A modulated hidden layer with a shortcut."""
-
-    inward: Linear
-    film: FiLM
-    outward: Linear
-
-    def __init__(self, width: int, *, embedding_size: int, key: PRNGKeyArray):
-        """**Arguments:**
-
-        - `width`: number of features, at least 1.
-        - `embedding_size`: size of the conditioning vector, at least 1.
-        - `key`: a JAX random key for the weights.
-        """
-        keys = jr.split(key, 3)
-        self.inward = Linear(width, width, use_bias=False, key=keys[0])
-        self.film = FiLM(embedding_size, width, key=keys[1])
-        self.outward = Linear(width, width, key=keys[2])
-
-    def __call__(self, x: Float[Array, " width"], condition: Float[Array, " embedding_size"]) -> Float[Array, " width"]:
-        """**Arguments:**
-
-        - `x`: features, of shape `(width,)`.
-        - `condition`: vector of shape `(embedding_size,)`.
-
-        **Returns:**
-
-        Vector of shape `(width,)`.
-        """
-        return x + self.outward(jax.nn.silu(self.film(self.inward(x), condition)))
 
 
 class MLP(eqx.Module):
@@ -60,21 +26,13 @@ class MLP(eqx.Module):
 
     conditioning: Conditioning
     linear_in: Linear
-    layers: tuple[HiddenLayer, ...]
+    layers: tuple[ModulatedLayer, ...]
     linear_out: Linear
     in_size: int = eqx.field(static=True)
-    out_size: int = eqx.field(static=True)
     embedding_size: int = eqx.field(static=True)
 
     def __init__(
-        self,
-        in_size: int,
-        out_size: int,
-        *,
-        embedding_size: int,
-        width: int = 256,
-        depth: int = 3,
-        key: PRNGKeyArray,
+        self, in_size: int, out_size: int, *, embedding_size: int, width: int = 256, depth: int = 3, key: PRNGKeyArray
     ):
         """**Arguments:**
 
@@ -87,22 +45,15 @@ class MLP(eqx.Module):
 
         **Raises:** `ValueError` if a size is not positive.
         """
-        check_positive(
-            in_size=in_size,
-            out_size=out_size,
-            embedding_size=embedding_size,
-            width=width,
-            depth=depth,
-        )
+        check_positive(in_size=in_size, out_size=out_size, embedding_size=embedding_size, width=width, depth=depth)
         condition_key, in_key, layers_key, out_key = jr.split(key, 4)
         self.conditioning = Conditioning(embedding_size, key=condition_key)
         self.linear_in = Linear(in_size, width, key=in_key)
         self.layers = tuple(
-            HiddenLayer(width, embedding_size=embedding_size, key=k) for k in jr.split(layers_key, depth)
+            ModulatedLayer(Linear, width, embedding_size=embedding_size, key=k) for k in jr.split(layers_key, depth)
         )
         self.linear_out = Linear(width, out_size, zero_init=True, key=out_key)
         self.in_size = in_size
-        self.out_size = out_size
         self.embedding_size = embedding_size
 
     def __call__(
@@ -119,11 +70,7 @@ class MLP(eqx.Module):
 
         **Raises:** `ValueError` if an input has another rank or size.
         """
-        check_shape(
-            self,
-            x=(x, (self.in_size,)),
-            embedding=(embedding, (self.embedding_size,)),
-        )
+        check_shape(self, x=(x, (self.in_size,)), embedding=(embedding, (self.embedding_size,)))
         condition = self.conditioning(embedding)
         h = self.linear_in(x)
         for layer in self.layers:

@@ -1,9 +1,8 @@
 """Normalisation to zero mean and unit variance, computed in single precision at least.
 
-`y = (x − mean) / √(var + ε)`, where the statistics are over all pixels of a group of
-channels (Wu & He 2018, "Group Normalization") or over the features of one token (Ba et
-al. 2016, "Layer Normalization"). Half-precision inputs are normalised in `float32` and
-cast back, because sums over thousands of pixels exhaust an 8-bit mantissa.
+`y = (x − mean) / √(var + ε)`, where the statistics are over all pixels of a group of channels (Wu & He 2018, "Group
+Normalization") or over the features of one token (Ba et al. 2016, "Layer Normalization"). Half-precision inputs are
+normalised in `float32` and cast back, because sums over thousands of pixels exhaust an 8-bit mantissa.
 """
 
 import equinox as eqx
@@ -15,7 +14,7 @@ from ._misc import check_divides, check_positive, check_shape
 
 
 class GroupNorm(eqx.Module):
-    """Group normalisation of one channels-last image."""
+    """Group normalisation of one channels-last image; with `affine` each channel is scaled and shifted."""
 
     weight: Float[Array, " channels"] | None
     bias: Float[Array, " channels"] | None
@@ -23,24 +22,7 @@ class GroupNorm(eqx.Module):
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
-    def __init__(
-        self,
-        channels: int,
-        groups: int = 8,
-        *,
-        eps: float = 1e-5,
-        affine: bool = True,
-    ):
-        """**Arguments:**
-
-        - `channels`: channels of the image, at least 1.
-        - `groups`: number of groups of neighbouring channels; divides `channels`.
-        - `eps`: added to the variance, in its units, so that constants do not divide by
-            zero; positive.
-        - `affine`: whether to scale and shift each channel by learned amounts.
-
-        **Raises:** `ValueError` if `groups` does not divide `channels`.
-        """
+    def __init__(self, channels: int, groups: int = 8, *, eps: float = 1e-5, affine: bool = True):
         check_positive(channels=channels, groups=groups)
         check_divides("groups", groups, "channels", channels)
         self.weight = jnp.ones(channels) if affine else None
@@ -50,16 +32,6 @@ class GroupNorm(eqx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "height width channels"]) -> Float[Array, "height width channels"]:
-        """**Arguments:**
-
-        - `x`: image of shape `(height, width, channels)`.
-
-        **Returns:**
-
-        Image of the same shape and type.
-
-        **Raises:** `ValueError` if `x` has another rank or number of channels.
-        """
         check_shape(self, x=(x, ("height", "width", self.channels)))
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = y - self._group_mean(jnp.mean(y, axis=(0, 1)))
@@ -75,17 +47,7 @@ class GroupNorm(eqx.Module):
 
 
 def layer_norm(x: Float[Array, "*axes size"], *, eps: float = 1e-5) -> Float[Array, "*axes size"]:
-    """Layer normalisation over the last axis, without learned scale and shift.
-
-    **Arguments:**
-
-    - `x`: array of shape `(..., size)`.
-    - `eps`: added to the variance, in its units; positive.
-
-    **Returns:**
-
-    Array of the same shape and type.
-    """
+    """Layer normalisation over the last axis, without learned scale and shift."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = y - jnp.mean(y, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)

@@ -234,7 +234,7 @@ class StyleGAN2Generator(AbstractGenerator):
             image_channels=image_channels,
         )
         if size < 8 or size & (size - 1):
-            raise ValueError(f"`size` is {size}, but it has to be a power of two from 8 on.")
+            raise ValueError(f"`size` is {size}, but it has to be a power of two from 8 on: resize the images.")
         keys = jr.split(key, 3)
         sizes = [2**i for i in range(2, size.bit_length())]
         channels = [min(channel_base // s, channel_max) for s in sizes]

@@ -5,9 +5,9 @@ The image is cut into `p × p` patches, each a token. A block updates the tokens
     h ← h + g₁ · attention(norm(h) · (1 + γ₁) + β₁)
     h ← h + g₂ · perceptron(norm(h) · (1 + γ₂) + β₂)
 
-with `γ, β, g` affine in the embedding's hidden layer and zero at first, so that a fresh
-block is the identity ("adaLN-Zero": Peebles & Xie 2023, "Scalable Diffusion Models with
-Transformers", arXiv:2212.09748). Positions are learned, from a start of sinusoids.
+with `γ, β, g` affine in the embedding's hidden layer and zero at first, so that a fresh block is the identity
+("adaLN-Zero": Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv:2212.09748). Positions are
+learned, from a start of sinusoids.
 """
 
 import equinox as eqx
@@ -28,35 +28,14 @@ _HIDDEN_RATIO = 4
 
 
 def grid_positions(rows: int, columns: int, size: int) -> Float[Array, "tokens size"]:
-    """Sinusoidal features of the row and the column of every cell of a grid.
-
-    **Arguments:**
-
-    - `rows`, `columns`: of the grid, at least 1.
-    - `size`: features of a cell, at least 1. What four does not divide is zeros.
-
-    **Returns:**
-
-    Array of shape `(rows · columns, size)`, row by row.
-    """
+    """Sinusoidal features of the row and the column of every cell of a grid, row by row; padded by zeros."""
     num_periods = size // 4
-    features = jnp.zeros((rows, columns, 0))
-    if num_periods > 0:
-        row, column = (
-            sinusoidal_features(
-                jnp.arange(count, dtype=features.dtype),
-                longest=4.0 * count,
-                shortest=4.0,
-                num_periods=num_periods,
-            )
-            for count in (rows, columns)
-        )
-        shape = (rows, columns, 2 * num_periods)
-        features = jnp.concatenate(
-            [jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column, shape)],
-            axis=-1,
-        )
-    features = features.reshape(rows * columns, 4 * num_periods)
+    if num_periods == 0:
+        return jnp.zeros((rows * columns, size))
+    of = lambda n: sinusoidal_features(jnp.arange(float(n)), longest=4.0 * n, shortest=4.0, num_periods=num_periods)
+    shape = (rows, columns, 2 * num_periods)
+    features = [jnp.broadcast_to(of(rows)[:, None], shape), jnp.broadcast_to(of(columns), shape)]
+    features = jnp.concatenate(features, axis=-1).reshape(rows * columns, 4 * num_periods)
     return jnp.pad(features, ((0, 0), (0, size - 4 * num_periods)))
 
 
@@ -69,13 +48,6 @@ class TransformerBlock(eqx.Module):
     out: Linear
 
     def __init__(self, width: int, *, embedding_size: int, heads: int, key: PRNGKeyArray):
-        """**Arguments:**
-
-        - `width`: features of a token; a multiple of `heads`.
-        - `embedding_size`: size of the conditioning vector, at least 1.
-        - `heads`: number of attention heads, at least 1.
-        - `key`: a JAX random key for the weights.
-        """
         keys = jr.split(key, 4)
         self.modulation = Linear(embedding_size, 6 * width, zero_init=True, key=keys[0])
         self.attention = SelfAttention(width, heads=heads, key=keys[1])
@@ -83,19 +55,8 @@ class TransformerBlock(eqx.Module):
         self.out = Linear(_HIDDEN_RATIO * width, width, key=keys[3])
 
     def __call__(
-        self,
-        x: Float[Array, "tokens width"],
-        condition: Float[Array, " embedding_size"],
+        self, x: Float[Array, "tokens width"], condition: Float[Array, " embedding_size"]
     ) -> Float[Array, "tokens width"]:
-        """**Arguments:**
-
-        - `x`: tokens, of shape `(tokens, width)`.
-        - `condition`: vector of shape `(embedding_size,)`.
-
-        **Returns:**
-
-        Array of the shape of `x`.
-        """
         scale1, shift1, gate1, scale2, shift2, gate2 = jnp.split(self.modulation(condition), 6)
         x = x + gate1 * self.attention(layer_norm(x) * (1 + scale1) + shift1)
         h = self.hidden(layer_norm(x) * (1 + scale2) + shift2)
@@ -105,8 +66,8 @@ class TransformerBlock(eqx.Module):
 class PatchTransformer(eqx.Module):
     """Transformer on the patches of one channels-last image of a fixed size.
 
-    Sizes that the patches do not divide are padded inside, by repeating the last row
-    and column, and the output is cropped. A fresh network returns zeros.
+    Sizes that the patches do not divide are padded inside, by repeating the last row and column, and the output is
+    cropped. A fresh network returns zeros.
     """
 
     conditioning: Conditioning
@@ -116,7 +77,6 @@ class PatchTransformer(eqx.Module):
     modulation: Linear
     unembed: Linear
     in_channels: int = eqx.field(static=True)
-    out_channels: int = eqx.field(static=True)
     image_size: tuple[int, int] = eqx.field(static=True)
     patch_size: int = eqx.field(static=True)
     embedding_size: int = eqx.field(static=True)
@@ -136,19 +96,18 @@ class PatchTransformer(eqx.Module):
     ):
         """**Arguments:**
 
-        - `in_channels`: channels of the input image, at least 1.
-        - `out_channels`: channels of the output image, at least 1.
+        - `in_channels`, `out_channels`: channels of the input and of the output image, at least 1.
         - `image_size`: height and width of the images in pixels, at least 1.
-        - `patch_size`: height and width of a patch in pixels, at least 1. The cost of
-            attention grows with its fourth inverse power.
+        - `patch_size`: height and width of a patch in pixels, at least 1. The cost of attention grows with its fourth
+            inverse power.
         - `embedding_size`: size of the conditioning vector, at least 1.
         - `width`: features of a token, at least 1.
         - `depth`: number of blocks, at least 1.
         - `heads`: number of attention heads; divides `width`.
         - `key`: a JAX random key for the weights.
 
-        **Raises:** `ValueError` if a size is not positive, `image_size` is not a pair,
-            or `heads` does not divide `width`.
+        **Raises:** `ValueError` if a size is not positive, `image_size` is not a pair, or `heads` does not divide
+            `width`.
         """
         if len(image_size) != 2:
             raise ValueError(
@@ -176,15 +135,12 @@ class PatchTransformer(eqx.Module):
         self.modulation = Linear(embedding_size, 2 * width, zero_init=True, key=keys[3])
         self.unembed = Linear(width, patch_size**2 * out_channels, zero_init=True, key=keys[4])
         self.in_channels = in_channels
-        self.out_channels = out_channels
         self.image_size = (height, columns)
         self.patch_size = patch_size
         self.embedding_size = embedding_size
 
     def __call__(
-        self,
-        x: Float[Array, "height width in_channels"],
-        embedding: Float[Array, " embedding_size"],
+        self, x: Float[Array, "height width in_channels"], embedding: Float[Array, " embedding_size"]
     ) -> Float[Array, "height width out_channels"]:
         """**Arguments:**
 
@@ -197,11 +153,7 @@ class PatchTransformer(eqx.Module):
 
         **Raises:** `ValueError` if an input has another rank or size.
         """
-        check_shape(
-            self,
-            x=(x, (*self.image_size, self.in_channels)),
-            embedding=(embedding, (self.embedding_size,)),
-        )
+        check_shape(self, x=(x, (*self.image_size, self.in_channels)), embedding=(embedding, (self.embedding_size,)))
         height, width = self.image_size
         condition = self.conditioning(embedding)
         patches = blocks_to_channels(pad_to_multiple(x, self.patch_size), self.patch_size)

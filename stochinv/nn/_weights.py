@@ -12,6 +12,7 @@ import abc
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from jaxtyping import Array
 
 from .._custom_types import Structure
 
+REMEDY = "make the generator with the sizes of the file, or give its own file"
 # What files hold beside weights.
 IGNORED = ("num_batches_tracked", "resample_filter")
 
@@ -66,45 +68,35 @@ _Generator = TypeVar("_Generator")
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The named arrays of a `.npz` or `.safetensors` file.
-
-    **Arguments:**
-
-    - `path`: the file; its ending tells its format.
-
-    **Returns:**
-
-    A dictionary from names to arrays.
-
-    **Raises:**
-
-    `FileNotFoundError` if there is no such file; `ImportError` if it takes safetensors, which is not installed;
-    `ValueError` if it is of another format or damaged.
-    """
+    """The named arrays of a `.npz` or `.safetensors` file, whose ending tells its format."""
     path = os.fspath(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"`path`: there is no file {path}.")
-    ending = os.path.splitext(path)[1]
-    if ending not in (".npz", ".safetensors"):
+    read = {".npz": _read_npz, ".safetensors": _read_safetensors}.get(os.path.splitext(path)[1])
+    if read is None:
         raise ValueError(f"`path`: {path} must end in .npz or .safetensors, the formats that can be read; convert it.")
+    return read(path)
+
+
+def _read_npz(path):
     try:
-        if ending == ".npz":
-            with np.load(path) as file:
-                return {name: file[name] for name in file.files}
-        try:
-            from safetensors.numpy import load_file
-        except ImportError as error:
-            raise ImportError(
-                "Files in the format safetensors need it installed: `pip install 'stochinv[weights]'`."
-            ) from error
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"`path`: {path} is damaged ({error}); use another copy.") from error
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise ImportError(
+            "Files in the format safetensors need it installed: `pip install 'stochinv[weights]'`."
+        ) from error
+    try:
         return load_file(path)
-    except ImportError:
-        raise
-    except Exception as error:
-        if not isinstance(error, ValueError | OSError | EOFError | KeyError | zipfile.BadZipFile) and (
-            type(error).__module__.partition(".")[0] not in ("safetensors", "safetensors_rust", "zlib")
-        ):
-            raise
+    except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"`path`: {path} is damaged ({error}); use another copy.") from error
 
 
@@ -123,35 +115,38 @@ def load_weights(generator: _Generator, path: str | os.PathLike) -> _Generator:
 
     **Raises:**
 
-    `ValueError` if a tensor is missing, of another shape, or left over, naming the first of them; otherwise as
-    [`stochinv.nn.read_tensors`][].
+    `ValueError` if a tensor is missing, of another shape, or left over, naming the first of them, or if the file is of
+    another format or damaged; `FileNotFoundError` if there is none; `ImportError` if it takes safetensors, which is not
+    installed.
     """
     if not isinstance(generator, AbstractGenerator):
-        raise ValueError(f"`generator` must be one of `stochinv.nn`, got {type(generator).__name__}.")
+        raise ValueError(
+            f"`generator` must be one of `stochinv.nn`, got {type(generator).__name__}; use `equinox.tree_at`."
+        )
     state = {name: x for name, x in read_tensors(path).items() if name.rpartition(".")[2] not in IGNORED}
     wanted = generator.tensors()
     names = _by_order(wanted, state) if generator.by_order else {name: name for name in wanted}
-    remedy = "make the generator with the sizes of the file, or give its own file"
-    values = []
-    for name, tensor in wanted.items():
-        have = jnp.shape(tensor.where(generator))
-        axes = tuple(range(len(have))) if tensor.axes is None else tensor.axes
-        expected = [0] * len(have)
-        for i, axis in enumerate(axes):
-            expected[axis] = have[i]
-        stored = state.get(names.get(name, ""))
-        if stored is None:
-            raise ValueError(f"`path`: {path} has no tensor for {name}, of shape {tuple(expected)}; {remedy}.")
-        if stored.shape != tuple(expected):
-            raise ValueError(
-                f"`path`: {path} has shape {stored.shape} for {names[name]}, where this generator has shape "
-                f"{tuple(expected)}; {remedy}."
-            )
-        values.append(jnp.asarray(stored.transpose(axes), tensor.where(generator).dtype))
+    values = [_fitted(path, state, names.get(name), name, generator, tensor) for name, tensor in wanted.items()]
     left_over = [name for name in state if name not in names.values()]
     if left_over:
-        raise ValueError(f"`path`: {path} has {left_over[0]}, which this generator lacks; {remedy}.")
+        raise ValueError(f"`path`: {path} has {left_over[0]}, which this generator lacks; {REMEDY}.")
     return eqx.tree_at(lambda g: [tensor.where(g) for tensor in wanted.values()], generator, values)
+
+
+def _fitted(path, state, stored_name, name, generator, tensor):
+    """A tensor of the file in the axes, the shape and the dtype of the generator's own."""
+    own = tensor.where(generator)
+    axes = tuple(range(own.ndim)) if tensor.axes is None else tensor.axes
+    expected = tuple(own.shape[axes.index(axis)] for axis in range(own.ndim))
+    if stored_name not in state:
+        raise ValueError(f"`path`: {path} has no tensor for {name}, of shape {expected}; {REMEDY}.")
+    stored = state[stored_name]
+    if stored.shape != expected:
+        raise ValueError(
+            f"`path`: {path} has shape {stored.shape} for {stored_name}, where this generator has shape {expected}; "
+            f"{REMEDY}."
+        )
+    return jnp.asarray(stored.transpose(axes), own.dtype)
 
 
 def _by_order(wanted, state):

@@ -39,7 +39,9 @@ def load_llff(folder: str | os.PathLike, images: str = "images") -> PosedImages:
         raise ValueError(f"`folder`: there is no {path}; give the folder of one scene.")
     rows = np.load(path)
     if rows.ndim != 2 or rows.shape[1] != 17:
-        raise ValueError(f"`folder`: {path} has the shape {rows.shape}, but 17 numbers per view are expected.")
+        raise ValueError(
+            f"`folder`: {path} has the shape {rows.shape}, but 17 numbers per view are expected; give another file."
+        )
     files = sorted(file for file in (folder / images).glob("*") if file.suffix.lower() in _SUFFIXES)
     if len(files) != len(rows):
         raise ValueError(

@@ -42,7 +42,7 @@ def load_posed_npz(path: str | os.PathLike) -> list[PosedImages]:
     poses = full_poses(arrays["c2w"])
     lead = images.shape[:-3]
     if poses.shape[:-2] != lead:
-        raise ValueError(f"`path`: {path} has images of {lead} and `c2w` of {poses.shape[:-2]} scenes and views.")
+        raise ValueError(f"`path`: {path} has images of {lead} and `c2w` of {poses.shape[:-2]}; save as many of both.")
     intrinsics = np.broadcast_to(arrays["K"].astype(np.float32), (*lead, 3, 3))
     if images.ndim == 4:
         images, intrinsics, poses = images[None], intrinsics[None], poses[None]

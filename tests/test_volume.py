@@ -260,6 +260,28 @@ def with_offsets(number):
     return si.forward.Rays(rays.origins, rays.directions, jnp.zeros((16, 16, number)))
 
 
+def test_tri_planes_against_scipy():
+    keys = jr.split(jr.key(4), 6)
+    box = {"lower": (-1.0, -0.5, -2.0), "upper": (1.0, 1.5, 2.0)}
+    shapes = ((3, 5, 5, 2), (2, 7), (7,), (7, 4), (4,))
+    arrays = [jr.normal(key, shape) for key, shape in zip(keys, shapes, strict=False)]
+    names = ("planes", "hidden", "hidden_bias", "out", "out_bias")
+    field = si.forward.TriPlaneField(**dict(zip(names, arrays, strict=True)), **box, density_scale=3.0)
+    points = jr.uniform(keys[5], (40, 3), minval=jnp.asarray(box["lower"]), maxval=jnp.asarray(box["upper"]))
+    density, colour = measure(field, points, points)
+    planes, hidden, hidden_bias, out, out_bias = (np.asarray(x, float) for x in arrays)
+    unit = (np.asarray(points) - box["lower"]) / (np.array(box["upper"]) - box["lower"]) * 4
+    features = sum(
+        np.stack([scipy.ndimage.map_coordinates(plane[..., i], unit[:, axes].T, order=1) for i in range(2)], -1)
+        for plane, axes in zip(planes, ([1, 2], [0, 2], [0, 1]), strict=True)
+    )
+    raw = np.maximum(features @ hidden + hidden_bias, 0) @ out + out_bias
+    np.testing.assert_allclose(density, 3 * np.logaddexp(raw[:, 0], 0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(colour, 1 / (1 + np.exp(-raw[:, 1:])), atol=1e-4)
+    gradient = jax.jit(jax.grad(lambda f: jnp.sum(si.forward.VolumeRenderer(4)(f, CAMERA) ** 2)))(field)
+    assert all(np.all(np.isfinite(x)) and np.any(x != 0) for x in jax.tree.leaves(gradient))
+
+
 class Fog(si.forward.AbstractField):
     """Density by linear interpolation between the centres of cells, as Mitsuba's grids have it."""
 

@@ -13,5 +13,6 @@ from ._mask import Mask as Mask, Window as Window
 from ._smoothness import FlowSmoothness as FlowSmoothness
 from ._volume import Rendering as Rendering, VolumeRenderer as VolumeRenderer
 from ._volume_base import AbstractField as AbstractField
+from ._volume_triplane import TriPlaneField as TriPlaneField
 from ._volume_voxels import VoxelField as VoxelField
 from ._warp import Warp as Warp

@@ -329,7 +329,7 @@ class NoiseLaw(AbstractNoise):
             )
 
 
-_COUNTS = NoiseLaw(dist.Poisson)
+_COUNTS = NoiseLaw(lambda rates: jax.tree.map(dist.Poisson, rates))
 
 
 def add_noise(noise: AbstractNoise, clean: Observation, *, key: Key, stacked: bool) -> Observation:

@@ -237,7 +237,7 @@ def test_default_denoiser_of_a_volume_renderer():
     observation = jax.ShapeDtypeStruct((8, 8, 3), jnp.float32)
     params = jax.eval_shape(lambda: camera)
     signal = forward.signal_structure(observation, params)
-    info = si.DataInfo(observation, params, None, jnp.zeros(()), jnp.ones(()))
+    info = si.DataInfo(observation, params, None, si.Units(jnp.zeros(()), jnp.ones(())))
     denoiser = si.nn.default_denoiser(forward, signal, info, width=48, key=jr.key(0))
     answer = eqx.filter_eval_shape(denoiser, observation, LEVEL, None, params, key=None)
     assert jax.tree.map(lambda x: x.shape, answer) == jax.tree.map(lambda x: x.shape, signal)

@@ -19,9 +19,8 @@ def encoder_of(forward, signal, *, noise=0.0, mean=0.0, std=1.0, scale=1.5):
         signal,
         si.Flatten(view_network),
         scale=scale,
-        noise=noise,
-        mean=jnp.asarray(mean),
-        std=jnp.asarray(std),
+        noise=si.GaussianNoise(noise),
+        units=si.Units(jnp.asarray(mean), jnp.asarray(std)),
     )
 
 

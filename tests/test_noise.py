@@ -1,4 +1,4 @@
-"""Measurement noise that is not Gaussian: gradients against sums over all outcomes."""
+"""Noise of measurements: laws that every noise obeys, and gradients against sums over all outcomes."""
 
 import functools
 
@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
+import helpers
 import stochinv as si
 
 OUTCOMES = np.arange(60)
@@ -109,9 +110,9 @@ def test_one_step_is_the_default_and_everything_else_is_refused():
             draw(sampler=sampler)
     with pytest.raises(ValueError, match="`noise` is not Gaussian"):
         fit.problem.posterior(context, params).log_prob(jnp.asarray(1.0), key=jr.key(0))
-    # The Fisher information of a count is one over its rate: the derivative of `exp(s)`, squared and divided.
+    # The Fisher information of a count is the squared derivative of its rate over the rate; of four, their sum.
     found = si.diagnostics.identifiability(fit.problem, jnp.log(jnp.full(4, 2.0)), jnp.ones((4, 1)))
-    np.testing.assert_allclose(found.singular_values**2, [2.0], rtol=1e-4)
+    np.testing.assert_allclose(found.singular_values**2, [4 * 2.0], rtol=1e-4)
 
 
 def test_predictions_have_the_noise():
@@ -145,3 +146,77 @@ def test_errors(message, noise, settings):
             roles=si.RandomViews(*settings["roles"]),
             progress=False,
         )
+
+
+CLEAN = {"a": jnp.asarray([3.0, 5.0]), "b": jnp.asarray([[2.0]])}
+
+
+@pytest.mark.parametrize("name", helpers.noises())
+def test_moments_of_draws(name):
+    """The mean is the noise-free measurement plus the background, the deviation what `std` says."""
+    noise, number = helpers.noises()[name], 20_000
+    drawn = jax.jit(jax.vmap(lambda k: noise.sample(k, CLEAN)))(jr.split(jr.key(0), number))
+    std = noise.std(CLEAN)
+    background = 2.0 if name == "poisson_gain" else 0.0
+    for x, clean, spread in zip(*map(jax.tree.leaves, (drawn, CLEAN, std)), strict=True):
+        assert x.dtype == clean.dtype and spread.shape == clean.shape
+        x = np.asarray(x, np.float64)
+        assert np.all(np.abs(x.mean(0) - clean - background) <= 5 * spread / np.sqrt(number) + 1e-6)
+        # The variance of a variance is at most 5/N of its square here (that of a Laplace law).
+        assert np.all(np.abs(x.var(0) - spread**2) <= 5 * np.sqrt(5 / number) * spread**2 + 1e-9)
+    assert noise.exact == (name == "none")
+
+
+@pytest.mark.parametrize("name", [x for x in helpers.noises() if x != "none"])
+def test_log_probabilities_sum_to_one(name):
+    noise = helpers.noises()[name]
+    discrete = "poisson" in name or name == "law_without_path"
+    gain = 0.5 if name == "poisson_gain" else 1.0
+    values = gain * np.arange(80.0) if discrete else np.linspace(-10, 20, 6001)
+    logs = jax.vmap(lambda o: noise.log_prob(o, jnp.asarray(3.0)))(jnp.asarray(values, jnp.float32))
+    np.testing.assert_allclose(np.sum(np.exp(logs)) * (1 if discrete else values[1] - values[0]), 1, rtol=1e-3)
+    pair = noise.log_prob(CLEAN, CLEAN)
+    each = [noise.log_prob(x, x) for x in jax.tree.leaves(CLEAN)]
+    np.testing.assert_allclose(pair, sum(each), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", helpers.noises())
+def test_draws_to_differentiate(name):
+    """Along a path the derivative of a draw is that of its mean; without one, that of its log-probability is."""
+    noise = helpers.noises()[name]
+    of = lambda shift: noise.draws(jr.key(0), jax.tree.map(lambda x: x + shift, CLEAN))
+    (drawn, logs), (slope, log_slope) = jax.jvp(of, (jnp.zeros(()),), (jnp.ones(()),))
+    leading = {x.shape[0] for x in jax.tree.leaves(drawn)} | {logs.size}
+    if noise.every_level or name == "law_with_path":
+        assert leading == {1} and logs[0] == 0
+        assert all(np.all(x == 1) for x in jax.tree.leaves(slope))
+    else:
+        assert leading == {2} and np.all(log_slope != 0)
+        assert all(np.all(x == 0) for x in jax.tree.leaves(slope))
+        assert not np.array_equal(*(x[0] for x in zip(*[(a[0], a[1]) for a in jax.tree.leaves(drawn)], strict=True)))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+def test_the_conditional_of_gaussian_noise(tau):
+    """Mean and variance of the noisy measurement given its noised version, from the joint Gaussian law."""
+    noise, level, unit, number = si.GaussianNoise(tau), si.NoiseLevel(jnp.asarray(0.8), jnp.asarray(0.6)), 2.0, 20_000
+    clean, noisy = jnp.asarray([0.7, -0.2]), jnp.asarray([1.5, 0.4])
+    draw = lambda k: noise.conditional(noisy, level, clean, jnp.asarray(unit), key=k)
+    drawn = np.asarray(jax.jit(jax.vmap(draw))(jr.split(jr.key(0), number)), np.float64)
+    scaled = tau / unit
+    total = 0.8**2 * scaled**2 + 0.6**2
+    mean = np.asarray(clean) + 0.8 * scaled**2 / total * (np.asarray(noisy) - 0.8 * np.asarray(clean))
+    variance = scaled**2 - (0.8 * scaled**2) ** 2 / total
+    np.testing.assert_allclose(noise.conditional(noisy, level, clean, jnp.asarray(unit)), mean, rtol=1e-6)
+    np.testing.assert_allclose(noise.total_variance(level, clean, jnp.asarray(unit)), total, rtol=1e-6)
+    assert np.all(np.abs(drawn.mean(0) - mean) <= 5 * np.sqrt(variance / number) + 1e-6)
+    assert np.all(np.abs(drawn.var(0) - variance) <= 5 * variance * np.sqrt(2 / number) + 1e-9)
+
+
+def test_other_noise_has_no_conditional():
+    level = si.NoiseLevel(jnp.asarray(0.8), jnp.asarray(0.6))
+    for noise in (si.PoissonNoise(), si.NoiseLaw(dist.Laplace)):
+        with pytest.raises(ValueError, match="`noise` is not Gaussian"):
+            noise.conditional(CLEAN, level, CLEAN, jax.tree.map(jnp.ones_like, CLEAN))
+        with pytest.raises(ValueError, match="`noise` is not Gaussian"):
+            noise.total_variance(level, CLEAN, jax.tree.map(jnp.ones_like, CLEAN))

@@ -160,7 +160,10 @@ def test_simulate():
 def test_simulated_records_can_be_fitted():
     records = simulate(simulator, 2.0, key=jr.key(0), num_records=64)
     shape = jax.ShapeDtypeStruct((3,), jnp.float32)
-    problem = si.StochasticInverseProblem(helpers.measure, Constant(jnp.zeros(3)), noise=SPREAD, signal=shape)
+    objective = si.SquaredError()
+    problem = si.StochasticInverseProblem(
+        helpers.measure, Constant(jnp.zeros(3)), objective=objective, noise=SPREAD, signal=shape
+    )
     roles = si.RandomViews(context=2, target=1, novel=2)
     fit = problem.fit(records, key=jr.key(1), roles=roles, steps=3, batch_size=8)
     assert np.all(fit.problem.denoiser.value != 0)

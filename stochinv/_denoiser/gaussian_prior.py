@@ -12,15 +12,17 @@ leave them free and nowhere else: every one explains a context without noise exa
 level tells it.
 """
 
+import math
 from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._custom_types import Context, Observation, Params, Structure
-from .._data_info import Units
+from .._data_info import DataInfo, Units
 from .._forward.base import AbstractForwardModel, as_multi_view
 from .._frozen import Frozen
 from .._noise import AbstractNoise
@@ -116,6 +118,24 @@ class GaussianPrior(AbstractEncoder):
         geometry = jnp.ravel(root / size) if root.size <= 256 else jnp.diag(covariance)
         network_input = jnp.concatenate([features.network_input, estimate / size, geometry])
         return Features(network_input, self.scale * estimate, self.scale * root, shrinkage.T)
+
+
+def signal_scale(forward: AbstractForwardModel, signal: Structure, info: DataInfo) -> float:
+    """How large the entries of a signal are, if measurements vary as much as those of `N(0, scale² I)` would.
+
+    Told from one measurement; where none was kept, the signal is taken to be as large as measurements.
+    """
+    stds = [float(x) for x in jax.tree.leaves(info.units.std)]
+    if info.witness is None:
+        return sum(stds) / len(stds)
+    params = info.witness.params
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal)
+    drawn = jax.tree.map(lambda x: jr.normal(jr.key(0), x.shape, x.dtype), signal)
+    vary = jax.jit(lambda: jax.tree.map(lambda a, b: a - b, forward(drawn, params), forward(zeros, params)))()
+    # In standardised units, so that no square is out of range.
+    square = [jnp.mean((x / s) ** 2) for x, s in zip(jax.tree.leaves(vary), stds, strict=True)]
+    size = math.sqrt(float(sum(square)) / len(square))
+    return 1 / size if size > 0 else 1.0
 
 
 def condition(rows: Any, observed: Any, variances: Any) -> tuple[Any, Any]:

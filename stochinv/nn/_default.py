@@ -12,7 +12,7 @@ from .._custom_types import Key, Structure
 from .._data_info import DataInfo, describe
 from .._denoiser.back_projection import BackProjection, count_channels, forward_gain
 from .._denoiser.flatten import Flatten
-from .._denoiser.gaussian_prior import GaussianPrior
+from .._denoiser.gaussian_prior import GaussianPrior, signal_scale
 from .._denoiser.network import AbstractEncoder, NetworkDenoiser, is_image
 from .._forward.base import AbstractForwardModel
 from .._frozen import trainable
@@ -162,7 +162,7 @@ def _vector_parts(forward, signal, info, *, width, latent_size, noise, key, view
     encoder = Flatten(view_network)
     features += context_size
     if info.affine and noise.every_level and max(size, measured) <= LARGEST_GAUSSIAN:
-        scale = _average(info.units.std)
+        scale = signal_scale(forward, signal, info)
         encoder = GaussianPrior(forward, signal, encoder, scale=scale, noise=noise, units=info.units)
         features += encoder.num_features
         latent_size = max(latent_size, size)

@@ -95,7 +95,9 @@ def witness(forward: AnyCallable, signal: Structure, params: PyTree) -> Witness:
 
 
 def same_values(a: Any, b: Any) -> bool:
-    """Whether two vectors are the same to a thousandth of the largest entry, NaN being equal to itself."""
+    """Whether two vectors are both `None`, or the same to a thousandth of the largest entry, NaN included."""
+    if a is None or b is None:
+        return a is b
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     size = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=1e-3 * size, equal_nan=True))

@@ -3,7 +3,12 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
+import textwrap
+import time
 
+import equinox as eqx
 import grain
 import jax
 import jax.numpy as jnp
@@ -32,9 +37,12 @@ def data_of(kind):
     return grain.MapDataset.source(range(24)).shuffle(seed=0).map(one).repeat().batch(8).to_iter_dataset()
 
 
-def train(kind, folder=None, **options):
+def train(kind, folder=None, *, problem=None, data=1.0, **options):
     options = {"roles": training.ROLES if kind == "views" else None, "steps": STEPS, "log_every": 1, **options}
-    return training.fit(training.problem(), data_of(kind), checkpoint=folder, **options)
+    records = data_of(kind)
+    if data != 1:
+        records = jax.tree.map(lambda x: data * x, records)
+    return training.fit(training.problem(**(problem or {})), records, checkpoint=folder, **options)
 
 
 def stop_at(step, how):
@@ -42,6 +50,8 @@ def stop_at(step, how):
         if progress.step == step:
             if how == "interrupt":
                 os.kill(os.getpid(), signal.SIGINT)
+            if how == "terminate":
+                os.kill(os.getpid(), signal.SIGTERM)
             return how == "callback"
 
     return callback
@@ -108,11 +118,101 @@ def test_an_iterator_continues_after_the_batches_already_used(tmp_path):
 
 def test_ctrl_c_keeps_what_was_trained():
     before = signal.getsignal(signal.SIGINT)
-    half = train("arrays", callbacks=[stop_at(3, "interrupt")])
-    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.warns(UserWarning, match="Training was interrupted after 3 of 6 steps; what was trained is returned"):
+        half = train("arrays", callbacks=[stop_at(3, "interrupt")])
+    assert signal.getsignal(signal.SIGINT) is before and half.history.interrupted
     whole = []
     train("arrays", callbacks=[lambda progress: whole.append(progress.current_problem())])
     training.assert_equal(training.arrays(half.problem), training.arrays(whole[2]))
+
+
+def test_sigterm_is_heard_like_ctrl_c(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.warns(
+        UserWarning, match=r"Training was interrupted after 3 of 6 steps; .* checkpoint was written to /"
+    ):
+        half = train("arrays", tmp_path, callbacks=[stop_at(3, "terminate")])
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert half.history.interrupted and "interrupted" in repr(half)
+    rest = train("arrays", tmp_path)
+    assert not rest.history.interrupted
+    assert_same_run(train("arrays"), rest)
+
+
+SCRIPT = """
+    import sys, time, training
+    step = lambda progress: (print(progress.step, flush=True), time.sleep(0.02))[1]
+    training.fit(
+        training.problem(), training.examples(), steps=60, log_every=1, checkpoint=sys.argv[1], checkpoint_every=4,
+        callbacks=[step],
+    )
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_killed_at_any_moment_resumes(number, tmp_path):
+    """Killed time and again, at random moments of training and of writing, until it gets to the end."""
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__), "JAX_PLATFORMS": "cpu"}
+    rng, done = np.random.default_rng(0), False
+    for _ in range(40):
+        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+            first = process.stdout.readline()
+            if first.strip() != "done":
+                time.sleep(rng.uniform(0.02, 0.8))
+                process.send_signal(number)
+            done = "done" in first + process.stdout.read()
+        if done:
+            break
+    assert done
+    whole = training.fit(training.problem(), training.examples(), steps=60)
+    rest = training.fit(training.problem(), training.examples(), steps=60, checkpoint=tmp_path)
+    assert_same_run(whole, rest)
+
+
+class Trouble(Exception):
+    """Somebody's own exception."""
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_exception_of_a_callback_is_passed_on_and_nothing_is_lost(kept, tmp_path):
+    def callback(progress):
+        if progress.step == 3:
+            raise Trouble("the disk of figures is full")
+
+    with pytest.raises(Trouble, match="the disk of figures is full") as caught:
+        train("arrays", tmp_path if kept else None, callbacks=[callback])
+    (note,) = caught.value.__notes__
+    assert "3 of 6 steps were done" in note
+    if kept:
+        assert "in the checkpoint of step 3" in note and steps_in(tmp_path) == [3]
+        assert_same_run(train("arrays"), train("arrays", tmp_path))
+    else:
+        half = train("arrays", callbacks=[stop_at(3, "callback")])
+        training.assert_equal(training.arrays(caught.value.trained_problem), training.arrays(half.problem))
+
+
+def test_an_exception_of_an_iterator_is_passed_on_and_nothing_is_lost(tmp_path):
+    def batches():
+        yield from data_of("iterable")[:3]
+        raise Trouble("the file server is down")
+
+    with pytest.raises(Trouble, match="file server is down"):
+        training.fit(training.problem(), batches(), steps=STEPS, checkpoint=tmp_path)
+    assert steps_in(tmp_path) == [3]
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    """A user's own folders with numbers for names, beside the checkpoints and before any of them."""
+    for name in ("0", "3", "7", "999"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious.txt").write_text(name)
+    train("arrays", tmp_path, resume=False, checkpoint_every=1)
+    train("arrays", tmp_path, resume=False, checkpoint_every=1, key=jr.key(1))
+    assert steps_in(tmp_path) == [5, 6]
+    assert [(tmp_path / name / "precious.txt").read_text() for name in ("0", "3", "7", "999")] == ["0", "3", "7", "999"]
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path):
@@ -134,6 +234,14 @@ def test_without_resume_a_run_starts_anew(tmp_path):
         ({"ema": None}, "`ema` is PowerEMA in the file and None here"),
         ({"optimizer": optax.rmsprop(1e-3)}, "`optimizer`, `ema` or `denoiser` keep other arrays"),
         ({"batch_size": 4}, r"`data\['batch_size'\]` is 8 in the file and 4 here"),
+        (
+            {"problem": {"schedule": si.RectifiedFlow()}},
+            "`schedule` is CosineSchedule in the file and RectifiedFlow here",
+        ),
+        ({"problem": {"objective": si.SquaredError(novel_weight=2.0)}}, "`objective.novel_weight` is 1.0 in the file"),
+        ({"problem": {"noise": 0.1}}, "`noise.scale` is 0.0 in the file and 0.10"),
+        ({"problem": {"forward": lambda s, p: 1.01 * p @ s}}, "`forward` measures a fixed signal otherwise"),
+        ({"data": 1.5}, r"`data\['checksum'\]` is "),
         ({"standardise": False}, "`standardise` is True in the file and False here"),
         ({"gradient_clip": 2.0}, "`gradient_clip` is 1.0 in the file and 2.0 here"),
     ],
@@ -156,6 +264,25 @@ def test_a_damaged_checkpoint_is_refused(part, tmp_path):
     # The remedy works.
     shutil.rmtree(tmp_path / "stochinv_3")
     assert_same_run(train("arrays"), train("arrays", tmp_path))
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
+    """The loss is finite and its gradient is not: the square root has no slope where the signal is zero."""
+    zero = jax.tree.map(jnp.zeros_like, training.LinearDenoiser(jr.key(0)))
+    problem = training.problem(denoiser=zero, forward=lambda s, p: p @ jnp.sqrt(jnp.abs(s)))
+    for folder in (None, tmp_path):
+        with pytest.raises(FloatingPointError, match="The gradient is NaN or infinite at step 1: `forward` may have"):
+            training.fit(problem, training.examples(), steps=1, checkpoint=folder)
+    assert steps_in(tmp_path) == []
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    state = si.init(training.problem(), training.examples(8), key=jr.key(0))
+    bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), training.examples(8))
+    after, metrics = eqx.filter_jit(si.step)(state, bad)
+    assert not metrics["finite"] and int(after.count) == 1
+    moved = lambda s: (s.problem.denoiser, s.average, s.optimizer_state)
+    training.assert_equal(training.arrays(moved(after)), training.arrays(moved(state)))
 
 
 def diverging(step):

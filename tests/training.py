@@ -55,7 +55,7 @@ def examples(num_records=24, seed=0):
 
 def problem(**options):
     options = {"denoiser": LinearDenoiser(jr.key(5)), "signal": SIGNAL, "objective": si.SquaredError(), **options}
-    return si.StochasticInverseProblem(measure, **options)
+    return si.StochasticInverseProblem(options.pop("forward", measure), **options)
 
 
 def fit(problem, data, **options):

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from .._custom_types import summary
+from .._data_info import same_values
 from .._describe import describe, differences
 from .state import State
 
@@ -36,6 +37,8 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, configuration: dict[str, Any], state: State):
         self.folder = os.path.abspath(os.fspath(folder))
         self._configuration = {name: describe(x) for name, x in (configuration | _parts(state)).items()}
+        seen = state.problem.data_info.witness
+        self._witness = None if seen is None else np.asarray(seen.values, np.float64).tolist()
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, step_prefix=PREFIX)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -56,7 +59,8 @@ class Checkpoints:
         checked = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
         if not all(bool(jnp.all(jnp.isfinite(x))) for x in checked):
             raise FloatingPointError(f"The parameters are NaN or infinite at step {step}; lower the learning rate.")
-        text = json.dumps({**record, "configuration": self._configuration, "arrays": _signatures(leaves)})
+        kept = {"configuration": self._configuration, "witness": self._witness, "arrays": _signatures(leaves)}
+        text = json.dumps(record | kept)
         sealed = {"content": text, "checksum": zlib.crc32(text.encode())}
         arrays = {str(i): x for i, x in enumerate(leaves)}
         self._manager.save(
@@ -77,6 +81,8 @@ class Checkpoints:
             raise self._unreadable(step, error) from error
         saved = record["configuration"]
         found = [x for name, here in self._configuration.items() for x in differences(saved.get(name), here, name)][:5]
+        if not found and not same_values(record["witness"], self._witness):
+            found = ["`forward` measures a fixed signal otherwise than that of the file"]
         leaves, treedef = jax.tree.flatten(moving)
         kinds = [[s[0], s[1]] for s in record["arrays"]]
         if not found and kinds != [[s[0], s[1]] for s in _signatures(leaves, values=False)]:

@@ -6,13 +6,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from ._checks import check_arrays, check_finite, shorten
 from ._custom_types import AnyCallable, Context, Observation, Structure
 from ._view import Example, View, is_view, structure
+
+FINITE = "remove them, fill them, or mask their view out"
 
 
 class Units(eqx.Module):
@@ -184,36 +186,43 @@ def check_structure(name: str, tree: Any, expected: Structure, remedy: str):
     """Raises a `ValueError` that names the argument if `tree` does not have the expected structure."""
     tree, expected = without_mask(tree), without_mask(expected)
     if not same_structure(tree, expected):
-        raise ValueError(f"`{name}` is {describe(tree)}, but {describe(expected)} is expected; {remedy}.")
+        got, wanted = shorten(describe(tree), 300), shorten(describe(expected), 300)
+        raise ValueError(f"`{name}` is {got}, but {wanted} is expected; {remedy}.")
 
 
-def check_finite(name: str, tree: Any, remedy: str):
-    """Raises a `ValueError` that names the argument if a number in `tree` is NaN or infinite.
+def as_context(info: DataInfo | None, context: Context) -> Context:
+    """A context that a user gave: arrays, whose views that are masked out are zero, whatever they held.
 
-    What is being traced is not known, and not looked at.
+    **Raises:**
+
+    `ValueError` if it is not like those of training, or not finite where it counts.
     """
-    for path, x in jtu.tree_flatten_with_path(tree)[0]:
-        if isinstance(x, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
-            continue
-        with jax.ensure_compile_time_eval():
-            bad = int(jnp.sum(~jnp.isfinite(x)))
-        if bad:
-            raise ValueError(f"`{name}{jtu.keystr(path)}` has {bad} NaN or infinite values of {jnp.size(x)}; {remedy}.")
-
-
-def check_context(info: DataInfo | None, context: Context):
-    """Raises a `ValueError` if a context is not like those of training, or not finite where it counts."""
+    check_arrays("context", context)
     if info is not None:
         check_structure("context", context, info.context, "give a context like those of the training data")
-    with jax.ensure_compile_time_eval():
-        seen = counted(context)
-    check_finite("context", seen, "remove them, or mask their view out")
-
-
-def counted(context: Context) -> Context:
-    """A context whose views that are masked out are zero, whatever they held."""
-    if not is_view(context) or context.mask is None:
-        return context
-    mask = jnp.asarray(context.mask)
+    mask = context.mask if is_view(context) else None
+    if mask is None:
+        check_finite("context", context, FINITE)
+        return jax.tree.map(jnp.asarray, context)
+    if not isinstance(mask, jax.core.Tracer):
+        counted = np.asarray(mask)
+        check_finite("context", jax.tree.map(lambda x: x if _traced(x) else np.asarray(x)[counted], context), FINITE)
+    mask = jnp.asarray(mask)
     blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(x) - mask.ndim)), x, jnp.zeros_like(x))
-    return View(jax.tree.map(blank, context.observation), jax.tree.map(blank, context.params), context.mask)
+    return View(jax.tree.map(blank, context.observation), jax.tree.map(blank, context.params), mask)
+
+
+def as_measurement(name: str, tree: Any) -> Any:
+    """A measurement, or the parameters of one, that a user gave: finite arrays.
+
+    **Raises:**
+
+    `ValueError` if a leaf is neither an array of numbers nor a number, or not finite.
+    """
+    check_arrays(name, tree)
+    check_finite(name, tree, FINITE)
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def _traced(x):
+    return isinstance(x, jax.core.Tracer)

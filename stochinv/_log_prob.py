@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
+from ._checks import check_instance, check_integer, check_key
 from ._custom_types import Context, FloatScalar, Key, Observation, Params
-from ._data_info import check_context, check_structure
+from ._data_info import as_context, as_measurement, check_structure
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.base import draw_keys
 from ._sampler.diffrax_terms import reverse_drift
@@ -44,12 +45,17 @@ def log_prob(
 ) -> FloatScalar:
     """What `problem.log_prob` does, with all its defaults filled in."""
     trained_denoiser(problem)
-    if num_probes is not None and num_probes < 1:
-        raise ValueError(f"`num_probes` must be at least 1, or None for the default, got {num_probes}.")
-    if num_draws < 1:
-        raise ValueError(f"`num_draws` must be at least 1, got {num_draws}.")
-    observation, context, params = jax.tree.map(jnp.asarray, (observation, context, params))
-    check_context(problem.data_info, context)
+    if key is not None:
+        check_key(key)
+    if num_probes is not None:
+        check_integer("`num_probes`", num_probes)
+    check_integer("`num_draws`", num_draws)
+    check_integer("`max_steps`", max_steps)
+    check_instance("`solver`", solver, dfx.AbstractSolver, "a diffrax solver such as `diffrax.Tsit5()`")
+    wanted = "a diffrax controller such as `diffrax.PIDController(rtol=1e-4, atol=1e-4)`"
+    check_instance("`stepsize_controller`", stepsize_controller, dfx.AbstractStepSizeController, wanted)
+    observation, params = as_measurement("observation", observation), as_measurement("params", params)
+    context = as_context(problem.data_info, context)
     expected = problem.observation_structure(params)
     remedy = "give one measurement as the forward model returns it for `params`; map over several with `jax.vmap`"
     check_structure("observation", observation, expected, remedy)

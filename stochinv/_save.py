@@ -12,6 +12,8 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._archive import read_archive, write_archive
+from ._checks import check_path
+from ._custom_types import summary
 from ._data_info import DataInfo, Units, Witness, describe as shapes, same_structure
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
@@ -41,6 +43,7 @@ PARTS = ("schedule", "objective", "noise")
 
 def save(problem: AbstractProblem, path: str | os.PathLike):
     """Writes a trained problem, see [`stochinv.StochasticInverseProblem.save`][]."""
+    check_path("`path`", path)
     denoiser = trained_denoiser(problem)
     arrays = _named(eqx.filter(denoiser, owned_arrays(denoiser)), "denoiser")
     numbers = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
@@ -78,6 +81,7 @@ def read(
 
     `ValueError` if the file is damaged, was written by another kind of problem, or contradicts what is given.
     """
+    check_path("`path`", path)
     content, arrays = read_archive(path)
     path = os.fspath(path)
     try:
@@ -102,7 +106,7 @@ class _Reader:
             self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
         signal = problem.signal if signal is None else signal
         info = None if self._content["data_info"] is None else self._data_info(self._content["data_info"])
-        if info is not None and info.witness is not None and not info.witness.agrees(problem.forward, signal):
+        if info is not None and info.witness is not None and not self._agrees(info.witness, problem.forward, signal):
             self._refuse(["`forward` measures a fixed signal otherwise than that of the file"])
         denoiser = problem.denoiser
         if denoiser is None:
@@ -118,6 +122,15 @@ class _Reader:
         if self._arrays:
             self._refuse([f"{next(iter(self._arrays))} is in the file and missing here"])
         return found | {"signal": signal, "data_info": info, "denoiser": denoiser}
+
+    def _agrees(self, seen, forward, signal):
+        try:
+            return seen.agrees(forward, signal)
+        except Exception as error:
+            raise ValueError(
+                f"`forward` fails on the signal {shapes(signal)} of {self._path} ({summary(error)}); give the forward "
+                "model that the problem was trained with."
+            ) from error
 
     def _part(self, name, here, given):
         if not given:

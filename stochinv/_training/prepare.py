@@ -1,7 +1,7 @@
 r"""From a problem as it was written to one that can be trained: checked, with units and a denoiser."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -12,9 +12,9 @@ import jax.tree_util as jtu
 from .._custom_types import Key, Structure, summary
 from .._data_info import DataInfo, describe, measure_units, witness
 from .._denoiser.base import components
-from .._forward.base import AbstractForwardModel, known_signal_structure, measures_stack
+from .._forward.base import known_signal_structure, measures_stack
 from .._problem_base import AbstractProblem
-from .._view import Example, RandomViews, View, is_view, structure
+from .._view import Example, RandomViews, View, check_signal, is_view, structure
 from ..nn import default_denoiser
 from .checks import check_example, first_record, first_view, measured_otherwise
 
@@ -22,9 +22,27 @@ from .checks import check_example, first_record, first_view, measured_otherwise
 LARGEST_WITNESS = 100_000
 
 
+def find_structures(problem: AbstractProblem, records: Example | View, roles: RandomViews | None) -> Structure:
+    """All checks that shapes and number formats allow, before anything is compiled; the structure of the signal."""
+    record = first_view(structure(records))
+    deal = lambda views: cast(RandomViews, roles)(views, key=jr.key(0))
+    example: Any = record if roles is None else eqx.filter_eval_shape(deal, record)
+    check_example(example, problem.forward)
+    target = example.target
+    problem.noise.check(first_view(target.observation) if measures_stack(problem.forward) else target.observation)
+    signal = find_signal(problem, example)
+    _check_output(problem.forward, signal, target.params, target.observation)
+    if example.novel is not None and measured_otherwise(example, problem.forward):
+        one: Any = problem.forward.forward if measures_stack(problem.forward) else problem.forward  # pyright: ignore
+        novel = first_view(example.novel)
+        _check_output(one, signal, novel.params, novel.observation)
+    return signal
+
+
 def prepare(
     problem: AbstractProblem,
     records: Example | View,
+    signal: Structure,
     roles: RandomViews | None,
     standardise: bool,
     denoiser_key: Key,
@@ -32,11 +50,8 @@ def prepare(
 ) -> AbstractProblem:
     """A problem that knows the structure and the units of its data, and has a denoiser, all of it checked."""
     example: Any = first_record(records) if roles is None else roles(first_record(records), key=probe_key)
-    check_example(example, problem.forward)
     target = structure(example.target)
-    problem.noise.check(first_view(target.observation) if measures_stack(problem.forward) else target.observation)
-    signal = find_signal(problem, example)
-    affine = check_forward(problem.forward, signal, example, probe_key)
+    affine = _probe(problem.forward, signal, example.target.params, probe_key)
     units = measure_units(_measured(records).observation, standardise=standardise)
     _check_noise(problem, units, example)
     if problem.data_info is not None:
@@ -93,22 +108,6 @@ def _check_draws(problem, example):
 def _some_level(problem, example):
     dtype = jax.tree.leaves(example.target.observation)[0].dtype
     return jax.tree.map(lambda x: x.astype(dtype), problem.schedule.level(0.5))
-
-
-def check_forward(forward: AbstractForwardModel, signal: Structure, example: Example, key: Key) -> bool:
-    """Shapes, number format and differentiability of the forward model.
-
-    **Returns:**
-
-    Whether it was found to be affine in the signal, and can be linearised.
-    """
-    params, expected = example.target.params, structure(example.target.observation)
-    _check_output(forward, signal, params, expected)
-    if example.novel is not None and measured_otherwise(example, forward):
-        one = forward.forward if measures_stack(forward) else forward  # pyright: ignore
-        novel = jax.tree.map(lambda x: x[0], example.novel.params)
-        _check_output(one, signal, novel, first_view(structure(example.novel.observation)))
-    return _probe(forward, signal, params, key)
 
 
 def _check_output(forward, signal, params, expected):
@@ -236,29 +235,17 @@ def find_signal(problem: AbstractProblem, example: Example) -> Structure:
                 "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
                 "`jax.ShapeDtypeStruct` of a signal, or a denoiser."
             )
-    for x in jax.tree.leaves(signal):
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"`signal` is {describe(signal)}, but signals must be real; give real and imaginary parts an axis of "
-                "their own, and let `forward` join them."
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"`signal` is {describe(signal)}, but signals must be floating-point arrays; use `jnp.float32`."
-            )
-        if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
-            raise ValueError(
-                f"`signal` is {jnp.dtype(x.dtype).name}{list(x.shape)}, but JAX computes in single precision; use "
-                "`jnp.float32`, or `jax.config.update('jax_enable_x64', True)`."
-            )
+    check_signal(signal)
     return signal
 
 
 def _denoised(problem, example):
-    level = _some_level(problem, example)
     try:
         return eqx.filter_eval_shape(
-            lambda e: problem.denoiser(e.target.observation, level, e.context, e.target.params, key=None), example
+            lambda e: problem.denoiser(
+                e.target.observation, _some_level(problem, e), e.context, e.target.params, key=None
+            ),
+            example,
         )
     except Exception as error:
         raise ValueError(

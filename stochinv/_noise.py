@@ -270,7 +270,7 @@ class NoiseLaw(AbstractNoise):
     every_level: ClassVar[bool] = False
 
     def __check_init__(self):
-        if not callable(self.law):
+        if not callable(self.law) or isinstance(self.law, dist.Distribution):
             raise ValueError(
                 f"NoiseLaw: `law` must be a callable from a noise-free measurement to a NumPyro distribution, got "
                 f"{shown(self.law)}."
@@ -362,7 +362,7 @@ def as_noise(noise: Any) -> AbstractNoise:
         return noise
     if isinstance(noise, type) and issubclass(noise, AbstractNoise):
         check_instance("`noise`", noise, AbstractNoise, "a noise")
-    if callable(noise):
+    if callable(noise) or isinstance(noise, dist.Distribution):
         return NoiseLaw(noise)
     return GaussianNoise(noise)
 
@@ -372,7 +372,8 @@ def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> A
     if isinstance(value, jax.core.Tracer):
         return value.astype(jnp.result_type(float))
     known = isinstance(value, int | float | complex | np.ndarray | np.generic | jax.Array)
-    if not known or isinstance(value, bool) or not jnp.issubdtype(jnp.result_type(value), np.number):
+    dtype = getattr(value, "dtype", np.result_type(value)) if known else None
+    if not known or isinstance(value, bool) or not jnp.issubdtype(dtype, np.number):
         raise ValueError(f"{name} must be a number, got {shown(value)}; {remedy}.")
     if np.shape(value) != ():
         raise ValueError(f"{name} must consist of scalars, got one of shape {np.shape(value)}; {remedy}.")
@@ -382,7 +383,7 @@ def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> A
     dtype = jnp.result_type(float)
     if value > jnp.finfo(dtype).max:
         raise ValueError(f"{name} must be at most {jnp.finfo(dtype).max:.2g} in {dtype}, got {shown(value)}; {remedy}.")
-    return jnp.asarray(value, dtype)
+    return jnp.asarray(np.asarray(value, dtype))
 
 
 def _where_noisy(scales: PyTree, noisy: AnyCallable, clean: Observation) -> Observation:

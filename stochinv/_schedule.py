@@ -147,9 +147,14 @@ class VariancePreserving(AbstractNoiseSchedule):
         _check_finite(self)
         if not 0 < self.beta_min < self.beta_max:
             raise ValueError(
-                f"VariancePreserving: needs 0 < `beta_min` < `beta_max`, got {self.beta_min} and {self.beta_max}."
+                f"VariancePreserving: must have 0 < `beta_min` < `beta_max`, got {self.beta_min} and {self.beta_max}."
             )
         total = 0.5 * (self.beta_min + self.beta_max)
+        if total > LARGEST_LOG_SNR:
+            raise ValueError(
+                f"VariancePreserving: `beta_min` and `beta_max` must have a mean of at most {LARGEST_LOG_SNR}, got "
+                f"{self.beta_min} and {self.beta_max}."
+            )
         _check_log_snr("VariancePreserving", -math.log(math.expm1(total)), self.log_snr_max)
 
     def _integral(self, t):
@@ -184,8 +189,12 @@ class VarianceExploding(AbstractNoiseSchedule):
         _check_finite(self)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
-                f"VarianceExploding: needs 0 < `sigma_min` < `sigma_max`, got {self.sigma_min} and {self.sigma_max}."
+                f"VarianceExploding: must have 0 < `sigma_min` < `sigma_max`, got {self.sigma_min} and "
+                f"{self.sigma_max}."
             )
+        for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
+            if abs(2 * math.log(value)) > LARGEST_LOG_SNR:
+                raise ValueError(f"VarianceExploding: `{name}` must lie between 1e-17 and 1e17, got {value}.")
 
     def alpha(self, t: FloatScalarLike) -> FloatScalar:
         return jnp.ones_like(jnp.asarray(t, jnp.result_type(float)))

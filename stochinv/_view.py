@@ -141,8 +141,8 @@ class RandomViews(eqx.Module):
             )
         if available < self.num_views:
             raise ValueError(
-                f"RandomViews: {self.num_views} views are needed (context {self.context}, target {self.target}, novel "
-                f"{self.novel}), but a record has {available}; give more views or deal fewer."
+                f"RandomViews: {self.num_views} views are needed (`context` {self.context}, `target` {self.target}, "
+                f"`novel` {self.novel}), but a record has {available}; give more views or deal fewer."
             )
         order_key, number_key = jr.split(key)
         order = jr.permutation(order_key, available)

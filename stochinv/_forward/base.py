@@ -101,7 +101,7 @@ class Composed(AbstractForwardModel):
 
     def __check_init__(self):
         if not self.stages:
-            raise ValueError("Composed: needs at least one forward model, got none.")
+            raise ValueError("Composed: `stages` must be at least one forward model, got none.")
 
     def _check(self, params):
         if not isinstance(params, tuple) or len(params) != len(self.stages):

@@ -77,8 +77,8 @@ def check_novel(problem: Any, example: Example):
     """Raises a `ValueError` if measurements are noisy and none is there to score without the target's noise."""
     if example.novel is None and not problem.noise.exact:
         raise ValueError(
-            f"`noise` is {problem.noise}, so novel measurements are needed (`Example.novel`, or `roles` with "
-            "`novel=1`): the target's own noise cannot tell the signal."
+            f"`noise` is {problem.noise}, so novel measurements are needed, since the target's own noise cannot tell "
+            "the signal; give `Example.novel`, or `roles` with `novel=1`."
         )
 
 

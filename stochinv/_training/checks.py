@@ -111,7 +111,6 @@ def check_batch(batch: Any, roles: RandomViews | None, forward: AbstractForwardM
             "`View(observation, params)`."
         )
     check_records("data", batch, roles, forward, 1)
-    check_finite("data", batch, FILL)
 
 
 def check_records(name: str, records: Any, roles: RandomViews | None, forward: AbstractForwardModel, batch_size: int):
@@ -147,7 +146,7 @@ def check_roles(name: str, data: Any, roles: RandomViews | None, forward: Abstra
         return
     if roles is None:
         raise ValueError(
-            f"`{name}` is a `View`, so `roles` is needed: `roles=RandomViews(context=..., target=..., novel=...)`."
+            f"`{name}` is a `View`, so `roles` is needed; give `roles=RandomViews(context=..., target=..., novel=...)`."
         )
     if not jax.tree.leaves(data.params):
         raise ValueError(
@@ -160,7 +159,8 @@ def check_roles(name: str, data: Any, roles: RandomViews | None, forward: Abstra
             ("MultiView(forward)", "one view") if several else ("the forward model of one view", "a `MultiView`")
         )
         raise ValueError(
-            f"`roles` deals {roles.target} target view(s), which need {needed}, but `forward` measures {got}."
+            f"`roles` deals {roles.target} target view(s), which need {needed}, but `forward` measures {got}; "
+            "change one of them."
         )
 
 
@@ -211,7 +211,7 @@ def _check_formats(views):
             dtypes[where] = x.dtype
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(f"Measurements mix number formats ({listed}); convert all of them to the same.")
+        raise ValueError(f"`data` mixes number formats ({listed}); convert all of them to the same.")
 
 
 def check_closures(denoiser: Any):

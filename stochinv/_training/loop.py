@@ -23,7 +23,7 @@ from .._problem_base import AbstractProblem
 from .._view import Example, RandomViews, View, structure
 from .batches import ArrayBatches, IterableBatches, as_batches, warn_exhausted
 from .checkpoint import Checkpoints
-from .checks import check_data, check_loop, check_training, first_view
+from .checks import check_batch, check_data, check_loop, check_training, first_view
 from .diagnose import all_finite, diagnose
 from .ema import AbstractEMA
 from .history import History, Progress
@@ -79,7 +79,8 @@ def train(
     seed = tuple(int(x) for x in np.ravel(jr.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key))
     batches = as_batches(data, options.batch_size, seed)
     seen = batches.seen()
-    if options.validation is not None and isinstance(seen, Example | View):
+    check_batch(seen, options.roles, problem.forward)
+    if options.validation is not None:
         remedy = "give validation records like those of `data`"
         first = lambda records: first_view(structure(records))
         check_structure("validation[0]", first(options.validation), first(seen), remedy)

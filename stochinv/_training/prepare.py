@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 
+from .._checks import shown
 from .._custom_types import Key, Structure, summary
 from .._data_info import DataInfo, describe, measure_units, witness
 from .._denoiser.base import components
@@ -49,7 +50,8 @@ def prepare(
     probe_key: Key,
 ) -> AbstractProblem:
     """A problem that knows the structure and the units of its data, and has a denoiser, all of it checked."""
-    example: Any = first_record(records) if roles is None else roles(first_record(records), key=probe_key)
+    record = jax.tree.map(jnp.asarray, first_record(records))
+    example: Any = record if roles is None else roles(record, key=probe_key)
     target = structure(example.target)
     affine = _probe(problem.forward, signal, example.target.params, probe_key)
     units = measure_units(_measured(records).observation, standardise=standardise)
@@ -119,6 +121,7 @@ def _check_output(forward, signal, params, expected):
             f"`forward` fails on a signal {describe(signal)} with params {describe(params)} ({summary(error)}); it "
             "must be traceable by JAX and take what the data give."
         ) from error
+    _check_arrays("forward", output)
     for path, x in jtu.tree_flatten_with_path(output)[0]:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
@@ -137,6 +140,15 @@ def _check_output(forward, signal, params, expected):
             f"`forward` returns {describe(output)}, but the data are {describe(expected)}; use one number format, for "
             "instance by converting the data with `.astype(jnp.float32)`."
         )
+
+
+def _check_arrays(name, output):
+    """Whether a user's function returns arrays, whose structures are `output`."""
+    for path, x in jtu.tree_flatten_with_path(output)[0]:
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"`{name}` returns {shown(x)} at output{jtu.keystr(path)}; make it return arrays of numbers."
+            )
 
 
 def _random_signal(signal, key):
@@ -241,7 +253,7 @@ def find_signal(problem: AbstractProblem, example: Example) -> Structure:
 
 def _denoised(problem, example):
     try:
-        return eqx.filter_eval_shape(
+        signal = eqx.filter_eval_shape(
             lambda e: problem.denoiser(
                 e.target.observation, _some_level(problem, e), e.context, e.target.params, key=None
             ),
@@ -252,3 +264,5 @@ def _denoised(problem, example):
             f"`denoiser` fails on a record of the data ({summary(error)}); it must be a callable (noisy, level, "
             "context, params, *, key) -> signal that takes what the data give."
         ) from error
+    _check_arrays("denoiser", signal)
+    return signal

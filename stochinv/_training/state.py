@@ -12,12 +12,12 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._checks import check_instance, check_key
+from .._checks import check_finite, check_instance, check_key
 from .._custom_types import FloatScalar, Key
 from .._frozen import trainable
 from .._problem_base import AbstractProblem
 from .._view import Example, RandomViews, View
-from .checks import check_batch, check_closures, check_training
+from .checks import FILL, check_batch, check_closures, check_training
 from .ema import AbstractEMA, PowerEMA
 from .prepare import find_structures, prepare
 
@@ -91,6 +91,7 @@ def init(
         steps=steps, optimizer=optimizer, gradient_clip=gradient_clip, ema=ema, standardise=standardise, roles=roles
     )
     check_batch(data, roles, problem.forward)
+    check_finite("data", data, FILL)
     signal = find_structures(problem, data, roles)
     denoiser_key, probe_key, train_key = jr.split(key, 3)
     problem = prepare(problem, data, signal, roles, standardise, denoiser_key, probe_key)

@@ -28,6 +28,11 @@ def shorten(text: str, limit: int) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def plain(tree: Any) -> Any:
+    """A module whose NumPy scalars are Python's numbers: settings, which no compilation may take for arrays."""
+    return jax.tree.map(lambda x: x.item() if isinstance(x, np.generic) else x, tree)
+
+
 def is_integer(value: Any) -> bool:
     """Whether a user's number is an integer, and no truth value."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -190,39 +190,29 @@ def check_structure(name: str, tree: Any, expected: Structure, remedy: str):
         raise ValueError(f"`{name}` is {got}, but {wanted} is expected; {remedy}.")
 
 
-def as_context(info: DataInfo | None, context: Context) -> Context:
-    """A context that a user gave: arrays, whose views that are masked out are zero, whatever they held.
-
-    **Raises:**
-
-    `ValueError` if it is not like those of training, or not finite where it counts.
-    """
+def check_context(info: DataInfo | None, context: Context):
+    """Raises a `ValueError` if a context is not like those of training, or not finite where it counts."""
     check_arrays("context", context)
     if info is not None:
         check_structure("context", context, info.context, "give a context like those of the training data")
     mask = context.mask if is_view(context) else None
-    if mask is None:
-        check_finite("context", context, FINITE)
-        return jax.tree.map(jnp.asarray, context)
-    if not isinstance(mask, jax.core.Tracer):
-        counted = np.asarray(mask)
-        check_finite("context", jax.tree.map(lambda x: x if _traced(x) else np.asarray(x)[counted], context), FINITE)
-    mask = jnp.asarray(mask)
-    blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(x) - mask.ndim)), x, jnp.zeros_like(x))
+    if isinstance(mask, jax.core.Tracer):
+        return
+    seen = lambda x: x if mask is None or isinstance(x, jax.core.Tracer) else np.asarray(x)[np.asarray(mask)]
+    check_finite("context", jax.tree.map(seen, context), FINITE)
+
+
+def as_context(context: Context) -> Context:
+    """A context as arrays, whose views that are masked out are zero, whatever they held."""
+    context = jax.tree.map(jnp.asarray, context)
+    if not is_view(context) or context.mask is None:
+        return context
+    mask = context.mask
+    blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
     return View(jax.tree.map(blank, context.observation), jax.tree.map(blank, context.params), mask)
 
 
-def as_measurement(name: str, tree: Any) -> Any:
-    """A measurement, or the parameters of one, that a user gave: finite arrays.
-
-    **Raises:**
-
-    `ValueError` if a leaf is neither an array of numbers nor a number, or not finite.
-    """
+def check_measurement(name: str, tree: Any):
+    """Raises a `ValueError` if a measurement, or the parameters of one, are not numbers, or not finite."""
     check_arrays(name, tree)
     check_finite(name, tree, FINITE)
-    return jax.tree.map(jnp.asarray, tree)
-
-
-def _traced(x):
-    return isinstance(x, jax.core.Tracer)

@@ -372,8 +372,7 @@ def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> A
     if isinstance(value, jax.core.Tracer):
         return value.astype(jnp.result_type(float))
     known = isinstance(value, int | float | complex | np.ndarray | np.generic | jax.Array)
-    dtype = getattr(value, "dtype", np.result_type(value)) if known else None
-    if not known or isinstance(value, bool) or not jnp.issubdtype(dtype, np.number):
+    if not known or isinstance(value, bool) or not jnp.issubdtype(np.asarray(value).dtype, np.number):
         raise ValueError(f"{name} must be a number, got {shown(value)}; {remedy}.")
     if np.shape(value) != ():
         raise ValueError(f"{name} must consist of scalars, got one of shape {np.shape(value)}; {remedy}.")
@@ -383,7 +382,7 @@ def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> A
     dtype = jnp.result_type(float)
     if value > jnp.finfo(dtype).max:
         raise ValueError(f"{name} must be at most {jnp.finfo(dtype).max:.2g} in {dtype}, got {shown(value)}; {remedy}.")
-    return jnp.asarray(np.asarray(value, dtype))
+    return jax.device_put(np.asarray(value, dtype))  # `jnp.asarray` would compile a program
 
 
 def _where_noisy(scales: PyTree, noisy: AnyCallable, clean: Observation) -> Observation:

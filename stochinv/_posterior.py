@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ._checks import check_integer, check_key, is_integer, shown
 from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal, summary
-from ._data_info import as_context, as_measurement, describe
+from ._data_info import check_context, check_measurement, describe
 from ._forward.base import measures_stack
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._noise import add_noise
@@ -42,8 +42,8 @@ class Posterior(eqx.Module):
 
     def __check_init__(self):
         trained_denoiser(self.problem)
-        as_context(self.problem.data_info, self.context)
-        as_measurement("params", self.params)
+        check_context(self.problem.data_info, self.context)
+        check_measurement("params", self.params)
         if self.sampler is None:
             self.problem.observation_structure(self.params)
         else:
@@ -88,9 +88,10 @@ class Posterior(eqx.Module):
 
         Measurements in raw units: a PyTree whose leaves have the leading axes `sample_shape`.
         """
-        params = as_measurement("params", params)
+        check_measurement("params", params)
         _check_measurable(self.problem, params)
         signals = self.sample(key, sample_shape, chunk_size=chunk_size)
+        params = jax.tree.map(jnp.asarray, params)
         return _measure(self.problem, signals, params, jr.fold_in(key, 1), len(_as_shape(sample_shape)))
 
     def mean(self, key: Key, num_samples: int = 256) -> Signal:
@@ -106,8 +107,8 @@ class Posterior(eqx.Module):
 
         An array `q` gives the leaves a leading axis.
         """
-        q = _as_probabilities(q)
-        return jax.tree.map(lambda x: jnp.quantile(x, q, 0), self._draws(key, num_samples))
+        _check_probabilities(q)
+        return jax.tree.map(lambda x: jnp.quantile(x, jnp.asarray(q), 0), self._draws(key, num_samples))
 
     def _draws(self, key, num_samples):
         check_integer("`num_samples`", num_samples)
@@ -242,13 +243,11 @@ def _check_measurable(problem, params):
         ) from error
 
 
-def _as_probabilities(q: Any) -> Array:
-    """The probabilities that a user gave."""
+def _check_probabilities(q: Any):
     known = isinstance(q, int | float | list | tuple | np.ndarray | np.generic | jax.Array) and not isinstance(q, bool)
     array = np.asarray(q) if known and not isinstance(q, jax.core.Tracer) else None
     if not known or (array is not None and (array.dtype.kind not in "iuf" or not np.all((array >= 0) & (array <= 1)))):
         raise ValueError(f"`q` must be a probability between 0 and 1, or an array of such, got {shown(q)}.")
-    return jnp.asarray(q, jnp.result_type(float))
 
 
 def _as_shape(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -2,11 +2,12 @@ r"""Draws from a trained problem: checks, the choice of a sampler, and chunks.""
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 
 from ._checks import check_integer, check_key
 from ._custom_types import AnyCallable, Context, Key, Params
-from ._data_info import as_context, as_measurement
+from ._data_info import as_context, check_context, check_measurement
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.ancestral import Ancestral
 from ._sampler.base import AbstractSampler, Sample, as_sampler
@@ -37,7 +38,9 @@ def sample(
         check_integer("`num_samples`", num_samples)
     check_integer("`chunk_size`", chunk_size)
     sampler = default_sampler(problem) if sampler is None else as_sampler(sampler)
-    context, params = as_context(problem.data_info, context), as_measurement("params", params)
+    check_context(problem.data_info, context)
+    check_measurement("params", params)
+    context, params = as_context(context), jax.tree.map(jnp.asarray, params)
     keys = key if num_samples is None else jr.split(key, num_samples)
     return _sample(problem, sampler, context, params, keys, None if num_samples is None else chunk_size)
 

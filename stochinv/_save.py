@@ -49,7 +49,9 @@ def save(problem: AbstractProblem, path: str | os.PathLike):
     numbers = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     bad = [name for name, x in numbers.items() if not bool(jnp.all(jnp.isfinite(x)))]
     if bad:
-        raise ValueError(f"`denoiser` has NaN or infinite parameters ({bad[0]}): there is nothing worth saving.")
+        raise ValueError(
+            f"`denoiser` has NaN or infinite parameters ({bad[0]}), which are not worth saving; train it anew."
+        )
     info = problem.data_info
     content = {name: describe(getattr(problem, name), KINDS) for name in PARTS}
     content |= {"stochinv": importlib.metadata.version("stochinv"), "denoiser": _without_arrays(denoiser)}
@@ -101,7 +103,7 @@ class _Reader:
     def parts(self, problem, given, make_denoiser):
         """The fields of the saved problem."""
         found = {name: self._part(name, getattr(problem, name), name in given) for name in PARTS}
-        signal = decode_structure(self._content["signal"], VIEWS, like=problem.signal)
+        signal = decode_structure(self._content["signal"], VIEWS, like=problem.signal, name="signal")
         if problem.signal is not None and signal is not None and not same_structure(signal, problem.signal):
             self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
         signal = problem.signal if signal is None else signal

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._checks import check_instance, check_number
+from ._checks import check_instance, check_number, plain
 from ._custom_types import ArrayLike, FloatScalar, FloatScalarLike
 
 # Beyond it `α` or `σ` would be 0 in single precision.
@@ -271,4 +271,4 @@ def as_schedule(schedule: Any) -> AbstractNoiseSchedule:
     `ValueError` if it is none, or a class.
     """
     check_instance("`schedule`", schedule, AbstractNoiseSchedule, "a noise schedule such as `CosineSchedule()`")
-    return schedule
+    return plain(schedule)

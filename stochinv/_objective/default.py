@@ -2,7 +2,7 @@ r"""The objective of a problem that names none."""
 
 from typing import Any
 
-from .._checks import check_instance
+from .._checks import check_instance, plain
 from .base import AbstractObjective
 from .proper_score import ProperScore
 
@@ -17,4 +17,4 @@ def as_objective(objective: Any) -> AbstractObjective:
     if objective is None:
         return ProperScore()
     check_instance("`objective`", objective, AbstractObjective, "an objective such as `ProperScore()`, or None")
-    return objective
+    return plain(objective)

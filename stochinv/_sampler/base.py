@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from .._checks import check_callable
+from .._checks import check_callable, plain
 from .._custom_types import AnyCallable, Context, FloatScalar, Key, Keys, Observation, Params, Signal
 from .._noising import noise_level, scaled_normal
 from .._schedule import NoiseLevel
@@ -110,6 +110,6 @@ def as_sampler(sampler: Any) -> AbstractSampler:
     `ValueError` if it is neither, or a class.
     """
     if isinstance(sampler, AbstractSampler):
-        return sampler
+        return plain(sampler)
     check_callable("`sampler`", sampler, "a sampler such as `Ancestral()`, or None")
     return SamplerFunction(sampler)

@@ -280,7 +280,9 @@ class _Run:
         except Exception as second:
             error.add_note(f"stochinv could not keep what was trained before ({type(second).__name__}: {second}).")
             return
-        if self._checkpoints is None:
+        if self._checkpoints is None and any(x.is_deleted() for x in jax.tree.leaves(self._moving)):
+            where = "went with the step that failed, and is in no file, since no `checkpoint=` was given"
+        elif self._checkpoints is None:
             where = "is the exception's `trained_problem`, and in no file, since no `checkpoint=` was given"
             error.trained_problem = self._trained()  # pyright: ignore[reportAttributeAccessIssue]
         else:

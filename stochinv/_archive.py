@@ -112,7 +112,7 @@ def read_archive(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.
             if version == VERSION:
                 return _read(file, digest)
     except FileNotFoundError:
-        raise FileNotFoundError(f"`path`: there is no file {path}.") from None
+        raise FileNotFoundError(f"`path`: there is no file {path}; give that of a saved problem.") from None
     except ValueError as error:
         raise ValueError(
             f"`path`: {path} is not a stochinv file, or is damaged ({error}); use another copy."

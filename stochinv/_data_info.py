@@ -6,14 +6,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from ._checks import check_arrays, check_finite, shorten
 from ._custom_types import AnyCallable, Context, Observation, Structure
 from ._structure import same_structure
 from ._view import Example, View, is_view, structure
+
+FINITE = "remove them, fill them, or mask their view out"
 
 
 class Units(eqx.Module):
@@ -182,36 +184,33 @@ def check_structure(name: str, tree: Any, expected: Structure, remedy: str):
     """Raises a `ValueError` that names the argument if `tree` does not have the expected structure."""
     tree, expected = without_mask(tree), without_mask(expected)
     if not same_structure(tree, expected):
-        raise ValueError(f"`{name}` is {describe(tree)}, but {describe(expected)} is expected; {remedy}.")
-
-
-def check_finite(name: str, tree: Any, remedy: str):
-    """Raises a `ValueError` that names the argument if a number in `tree` is NaN or infinite.
-
-    What is being traced is not known, and not looked at.
-    """
-    for path, x in jtu.tree_flatten_with_path(tree)[0]:
-        if isinstance(x, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
-            continue
-        with jax.ensure_compile_time_eval():
-            bad = int(jnp.sum(~jnp.isfinite(x)))
-        if bad:
-            raise ValueError(f"`{name}{jtu.keystr(path)}` has {bad} NaN or infinite values of {jnp.size(x)}; {remedy}.")
+        got, wanted = shorten(describe(tree), 300), shorten(describe(expected), 300)
+        raise ValueError(f"`{name}` is {got}, but {wanted} is expected; {remedy}.")
 
 
 def check_context(info: DataInfo | None, context: Context):
     """Raises a `ValueError` if a context is not like those of training, or not finite where it counts."""
+    check_arrays("context", context)
     if info is not None:
         check_structure("context", context, info.context, "give a context like those of the training data")
-    with jax.ensure_compile_time_eval():
-        seen = counted(context)
-    check_finite("context", seen, "remove them, or mask their view out")
+    mask = context.mask if is_view(context) else None
+    if isinstance(mask, jax.core.Tracer):
+        return
+    seen = lambda x: x if mask is None or isinstance(x, jax.core.Tracer) else np.asarray(x)[np.asarray(mask)]
+    check_finite("context", jax.tree.map(seen, context), FINITE)
 
 
-def counted(context: Context) -> Context:
-    """A context whose views that are masked out are zero, whatever they held."""
+def as_context(context: Context) -> Context:
+    """A context as arrays, whose views that are masked out are zero, whatever they held."""
+    context = jax.tree.map(jnp.asarray, context)
     if not is_view(context) or context.mask is None:
         return context
-    mask = jnp.asarray(context.mask)
-    blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(x) - mask.ndim)), x, jnp.zeros_like(x))
-    return View(jax.tree.map(blank, context.observation), jax.tree.map(blank, context.params), context.mask)
+    mask = context.mask
+    blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
+    return View(jax.tree.map(blank, context.observation), jax.tree.map(blank, context.params), mask)
+
+
+def check_measurement(name: str, tree: Any):
+    """Raises a `ValueError` if a measurement, or the parameters of one, are not numbers, or not finite."""
+    check_arrays(name, tree)
+    check_finite(name, tree, FINITE)

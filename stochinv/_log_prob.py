@@ -10,6 +10,8 @@ divergence is exact, or estimated by `εᵀ (∂v/∂y) ε` with random signs `�
 (Hutchinson's estimator; Grathwohl et al. 2019, "FFJORD").
 """
 
+import math
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -17,8 +19,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
+from ._checks import check_instance, check_integer, check_key
 from ._custom_types import Context, FloatScalar, Key, Observation, Params
-from ._data_info import check_context, check_structure
+from ._data_info import as_context, check_context, check_measurement, check_structure
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.base import draw_keys
 from ._sampler.diffrax_terms import reverse_drift
@@ -44,21 +47,28 @@ def log_prob(
 ) -> FloatScalar:
     """What `problem.log_prob` does, with all its defaults filled in."""
     trained_denoiser(problem)
-    if num_probes is not None and num_probes < 1:
-        raise ValueError(f"`num_probes` must be at least 1, or None for the default, got {num_probes}.")
-    if num_draws < 1:
-        raise ValueError(f"`num_draws` must be at least 1, got {num_draws}.")
-    observation, context, params = jax.tree.map(jnp.asarray, (observation, context, params))
+    if key is not None:
+        check_key(key)
+    if num_probes is not None:
+        check_integer("`num_probes`", num_probes)
+    check_integer("`num_draws`", num_draws)
+    check_integer("`max_steps`", max_steps)
+    check_instance("`solver`", solver, dfx.AbstractSolver, "a diffrax solver such as `diffrax.Tsit5()`")
+    wanted = "a diffrax controller such as `diffrax.PIDController(rtol=1e-4, atol=1e-4)`"
+    check_instance("`stepsize_controller`", stepsize_controller, dfx.AbstractStepSizeController, wanted)
+    check_measurement("observation", observation)
+    check_measurement("params", params)
     check_context(problem.data_info, context)
     expected = problem.observation_structure(params)
     remedy = "give one measurement as the forward model returns it for `params`; map over several with `jax.vmap`"
     check_structure("observation", observation, expected, remedy)
-    size = sum(x.size for x in jax.tree.leaves(observation))
+    size = sum(math.prod(x.shape) for x in jax.tree.leaves(expected))
     if num_probes is None and size > EXACT_SIZE:
         num_probes = NUM_PROBES
     if key is None and (num_probes is not None or problem.objective.stochastic):
         why = "the denoiser is stochastic" if num_probes is None else f"the divergence is estimated ({size} entries)"
         raise ValueError(f"`key` must be given, since {why}; got None.")
+    observation, params, context = *jax.tree.map(jnp.asarray, (observation, params)), as_context(context)
     options = (num_probes, solver, stepsize_controller, max_steps, num_draws)
     return _log_prob(problem, observation, context, params, key, options)
 

@@ -26,6 +26,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
+from ._checks import check_instance, shown
 from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, Structure, summary
 from ._noising import scaled_normal
 from ._schedule import NoiseLevel
@@ -130,6 +131,10 @@ class GaussianNoise(AbstractNoise):
     every_level: ClassVar[bool] = True
 
     def __init__(self, scale: PyTree = 0.0):
+        if not jax.tree.leaves(scale):
+            raise ValueError(
+                f"`noise` must be a number, or a PyTree of numbers, got {shown(scale)}; give 0.0 for none."
+            )
         self.scale = jax.tree.map(_as_scale, scale)
 
     @property
@@ -264,6 +269,13 @@ class NoiseLaw(AbstractNoise):
     law: AnyCallable
     every_level: ClassVar[bool] = False
 
+    def __check_init__(self):
+        if not callable(self.law) or isinstance(self.law, dist.Distribution):
+            raise ValueError(
+                f"NoiseLaw: `law` must be a callable from a noise-free measurement to a NumPyro distribution, got "
+                f"{shown(self.law)}."
+            )
+
     @property
     def exact(self) -> bool:
         return False
@@ -349,8 +361,8 @@ def as_noise(noise: Any) -> AbstractNoise:
     if isinstance(noise, AbstractNoise):
         return noise
     if isinstance(noise, type) and issubclass(noise, AbstractNoise):
-        raise ValueError(f"`noise` is the class {noise.__name__}; give an instance, such as `{noise.__name__}(...)`.")
-    if callable(noise):
+        check_instance("`noise`", noise, AbstractNoise, "a noise")
+    if callable(noise) or isinstance(noise, dist.Distribution):
         return NoiseLaw(noise)
     return GaussianNoise(noise)
 
@@ -359,14 +371,18 @@ def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> A
     remedy = "give a standard deviation in raw units" if name == "`noise`" else "give a number in raw units"
     if isinstance(value, jax.core.Tracer):
         return value.astype(jnp.result_type(float))
-    if isinstance(value, bool | np.bool_ | str) or not jnp.issubdtype(np.result_type(value), np.number):
-        raise ValueError(f"{name} must be a number, got {value!r}; {remedy}.")
+    known = isinstance(value, int | float | complex | np.ndarray | np.generic | jax.Array)
+    if not known or isinstance(value, bool) or not jnp.issubdtype(np.asarray(value).dtype, np.number):
+        raise ValueError(f"{name} must be a number, got {shown(value)}; {remedy}.")
     if np.shape(value) != ():
         raise ValueError(f"{name} must consist of scalars, got one of shape {np.shape(value)}; {remedy}.")
     least = "above" if positive else "at least"
     if np.iscomplexobj(value) or not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be finite and {least} 0, got {value}; {remedy}.")
-    return jnp.asarray(value, jnp.result_type(float))
+        raise ValueError(f"{name} must be finite and {least} 0, got {shown(value)}; {remedy}.")
+    dtype = jnp.result_type(float)
+    if value > jnp.finfo(dtype).max:
+        raise ValueError(f"{name} must be at most {jnp.finfo(dtype).max:.2g} in {dtype}, got {shown(value)}; {remedy}.")
+    return jax.device_put(np.asarray(value, dtype))  # `jnp.asarray` would compile a program
 
 
 def _where_noisy(scales: PyTree, noisy: AnyCallable, clean: Observation) -> Observation:

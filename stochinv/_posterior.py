@@ -8,18 +8,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float
 
-from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal
-from ._data_info import check_context, describe
+from ._checks import check_integer, check_key, is_integer, shown
+from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal, summary
+from ._data_info import check_context, check_measurement, describe
 from ._forward.base import measures_stack
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._noise import add_noise
 from ._numpyro import ObservationDistribution, SignalDistribution
 from ._problem_base import AbstractProblem, trained_denoiser
-from ._sampler.base import AbstractSampler
+from ._sampler.base import AbstractSampler, as_sampler
 from ._sampling import sample
-from ._view import is_integer
 
 
 @final
@@ -42,8 +43,11 @@ class Posterior(eqx.Module):
     def __check_init__(self):
         trained_denoiser(self.problem)
         check_context(self.problem.data_info, self.context)
+        check_measurement("params", self.params)
         if self.sampler is None:
             self.problem.observation_structure(self.params)
+        else:
+            as_sampler(self.sampler)
 
     def __repr__(self) -> str:
         given = "nothing given" if self.context is None else f"given {describe(self.context)}"
@@ -84,23 +88,31 @@ class Posterior(eqx.Module):
 
         Measurements in raw units: a PyTree whose leaves have the leading axes `sample_shape`.
         """
+        check_measurement("params", params)
+        _check_measurable(self.problem, params)
         signals = self.sample(key, sample_shape, chunk_size=chunk_size)
+        params = jax.tree.map(jnp.asarray, params)
         return _measure(self.problem, signals, params, jr.fold_in(key, 1), len(_as_shape(sample_shape)))
 
     def mean(self, key: Key, num_samples: int = 256) -> Signal:
         """The posterior mean of the signal, from `num_samples` draws."""
-        return jax.tree.map(lambda x: jnp.mean(x, 0), self.sample(key, (num_samples,)))
+        return jax.tree.map(lambda x: jnp.mean(x, 0), self._draws(key, num_samples))
 
     def std(self, key: Key, num_samples: int = 256) -> Signal:
         """The posterior standard deviation of each entry of the signal, from `num_samples` draws."""
-        return jax.tree.map(lambda x: jnp.std(x, 0), self.sample(key, (num_samples,)))
+        return jax.tree.map(lambda x: jnp.std(x, 0), self._draws(key, num_samples))
 
     def quantile(self, key: Key, q: FloatScalarLike | Float[Array, " q"], num_samples: int = 256) -> Signal:
         """Quantiles of each entry of the signal at probabilities `q ∈ [0, 1]`, from `num_samples` draws.
 
         An array `q` gives the leaves a leading axis.
         """
-        return jax.tree.map(lambda x: jnp.quantile(x, jnp.asarray(q), 0), self.sample(key, (num_samples,)))
+        _check_probabilities(q)
+        return jax.tree.map(lambda x: jnp.quantile(x, jnp.asarray(q), 0), self._draws(key, num_samples))
+
+    def _draws(self, key, num_samples):
+        check_integer("`num_samples`", num_samples)
+        return self.sample(key, (num_samples,))
 
     def to_arviz(self, key: Key, num_samples: int = 256) -> Any:
         """Posterior draws as an `arviz.InferenceData`, one variable per leaf of the signal, in a single chain.
@@ -113,7 +125,7 @@ class Posterior(eqx.Module):
             import arviz
         except ImportError as error:
             raise ImportError("`Posterior.to_arviz` needs ArviZ: `pip install arviz`.") from error
-        leaves, _ = jax.tree_util.tree_flatten_with_path(self.sample(key, (num_samples,)))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self._draws(key, num_samples))
         name = lambda path: "signal" + jax.tree_util.keystr(path)
         return arviz.from_dict(posterior={name(path): jax.device_get(x)[None] for path, x in leaves})
 
@@ -201,7 +213,9 @@ class Posterior(eqx.Module):
                 )
             return SignalDistribution(self, jax.eval_shape(lambda: self.sample(jr.key(0))))
         if of != "observation":
-            raise ValueError(f'`of` must be "signal" or "observation", got {of!r}.')
+            raise ValueError(f'`of` must be "signal" or "observation", got {shown(of)}.')
+        if key is not None:
+            check_key(key)
         return ObservationDistribution((self, key, options), self.problem.observation_structure(self.params))
 
 
@@ -218,9 +232,27 @@ def _measure(problem, signals, params, key, num_axes):
     return measure(signals, keys)
 
 
+def _check_measurable(problem, params):
+    """Whether measurements can be predicted, which may be of another kind than those of training."""
+    try:
+        eqx.filter_eval_shape(problem.forward, problem.signal, params)
+    except Exception as error:
+        raise ValueError(
+            f"`params` is {describe(params)}, with which `forward` fails ({summary(error)}); give the parameters of "
+            "one measurement."
+        ) from error
+
+
+def _check_probabilities(q: Any):
+    known = isinstance(q, int | float | list | tuple | np.ndarray | np.generic | jax.Array) and not isinstance(q, bool)
+    array = np.asarray(q) if known and not isinstance(q, jax.core.Tracer) else None
+    if not known or (array is not None and (array.dtype.kind not in "iuf" or not np.all((array >= 0) & (array <= 1)))):
+        raise ValueError(f"`q` must be a probability between 0 and 1, or an array of such, got {shown(q)}.")
+
+
 def _as_shape(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
     """The leading axes that a user asked for."""
     shape = (sample_shape,) if is_integer(sample_shape) else sample_shape
     if not isinstance(shape, tuple | list) or not all(is_integer(x) and x > 0 for x in shape):
-        raise ValueError(f"`sample_shape` must be a positive integer or a tuple of such, got {sample_shape!r}.")
+        raise ValueError(f"`sample_shape` must be a positive integer or a tuple of such, got {shown(sample_shape)}.")
     return tuple(int(x) for x in shape)

@@ -9,6 +9,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from ._checks import check_instance, is_integer, shorten
 from ._custom_types import AnyCallable, Context, Key, Params, Structure
 from ._data_info import DataInfo, describe
 from ._denoiser.base import AbstractDenoiser, as_denoiser
@@ -78,6 +79,8 @@ class StochasticInverseProblem(AbstractProblem):
         self.objective = as_objective(objective)
         self.noise = as_noise(noise)
         self.signal = as_signal(signal)
+        if data_info is not None:
+            check_instance("`data_info`", data_info, DataInfo, "what a `fit` found out, or None")
         self.data_info = data_info
 
     def __repr__(self) -> str:
@@ -258,10 +261,9 @@ class Fit:
 
 def default_validation(steps: Any) -> Any:
     """A tenth of `steps`; what is no number is left to be refused."""
-    return max(steps // 10, 1) if isinstance(steps, int) else 1
+    return max(steps // 10, 1) if is_integer(steps) else 1
 
 
-def short(x: Any, limit: int = 90) -> str:
+def short(x: Any) -> str:
     """A representation in one line."""
-    line = " ".join(repr(x).split())
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+    return shorten(repr(x), 90)

@@ -12,6 +12,8 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._archive import read_archive, write_archive
+from ._checks import check_path
+from ._custom_types import summary
 from ._data_info import DataInfo, Units, Witness, describe as shapes
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
@@ -41,12 +43,15 @@ PARTS = ("schedule", "objective", "noise")
 
 def save(problem: AbstractProblem, path: str | os.PathLike):
     """Writes a trained problem, see [`stochinv.StochasticInverseProblem.save`][]."""
+    check_path("`path`", path)
     denoiser = trained_denoiser(problem)
     arrays = _named(eqx.filter(denoiser, owned_arrays(denoiser)), "denoiser")
     numbers = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     bad = [name for name, x in numbers.items() if not bool(jnp.all(jnp.isfinite(x)))]
     if bad:
-        raise ValueError(f"`denoiser` has NaN or infinite parameters ({bad[0]}): there is nothing worth saving.")
+        raise ValueError(
+            f"`denoiser` has NaN or infinite parameters ({bad[0]}), which are not worth saving; train it anew."
+        )
     info = problem.data_info
     content = {name: describe(getattr(problem, name), KINDS) for name in PARTS}
     content |= {"stochinv": importlib.metadata.version("stochinv"), "denoiser": _without_arrays(denoiser)}
@@ -78,6 +83,7 @@ def read(
 
     `ValueError` if the file is damaged, was written by another kind of problem, or contradicts what is given.
     """
+    check_path("`path`", path)
     content, arrays = read_archive(path)
     path = os.fspath(path)
     try:
@@ -108,7 +114,7 @@ class _Reader:
         if (
             seen is not None
             and not any(map(is_opaque, (signal, seen.params)))
-            and not seen.agrees(problem.forward, signal)
+            and not self._agrees(seen, problem.forward, signal)
         ):
             self._refuse(["`forward` measures a fixed signal otherwise than that of the file"])
         denoiser = problem.denoiser
@@ -125,6 +131,15 @@ class _Reader:
         if self._arrays:
             self._refuse([f"{next(iter(self._arrays))} is in the file and missing here"])
         return found | {"signal": signal, "data_info": info, "denoiser": denoiser}
+
+    def _agrees(self, seen, forward, signal):
+        try:
+            return seen.agrees(forward, signal)
+        except Exception as error:
+            raise ValueError(
+                f"`forward` fails on the signal {shapes(signal)} of {self._path} ({summary(error)}); give the forward "
+                "model that the problem was trained with."
+            ) from error
 
     def _part(self, name, here, given):
         if not given:

@@ -23,7 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._checks import check_instance, check_number, plain
 from ._custom_types import ArrayLike, FloatScalar, FloatScalarLike
+
+# Beyond it `α` or `σ` would be 0 in single precision.
+LARGEST_LOG_SNR = 80
 
 
 class NoiseLevel(eqx.Module):
@@ -106,7 +110,18 @@ class AbstractNoiseSchedule(eqx.Module):
         return jnp.clip(t, 0.0, 1.0) + correction
 
 
+def _check_finite(schedule: AbstractNoiseSchedule):
+    """Whether all settings of a schedule are finite numbers; not arrays, since they are used before tracing."""
+    for name, value in vars(schedule).items():
+        check_number(f"{type(schedule).__name__}: `{name}`", value, "a finite number", arrays=False)
+
+
 def _check_log_snr(name: str, log_snr_min: float, log_snr_max: float):
+    for key, value in (("log_snr_min", log_snr_min), ("log_snr_max", log_snr_max)):
+        if abs(value) > LARGEST_LOG_SNR:
+            raise ValueError(
+                f"{name}: `{key}` must lie within ±{LARGEST_LOG_SNR}, got {value}; 12.5 is hardly any noise."
+            )
     if not log_snr_min < log_snr_max:
         raise ValueError(f"{name}: `log_snr_min` must be below `log_snr_max`, got {log_snr_min} and {log_snr_max}.")
 
@@ -129,11 +144,17 @@ class VariancePreserving(AbstractNoiseSchedule):
     log_snr_max: float = 12.5
 
     def __check_init__(self):
+        _check_finite(self)
         if not 0 < self.beta_min < self.beta_max:
             raise ValueError(
-                f"VariancePreserving: needs 0 < `beta_min` < `beta_max`, got {self.beta_min} and {self.beta_max}."
+                f"VariancePreserving: must have 0 < `beta_min` < `beta_max`, got {self.beta_min} and {self.beta_max}."
             )
         total = 0.5 * (self.beta_min + self.beta_max)
+        if total > LARGEST_LOG_SNR:
+            raise ValueError(
+                f"VariancePreserving: `beta_min` and `beta_max` must have a mean of at most {LARGEST_LOG_SNR}, got "
+                f"{self.beta_min} and {self.beta_max}."
+            )
         _check_log_snr("VariancePreserving", -math.log(math.expm1(total)), self.log_snr_max)
 
     def _integral(self, t):
@@ -165,10 +186,15 @@ class VarianceExploding(AbstractNoiseSchedule):
     sigma_max: float = 150.0
 
     def __check_init__(self):
+        _check_finite(self)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
-                f"VarianceExploding: needs 0 < `sigma_min` < `sigma_max`, got {self.sigma_min} and {self.sigma_max}."
+                f"VarianceExploding: must have 0 < `sigma_min` < `sigma_max`, got {self.sigma_min} and "
+                f"{self.sigma_max}."
             )
+        for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
+            if abs(2 * math.log(value)) > LARGEST_LOG_SNR:
+                raise ValueError(f"VarianceExploding: `{name}` must lie between 1e-17 and 1e17, got {value}.")
 
     def alpha(self, t: FloatScalarLike) -> FloatScalar:
         return jnp.ones_like(jnp.asarray(t, jnp.result_type(float)))
@@ -192,6 +218,7 @@ class CosineSchedule(AbstractNoiseSchedule):
     log_snr_max: float = 12.5
 
     def __check_init__(self):
+        _check_finite(self)
         _check_log_snr("CosineSchedule", self.log_snr_min, self.log_snr_max)
 
     def _angle(self, t):
@@ -222,6 +249,7 @@ class RectifiedFlow(AbstractNoiseSchedule):
     log_snr_max: float = 12.5
 
     def __check_init__(self):
+        _check_finite(self)
         _check_log_snr("RectifiedFlow", self.log_snr_min, self.log_snr_max)
 
     def alpha(self, t: FloatScalarLike) -> FloatScalar:
@@ -242,8 +270,5 @@ def as_schedule(schedule: Any) -> AbstractNoiseSchedule:
 
     `ValueError` if it is none, or a class.
     """
-    if isinstance(schedule, AbstractNoiseSchedule):
-        return schedule
-    if isinstance(schedule, type):
-        raise ValueError(f"`schedule` is the class {schedule.__name__}; give an instance, `{schedule.__name__}()`.")
-    raise ValueError(f"`schedule` must be a noise schedule such as `CosineSchedule()`, got {schedule!r}.")
+    check_instance("`schedule`", schedule, AbstractNoiseSchedule, "a noise schedule such as `CosineSchedule()`")
+    return plain(schedule)

@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from ._checks import check_integer, is_integer, shown
 from ._custom_types import ArrayLike, Context, Key, Observation, Params
 
 
@@ -38,10 +39,18 @@ class View(eqx.Module):
     mask: Bool[ArrayLike, "..."] | None = None
 
     def __check_init__(self):
-        if self.mask is not None and not jnp.issubdtype(jnp.result_type(self.mask), jnp.bool_):
-            raise ValueError(
-                f"View: `mask` must be an array of booleans, got one of {jnp.result_type(self.mask)}; write `mask > 0`."
-            )
+        if self.mask is None:
+            return
+        dtype = getattr(self.mask, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.bool_):
+            raise ValueError(f"View: `mask` must be an array of booleans, got {shown(self.mask)}; write `mask > 0`.")
+        shape = jnp.shape(self.mask)
+        for x in jax.tree.leaves((self.observation, self.params)):
+            if jnp.shape(x)[: len(shape)] != shape:
+                raise ValueError(
+                    f"View: `mask` has shape {shape}, but an array of the views has shape {jnp.shape(x)}; give one "
+                    "truth value per view."
+                )
 
 
 class Example(eqx.Module):
@@ -60,6 +69,13 @@ class Example(eqx.Module):
     context: Context
     target: View
     novel: View | None = None
+
+    def __check_init__(self):
+        for name, part in (("target", self.target), ("novel", self.novel)):
+            if not isinstance(part, View) and (name == "target" or part is not None):
+                raise ValueError(
+                    f"Example: `{name}` must be a `View`, got {shown(part)}; write `View(observation, params)`."
+                )
 
 
 class RandomViews(eqx.Module):
@@ -88,11 +104,10 @@ class RandomViews(eqx.Module):
         if len(pair) != 2 or not all(map(is_integer, pair)) or not 0 <= pair[0] <= pair[1]:
             raise ValueError(
                 "RandomViews: `context` must be a number >= 0 or a pair (least, most) with 0 <= least <= most, got "
-                f"{context!r}."
+                f"{shown(context)}."
             )
-        for name, value, least in (("target", target, 1), ("novel", novel, 0)):
-            if not is_integer(value) or value < least:
-                raise ValueError(f"RandomViews: `{name}` must be an integer of at least {least}, got {value!r}.")
+        check_integer("RandomViews: `target`", target)
+        check_integer("RandomViews: `novel`", novel, 0)
         self.context = (int(pair[0]), int(pair[1]))
         self.target = int(target)
         self.novel = int(novel)
@@ -126,8 +141,8 @@ class RandomViews(eqx.Module):
             )
         if available < self.num_views:
             raise ValueError(
-                f"RandomViews: {self.num_views} views are needed (context {self.context}, target {self.target}, novel "
-                f"{self.novel}), but a record has {available}; give more views or deal fewer."
+                f"RandomViews: {self.num_views} views are needed (`context` {self.context}, `target` {self.target}, "
+                f"`novel` {self.novel}), but a record has {available}; give more views or deal fewer."
             )
         order_key, number_key = jr.split(key)
         order = jr.permutation(order_key, available)
@@ -145,11 +160,6 @@ class RandomViews(eqx.Module):
 def is_view(tree: Any) -> bool:
     """Whether a context, or training data, are measurements through the forward model."""
     return isinstance(tree, View)
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a user's number is an integer, and no truth value."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def num_views(views: View) -> int:
@@ -177,14 +187,34 @@ def as_signal(signal: Any) -> Any:
 
     **Raises:**
 
-    `ValueError` if a leaf has no shape and dtype.
+    `ValueError` if a leaf has no shape and dtype, or is not real and floating-point.
     """
     if signal is None:
         return None
     leaves = jax.tree.leaves(signal)
     if not leaves or not all(isinstance(x, jax.ShapeDtypeStruct | jax.Array | np.ndarray) for x in leaves):
         raise ValueError(
-            f"`signal` must be a PyTree of `jax.ShapeDtypeStruct`, got {signal!r}; write "
+            f"`signal` must be a PyTree of `jax.ShapeDtypeStruct`, got {shown(signal)}; write "
             "`jax.ShapeDtypeStruct(shape, jnp.float32)`."
         )
-    return structure(signal)
+    signal = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), signal)
+    check_signal(signal)
+    return signal
+
+
+def check_signal(signal: Any):
+    """Raises a `ValueError` if the `jax.ShapeDtypeStruct`s of a signal are not those of real floating-point arrays."""
+    for x in jax.tree.leaves(signal):
+        found = f"{x.dtype}{list(x.shape)}"
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"`signal` has {found}, but signals must be real; give real and imaginary parts an axis of "
+                "their own, and let `forward` join them."
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"`signal` has {found}, but signals must be floating-point arrays; use `jnp.float32`.")
+        if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+            raise ValueError(
+                f"`signal` has {found}, but JAX computes in single precision; use `jnp.float32`, or "
+                "`jax.config.update('jax_enable_x64', True)`."
+            )

@@ -1,120 +1,185 @@
-"""Bad input: each case is refused before the first step, in one sentence that says what is wrong and what to do."""
+"""What fails while it runs: users' own exceptions are passed on, and nothing that was trained is lost.
+
+And input that is good though unusual.
+"""
 
 import dataclasses
+import os
+import pathlib
+import signal
+import threading
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 
 import stochinv as si
 import training
-from stochinv._batches import as_batches
+from refusals import (
+    altered,
+    examples,
+    fit,
+    key,
+    problem,
+    problem_of,
+    record,
+    refuse,
+    trained,
+    with_target,
+    without_annotations,
+)
 
 
-def refuse(problem, data, message, **options):
-    with pytest.raises(ValueError, match=message) as caught:
-        training.fit(problem, data, **options)
-    assert "\n" not in str(caught.value)
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    with without_annotations():
+        yield
 
 
-def problem_of(forward, denoiser=None, **options):
-    return si.StochasticInverseProblem(forward, denoiser, **{"signal": training.SIGNAL, **options})
+class Unplugged(Exception):
+    """A user's own exception."""
 
 
-def with_target(data, observation=None, params=None):
-    target = data.target
-    return si.Example(
-        data.context,
-        si.View(
-            target.observation if observation is None else observation, target.params if params is None else params
-        ),
-        data.novel,
-    )
+def unplug(*args):
+    raise Unplugged("no power\nsince noon")
 
 
-EXAMPLES = training.examples
+def passed_on(call, kind=Unplugged, message="no power\nsince noon"):
+    """The exception of a user, with the message it had."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert message in str(caught.value)
+    return caught.value
 
 
-def test_measurements_of_another_shape():
-    data = EXAMPLES()
-    refuse(
-        problem_of(lambda s, p: (p @ s)[:1]),
-        data,
-        r"`forward` returns float32\[1\] for a signal float32\[3\], but the data's .* float32\[2\]; change",
-    )
-    refuse(problem_of(lambda s, p: {"a": p @ s}), data, r"`forward` returns \{a: float32\[2\]\}")
+def test_exceptions_of_callbacks():
+    late = lambda progress: unplug() if progress.step == 2 else None
+    error = passed_on(lambda: fit(steps=4, log_every=1, callbacks=[late]))
+    assert "2 of 4 steps were done; what was trained is the exception's `trained_problem`" in error.__notes__[-1]
+    assert np.any(error.trained_problem.denoiser.target != problem().denoiser.target)
 
 
-def test_a_forward_model_that_fails_on_the_params():
-    refuse(problem_of(lambda s, p: p["matrix"] @ s), EXAMPLES(), r"`forward` fails on a signal .* with params float32")
+def test_exceptions_with_a_checkpoint(tmp_path):
+    late = lambda progress: unplug() if progress.step == 2 else None
+    error = passed_on(lambda: fit(steps=4, log_every=1, callbacks=[late], checkpoint=tmp_path))
+    assert f"what was trained is in the checkpoint of step 2 in {tmp_path}" in error.__notes__[-1]
+    assert len(fit(steps=4, checkpoint=tmp_path).history.loss) == 4
 
 
-def test_context_and_novel_views_must_be_like_the_target():
-    data = EXAMPLES()
-    wrong = si.View(data.novel.observation[..., :1], data.novel.params)
-    refuse(
-        training.problem(),
-        si.Example(data.context, data.target, wrong),
-        r"`novel.observation` is .*must be a stack of measurements like the target's",
-    )
-    unstacked = si.View(data.context.observation[:, 0], data.context.params[:, 0])
-    refuse(training.problem(), si.Example(unstacked, data.target, data.novel), "`context.observation` is ")
+def first_batch(number=8):
+    return jax.tree.map(lambda x: x[:number], examples())
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_not_finite(bad):
-    data = EXAMPLES()
-    observation = data.target.observation.at[3, 1].set(bad)
-    message = r"`data.target.observation` has 1 NaN or infinite values of 48; remove or fill them"
-    refuse(training.problem(), with_target(data, observation), message)
-    refuse(training.problem(), [with_target(data, observation)], message)
-    params = data.target.params.at[0].set(bad)
-    refuse(training.problem(), with_target(data, params=params), "`data.target.params` has 6 NaN")
-    views = training.views()
-    views = si.View(views.observation.at[0].set(bad), views.params)
-    refuse(training.problem(), views, "`data.observation` has 8 NaN", roles=training.ROLES)
-    refuse(training.problem(), data, "`validation.target.observation` has", validation=with_target(data, observation))
+def test_exceptions_of_iterables():
+    def batches():
+        yield first_batch()
+        unplug()
+
+    assert "1 of 4 steps" in passed_on(lambda: fit(batches(), steps=4)).__notes__[-1]
+    passed_on(lambda: fit(map(unplug, [0])))
 
 
-def test_missing_params():
-    data = EXAMPLES()
-    missing = si.Example(data.context, si.View(data.target.observation), data.novel)
-    refuse(problem_of(training.measure), missing, "`forward` fails on a signal .* with params None")
-    refuse(
-        training.problem(),
-        si.View(training.views().observation),
-        "`data.params` is None, but several views of one signal need the parameters",
-        roles=training.ROLES,
-    )
-    novel = si.View(data.novel.observation)
-    refuse(training.problem(), si.Example(data.context, data.target, novel), "`novel.params` is None")
-    context = si.View(data.context.observation)
-    refuse(training.problem(), si.Example(context, data.target, data.novel), "`context.params` is None")
+LATER = [
+    pytest.param(5, "`data` gave .* for step 2, but .* before; give batches of", id="shorter"),
+    pytest.param(None, "`data` gave None for step 2, but", id="none"),
+    pytest.param("a", "`data` is 'a', but must be an array", id="string"),
+]
 
 
-def call_back(signal, params):
-    return jax.pure_callback(lambda p, s: np.asarray(p) @ s, jax.ShapeDtypeStruct((2,), jnp.float32), params, signal)
+@pytest.mark.parametrize("second, message", LATER)
+def test_later_batches(second, message):
+    batches = [first_batch(), first_batch(second) if isinstance(second, int) else second]
+    refuse(lambda: fit(iter(batches), steps=4), message, compiles=True)
+
+
+def test_nan_in_a_later_batch():
+    bad = jax.tree.map(lambda x: x[:8], with_target(altered(examples().target.observation, 3, np.nan)))
+    message = "The loss is nan at step 2: `data` has NaN or infinite values in the batch of that step; remove or fill"
+    refuse(lambda: fit([first_batch(), bad]), message, FloatingPointError, compiles=True)
+
+
+def test_a_rate_at_which_training_diverges():
+    message = "The (loss|gradient) is .* at step 2: .* lower the learning rate, or"
+    options = {"optimizer": optax.sgd(1e30), "gradient_clip": None, "steps": 20}
+    refuse(lambda: fit(**options), message, FloatingPointError, compiles=True)
+
+
+class Far(eqx.Module):
+    """A denoiser whose signals are larger than any random signal that `fit` looks at."""
+
+    size: Any
+
+    def __call__(self, noisy, level, context, params, *, key=None):
+        return self.size * jnp.ones(3)
+
+
+def test_a_forward_model_that_fails_at_the_signals_of_training():
+    narrow = lambda s, p: jnp.where(jnp.max(jnp.abs(s)) < 50, p @ s, jnp.nan)
+    message = "at step 1: `forward` returns NaN or infinite measurements of 8 of 8 signals .*; make it finite"
+    bad = problem_of(narrow, Far(jnp.asarray(100.0)))
+    refuse(lambda: fit(problem=bad), message, FloatingPointError, compiles=True)
+
+
+def checked(limit):
+    return lambda s, p: eqx.error_if(p @ s, jnp.max(jnp.abs(s)) > limit, "the signal is too bright")
+
+
+def stiff(s, p):
+    solution = dfx.diffeqsolve(dfx.ODETerm(lambda t, y, a: -y), dfx.Tsit5(), 0.0, 100.0, 0.01, p @ s, max_steps=4)
+    return solution.ys[-1]
 
 
 @pytest.mark.parametrize(
     "forward, message",
-    [
-        (lambda s, p: jnp.asarray(np.asarray(p) @ np.asarray(s)), "`forward` fails .*must be traceable by JAX"),
-        (call_back, "`forward` cannot be differentiated with respect to the signal .*custom_vjp"),
-        (lambda s, p: jnp.round(p @ s), "`forward` has zero derivative at random signals.*replace rounding"),
-        (lambda s, p: p[:, 0], "`forward` has zero derivative"),
-        (lambda s, p: jnp.sqrt(p @ (s - 100 * jnp.abs(s))), "`forward` has NaN or infinite derivatives"),
-        (lambda s, p: (p @ s).astype(jnp.int32), "`forward` returns int32 at output.*must be floating-point"),
-        (lambda s, p: p @ s > 0, "`forward` returns bool"),
-    ],
-    ids=["numpy", "callback", "rounding", "constant", "nan", "integers", "booleans"],
+    [(checked(0.0), "the signal is too bright"), (stiff, "maximum number of solver steps")],
+    ids=["error_if", "diffrax"],
 )
-def test_a_forward_model_that_cannot_be_learned_through(forward, message):
-    refuse(problem_of(forward), EXAMPLES(), message)
+def test_exceptions_of_a_forward_model_that_runs(forward, message):
+    error = passed_on(lambda: fit(problem=problem_of(forward)), RuntimeError, message)
+    assert "`forward` raised this before training" in error.__notes__[-1]
+
+
+def test_exceptions_of_a_forward_model_in_training():
+    bad = problem_of(checked(50.0), Far(jnp.asarray(100.0)))
+    error = passed_on(lambda: fit(problem=bad), RuntimeError, "the signal is too bright")
+    assert "0 of 2 steps were done; what was trained went with the step that failed" in error.__notes__[-1]
+
+
+def test_exceptions_while_sampling():
+    context, params = record().context, record().target.params
+    passed_on(lambda: trained().sample(context, params, key=key(), sampler=lambda *args, key: unplug()))
+    failing = dataclasses.replace(trained(), denoiser=lambda *args, key: unplug())
+    passed_on(lambda: failing.sample(context, params, key=key()))
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread")
+def test_ctrl_c_keeps_what_was_trained():
+    press = lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.step == 2 else None
+    with pytest.warns(UserWarning, match="Training was interrupted after 2 of 9 steps; what was trained is returned"):
+        result = fit(steps=9, log_every=1, callbacks=[press])
+    assert result.history.interrupted and len(result.history.loss) == 2
+    assert np.any(result.problem.denoiser.target != problem().denoiser.target)
+
+
+def test_a_network_in_a_closure_is_not_trained():
+    network = problem().denoiser
+
+    class Denoiser(eqx.Module):
+        scale: jax.Array
+        function: Any
+
+        def __call__(self, *args, key=None):
+            return self.scale * self.function(*args)
+
+    denoiser = Denoiser(jnp.ones(()), lambda *args: network(*args))
+    with pytest.warns(UserWarning, match="`denoiser` holds a LinearDenoiser in the closure of .*lambda"):
+        fit(problem=problem_of(denoiser=denoiser))
 
 
 @jax.custom_vjp
@@ -128,213 +193,62 @@ in_reverse_only.defvjp(lambda s, p: (p @ s, (s, p)), lambda kept, g: (kept[1].T 
 @pytest.mark.slow
 def test_a_forward_model_with_a_derivative_of_its_own_trains():
     # Affine, but not to be linearised; so are solvers of differential equations.
-    fit = training.fit(problem_of(in_reverse_only), EXAMPLES())
-    assert np.all(np.isfinite(fit.history.loss)) and not fit.problem.data_info.affine
-    assert training.fit(problem_of(training.measure), EXAMPLES()).problem.data_info.affine
+    result = fit(problem=problem_of(in_reverse_only))
+    assert np.all(np.isfinite(result.history.loss)) and not result.problem.data_info.affine
+    assert fit().problem.data_info.affine
 
 
-def test_integer_measurements():
-    data = EXAMPLES()
-    message = r"`target.observation` is int32, but measurements must be floating-point arrays; convert with"
-    refuse(training.problem(), with_target(data, jnp.ones((24, 2), jnp.int32)), message)
-
-
-def test_mixed_number_formats(x64):
-    data = EXAMPLES()
-    mixed = with_target(data, np.asarray(data.target.observation, np.float64))
-    message = "Measurements mix number formats .*target.observation float64, .*novel.observation float32.*convert all"
-    refuse(training.problem(), mixed, message)
-    double = jax.tree.map(lambda x: np.asarray(x, np.float64), data)
-    single = lambda s, p: (p @ s).astype(jnp.float32)
-    message = r"`forward` returns float32\[2\], but the data are float64\[2\]; use one number format"
-    refuse(problem_of(single), double, message)
+def test_mixed_number_formats_in_double_precision(x64):
+    mixed = with_target(np.asarray(examples().target.observation, np.float64))
+    message = "`data` mixes number formats .*target.observation float64, .*novel.observation float32.*convert all"
+    refuse(lambda: fit(mixed), message, compiles=True)
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), examples())
+    single = problem_of(lambda s, p: (p @ s).astype(jnp.float32), signal=None)
+    refuse(lambda: fit(double, single), r"`forward` returns float32\[2\], but the data are float64\[2\]", compiles=True)
 
 
 def test_double_precision_trains(x64):
-    double = jax.tree.map(lambda x: np.asarray(x, np.float64), EXAMPLES())
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), examples())
     denoiser = jax.tree.map(lambda x: x.astype(jnp.float64), training.LinearDenoiser(jr.key(0)))
-    trained = training.fit(problem_of(training.measure, denoiser, signal=None), double, steps=2).problem
-    assert trained.denoiser.target.dtype == jnp.float64
+    able = fit(double, problem_of(denoiser=denoiser, signal=None)).problem
+    assert able.denoiser.target.dtype == jnp.float64
     context = jax.tree.map(lambda x: x[0], double.context)
-    sample = trained.sample(context, double.target.params[0], key=jr.key(0), sampler=si.Ancestral(2))
+    sample = able.sample(context, double.target.params[0], key=jr.key(0), sampler=si.Ancestral(2))
     assert sample.signal.dtype == jnp.float64
 
 
-def test_number_of_records():
-    none = jax.tree.map(lambda x: x[:0], EXAMPLES())
-    refuse(training.problem(), none, "`data` has no records; give at least one")
-    refuse(
-        training.problem(), EXAMPLES(), "`batch_size` is 25, but `data` has 24 records; use at most 24", batch_size=25
-    )
-    refuse(training.problem(), EXAMPLES(), "`batch_size` must be at least 1, got 0", batch_size=0)
-    data = EXAMPLES()
-    uneven = si.Example(data.context, data.target, jax.tree.map(lambda x: x[:-1], data.novel))
-    refuse(training.problem(), uneven, "`data` has arrays of shapes .*the same leading record axis")
-    refuse(training.problem(), [], "`data` is an iterable without a single batch")
+def test_unusual_numbers():
+    schedule = si.CosineSchedule(np.float32(-9), 12)
+    rule = np.float64(0.5) * si.Patches(si.EnergyRule(np.float32(1.5)), np.int64(2)) + si.KernelRule(1)
+    objective = si.ProperScore(rule, np.int32(2), fair=1, score_target=np.True_)
+    for noise in (0, np.float32(0.1), np.asarray(0.1), jnp.asarray(0.1), np.int64(1), jnp.asarray(1)):
+        made = problem_of(noise=noise, schedule=schedule, objective=objective)
+        assert np.allclose(made.noise.scale, noise) and np.isfinite(float(schedule.alpha(0.5)))
+    assert si.RandomViews([np.int64(0), 2], np.int32(1)).context == (0, 2)
+    sampler = si.Ancestral(np.int64(2), eta=jnp.asarray(0.5))
+    assert si.ExponentialAdams(order=np.int64(2), knee=np.float32(3)).knee == 3
+    drawn = trained().posterior(record().context, record().target.params, sampler=sampler).sample(key(), np.int64(3))
+    assert drawn.shape == (3, 3)
 
 
-def test_roles():
-    refuse(training.problem(), training.views(), r"`data` is a `View`, so `roles` is needed: `roles=RandomViews")
-    refuse(
-        training.problem(), EXAMPLES(), "`data` is an `Example`, whose roles are dealt already", roles=si.RandomViews()
-    )
-    refuse(
-        training.problem(),
-        training.views(),
-        r"RandomViews: 6 views are needed \(context 4, target 1, novel 1\), but a record has 4; give more views",
-        roles=si.RandomViews(4, 1, 1),
-    )
-    refuse(
-        training.problem(),
-        training.views(),
-        r"`roles` deals 2 target view\(s\), which need MultiView\(forward\)",
-        roles=si.RandomViews(1, 2, 1),
-    )
-    multi = problem_of(si.MultiView(training.measure))
-    refuse(multi, training.views(), "`forward` measures a `MultiView`", roles=training.ROLES)
-    data = training.views()
-    masked = si.View(data.observation, data.params, jnp.ones((24, 4), bool))
-    refuse(training.problem(), masked, "with a `mask` cannot be dealt", roles=training.ROLES)
-    for options in ({"context": (2, 1)}, {"context": -1}, {"target": 0}, {"novel": -1}):
-        with pytest.raises(ValueError, match=f"RandomViews: `{next(iter(options))}` must be"):
-            si.RandomViews(**options)
-
-
-def test_other_types_of_data():
-    with pytest.raises(ValueError, match="`data` must be an `Example`, a `View` .* got int"):
-        as_batches(3, 8, (0,))
-    refuse(training.problem(), [{"image": jnp.ones((4, 2))}], "`data` yields batches of type dict; make each")
-    other = si.Example(None, EXAMPLES().target, EXAMPLES().novel)
-    refuse(training.problem(), EXAMPLES(), r"`validation\[0\]` is .*like those of `data`", validation=other)
-
-
-def test_measurement_noise():
-    data = EXAMPLES()
-    alone = si.Example(data.context, data.target)
-    refuse(training.problem(noise=0.1), alone, "`noise` is positive, so novel measurements are needed")
-    refuse(
-        training.problem(noise=0.1), training.views(), "novel measurements are needed", roles=si.RandomViews(1, 1, 0)
-    )
-    objective = si.ProperScore(context_weight=1.0)
-    refuse(
-        training.problem(noise=0.1, objective=objective), data, "`noise` is positive, so the context must not be scored"
-    )
-    refuse(training.problem(noise={"a": 0.1}), data, "`noise`")
-    with pytest.raises(ValueError, match=r"`noise` must consist of scalars, got one of shape \(2,\)"):
-        training.problem(noise=jnp.ones(2))
-
-
-def test_denoisers():
-    def failing(noisy, level, context, params, *, key=None):
-        raise RuntimeError("out of order")
-
-    refuse(
-        problem_of(training.measure, failing),
-        EXAMPLES(),
-        r"`denoiser` fails on a record of the data \(RuntimeError: out of order\); it must be a callable",
-    )
-    other = lambda noisy, level, context, params, *, key=None: jnp.zeros(4)
-    refuse(
-        problem_of(training.measure, other),
-        EXAMPLES(),
-        r"`denoiser` returns float32\[4\], but `signal` is float32\[3\]",
-    )
-    bare = lambda noisy, level, context, params, *, key=None: params.T @ noisy
-    refuse(problem_of(training.measure, bare), EXAMPLES(), "`denoiser` has no floating-point arrays to train")
-
-
-def test_signals():
-    refuse(problem_of(training.measure, signal=None), EXAMPLES(), "`signal` is not known: give")
-    whole = jax.ShapeDtypeStruct((3,), jnp.int32)
-    refuse(
-        problem_of(training.measure, signal=whole), EXAMPLES(), r"`signal` is int32\[3\], but signals must be floating"
-    )
-    double = jax.ShapeDtypeStruct((3,), np.float64)
-    refuse(
-        problem_of(training.measure, signal=double),
-        EXAMPLES(),
-        r"`signal` is float64\[3\], but JAX computes in single",
-    )
-    huge = jax.ShapeDtypeStruct((70_000,), jnp.float32)
-    refuse(problem_of(lambda s, p: p @ s[:3], signal=huge), EXAMPLES(), "MLP with 70000 outputs; give a `denoiser`")
-
-
-@pytest.mark.parametrize("option", ["steps", "log_every", "checkpoint_every"])
-def test_numbers_of_steps(option):
-    refuse(training.problem(), EXAMPLES(), "must be at least 1, got", **{option: 0})
-
-
-def test_averages():
-    with pytest.raises(ValueError, match="PowerEMA: `gamma` must be greater than -1, got -1"):
-        si.PowerEMA(-1.0)
-    with pytest.raises(ValueError, match="ExponentialEMA: `rate` must lie strictly between 0 and 1, got 1"):
-        si.ExponentialEMA(1.0)
-
-
-@pytest.fixture(scope="module")
-def trained():
-    return training.fit(training.problem(), EXAMPLES(), steps=1).problem
-
-
-def test_context_and_params_other_than_in_training(trained):
-    data = EXAMPLES()
-    context = jax.tree.map(lambda x: x[0], data.context)
-    params = data.target.params[0]
-    trained.posterior(context, params)
-    remedy = "give a context like those of the training data"
-    two = jax.tree.map(lambda x: jnp.concatenate([x, x]), context)
-    for bad in (None, context.observation, two, si.View(context.observation, None)):
-        with pytest.raises(ValueError, match=f"`context` is .* is expected; {remedy}"):
-            trained.posterior(bad, params)
-        with pytest.raises(ValueError, match=f"`context` is .*{remedy}"):
-            trained.sample(bad, params, key=jr.key(0))
-    for bad in (None, {"matrix": params}, params[:1], params.astype(jnp.int32)):
-        with pytest.raises(ValueError, match="`params` is .* is expected; give the parameters of one target"):
-            trained.posterior(context, bad)
-
-
-def test_an_untrained_problem_does_not_sample():
-    untrained = training.problem(denoiser=None)
-    params = EXAMPLES().target.params[0]
-    message = r"not trained \(`denoiser=None`\): call `fit`, `load`, or give a denoiser"
-    with pytest.raises(ValueError, match=message):
-        untrained.posterior(None, params)
-    with pytest.raises(ValueError, match=message):
-        untrained.sample(None, params, key=jr.key(0))
-    level = untrained.schedule.level(0.5)
-    with pytest.raises(ValueError, match=message):
-        untrained.score(jnp.zeros(2), level, None, params)
-
-
-@pytest.mark.parametrize("number", [0, -3])
-@pytest.mark.parametrize("sampler", [si.Ancestral, si.ReverseSDE, si.ProbabilityFlow, si.ExponentialAdams])
-def test_samplers_need_steps(sampler, number):
-    with pytest.raises(ValueError, match=f"{sampler.__name__}: `num_steps` must be .*{number}"):
-        sampler(num_steps=number)
-
-
-def test_numbers_of_samples(trained):
-    data = EXAMPLES()
-    context = jax.tree.map(lambda x: x[0], data.context)
-    with pytest.raises(ValueError, match="`num_samples` must be at least 1, got 0"):
-        trained.sample(context, data.target.params[0], key=jr.key(0), num_samples=0)
-    with pytest.raises(ValueError, match="`chunk_size` must be at least 1, got 0"):
-        trained.sample(context, data.target.params[0], key=jr.key(0), num_samples=1, chunk_size=0)
-    unknown = dataclasses.replace(trained, signal=None)
-    with pytest.raises(ValueError, match="`signal` is not known"):
-        unknown.sample(context, data.target.params[0], key=jr.key(0))
-
-
-def test_a_network_in_a_closure_is_not_trained():
-    network = training.problem().denoiser
-
-    class Denoiser(eqx.Module):
-        scale: jax.Array
-        function: Any
-
-        def __call__(self, *args, key=None):
-            return self.scale * self.function(*args)
-
-    denoiser = Denoiser(jnp.ones(()), lambda *args: network(*args))
-    with pytest.warns(UserWarning, match="`denoiser` holds a LinearDenoiser in the closure of .*lambda"):
-        training.fit(training.problem(denoiser=denoiser), training.examples())
+def test_unusual_options(tmp_path):
+    seen = []
+    options = {
+        "steps": np.int64(2),
+        "batch_size": np.int32(8),
+        "gradient_clip": np.float32(1),
+        "callbacks": (seen.append, lambda progress: None),
+        "standardise": np.True_,
+        "resume": np.False_,
+        "checkpoint": pathlib.Path(tmp_path) / "a" / "b",
+        "key": jr.PRNGKey(0),
+        "validation": examples(),
+    }
+    result = fit(**options)
+    assert len(seen) == 1 and len(result.history.loss) == 2 and np.isfinite(result.history.validation_loss[-1])
+    result.problem.save(tmp_path / "problem.si")
+    loaded = si.load(str(tmp_path / "problem.si"), training.measure, problem().denoiser)
+    posterior = loaded.posterior(record().context, record().target.params, sampler=si.Ancestral(2))
+    assert posterior.sample(jr.PRNGKey(1), 5).shape == (5, 3)
+    assert posterior.sample(jr.PRNGKey(1)).shape == (3,)
+    assert posterior.quantile(key(), [0.1, 0.9], 5).shape == (2, 3)

@@ -160,7 +160,7 @@ def test_errors():
     case = helpers.linear_gaussian(0)
     with pytest.raises(ValueError, match=r"`observation` is float32\[3\], but float32\[2\] is expected"):
         case.problem.posterior(case.context, case.params).log_prob(jnp.zeros(3))
-    with pytest.raises(ValueError, match="`num_probes` must be at least 1"):
+    with pytest.raises(ValueError, match="`num_probes` must be an integer of at least 1"):
         case.problem.posterior(case.context, case.params).log_prob(jnp.zeros(2), num_probes=0)
     untrained = eqx.tree_at(lambda p: p.denoiser, case.problem, None, is_leaf=lambda x: x is None)
     with pytest.raises(ValueError, match="not trained"):

@@ -124,12 +124,12 @@ def test_sums_are_weighted():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: si.EnergyRule(2.0), "`beta` must lie strictly between 0 and 2, got 2.0"),
+        (lambda: si.EnergyRule(2.0), "`beta` must be a number strictly between 0 and 2, got 2.0"),
         (lambda: si.EnergyRule(0.0), "`beta`"),
-        (lambda: si.KernelRule(0.0), "`bandwidth` must be positive, got 0.0"),
-        (lambda: si.Patches(ENERGY, 0), "`size` must be at least 1, got 0"),
-        (lambda: si.Scales(ENERGY, 0), "`levels` must be at least 1, got 0"),
-        (lambda: -1.0 * ENERGY, "`weights` must be a positive number for each rule"),
+        (lambda: si.KernelRule(0.0), "`bandwidth` must be positive and finite, got 0.0"),
+        (lambda: si.Patches(ENERGY, 0), "`size` must be an integer of at least 1, got 0"),
+        (lambda: si.Scales(ENERGY, 0), "`levels` must be an integer of at least 1, got 0"),
+        (lambda: -1.0 * ENERGY, "`weights` must be positive and finite numbers, got -1.0"),
     ],
 )
 def test_impossible_settings(make, words):

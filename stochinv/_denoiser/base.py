@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_callable
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
 from .._schedule import NoiseLevel
 
@@ -65,10 +66,10 @@ def as_denoiser(denoiser: Any) -> AnyCallable | None:
 
     `ValueError` if it cannot be called, or is a class.
     """
-    if denoiser is None or (callable(denoiser) and not isinstance(denoiser, type)):
-        return denoiser
-    remedy = f"an instance, `{denoiser.__name__}(...)`" if isinstance(denoiser, type) else "an `AbstractDenoiser`"
-    raise ValueError(f"`denoiser` must be callable or None, got {denoiser!r}; give {remedy}.")
+    if denoiser is not None:
+        wanted = "a callable (noisy, level, context, params, *, key) -> signal, or None"
+        check_callable("`denoiser`", denoiser, wanted)
+    return denoiser
 
 
 def components(

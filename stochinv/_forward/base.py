@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from .._checks import check_callable, shown
 from .._custom_types import AnyCallable, Observation, Params, Signal, Structure
 from .._view import structure
 
@@ -97,13 +98,13 @@ class Composed(AbstractForwardModel):
 
     def __check_init__(self):
         if not self.stages:
-            raise ValueError("Composed: needs at least one forward model, got none.")
+            raise ValueError("Composed: `stages` must be at least one forward model, got none.")
 
     def _check(self, params):
         if not isinstance(params, tuple) or len(params) != len(self.stages):
             raise ValueError(
                 f"Composed: `params` must be a tuple with one entry for each of the {len(self.stages)} stages "
-                f"(`None` for a stage without parameters), got {params!r}."
+                f"(`None` for a stage without parameters), got {shown(params)}."
             )
 
     def __call__(self, signal: Signal, params: Params) -> Observation:
@@ -157,13 +158,8 @@ def as_forward_model(forward: AbstractForwardModel | AnyCallable) -> AbstractFor
     """Wraps a plain callable; leaves a forward model as it is."""
     if isinstance(forward, AbstractForwardModel):
         return forward
-    if isinstance(forward, type):
-        raise ValueError(f"`forward` is the class {forward.__name__}; give an instance, `{forward.__name__}(...)`.")
-    if callable(forward):
-        return ForwardFunction(forward)
-    raise ValueError(
-        f"`forward` must be a forward model or a callable (signal, params) -> observation, got {forward!r}."
-    )
+    check_callable("`forward`", forward, "a forward model or a callable (signal, params) -> observation")
+    return ForwardFunction(forward)
 
 
 def as_multi_view(forward: AbstractForwardModel) -> MultiView:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
+from .._checks import check_callable
 from .._custom_types import FloatScalar, Key
 from .._forward.base import as_multi_view
 from .._view import Example, is_view
@@ -57,12 +58,27 @@ class AbstractObjective(eqx.Module):
         """
 
 
+def check_functions(name: str, objective: Any):
+    """Raises a `ValueError` if what an objective calls cannot be called.
+
+    **Arguments:**
+
+    - `name`: that of the objective's class.
+    - `objective`: an objective with `weighting`, `sample_time` and `regulariser`.
+    """
+    check_callable(f"{name}: `weighting`", objective.weighting, "a callable such as `snr_weight`")
+    check_callable(f"{name}: `sample_time`", objective.sample_time, "a callable such as `uniform_time`")
+    if objective.regulariser is not None:
+        wanted = "a callable (signal, params) -> scalar, or None"
+        check_callable(f"{name}: `regulariser`", objective.regulariser, wanted)
+
+
 def check_novel(problem: Any, example: Example):
     """Raises a `ValueError` if measurements are noisy and none is there to score without the target's noise."""
     if example.novel is None and not problem.noise.exact:
         raise ValueError(
-            f"`noise` is {problem.noise}, so novel measurements are needed (`Example.novel`, or `roles` with "
-            "`novel=1`): the target's own noise cannot tell the signal."
+            f"`noise` is {problem.noise}, so novel measurements are needed, since the target's own noise cannot tell "
+            "the signal; give `Example.novel`, or `roles` with `novel=1`."
         )
 
 

@@ -2,6 +2,7 @@ r"""The objective of a problem that names none."""
 
 from typing import Any
 
+from .._checks import check_instance, plain
 from .base import AbstractObjective
 from .proper_score import ProperScore
 
@@ -15,8 +16,5 @@ def as_objective(objective: Any) -> AbstractObjective:
     """
     if objective is None:
         return ProperScore()
-    if isinstance(objective, AbstractObjective):
-        return objective
-    if isinstance(objective, type):
-        raise ValueError(f"`objective` is the class {objective.__name__}; give an instance, `{objective.__name__}()`.")
-    raise ValueError(f"`objective` must be an objective such as `ProperScore()`, or None, got {objective!r}.")
+    check_instance("`objective`", objective, AbstractObjective, "an objective such as `ProperScore()`, or None")
+    return plain(objective)

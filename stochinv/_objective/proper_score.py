@@ -8,13 +8,14 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from .._checks import check_flag, check_integer, check_number
 from .._custom_types import AnyCallable, FloatScalar, Key, Observation
 from .._denoiser.base import components
 from .._forward.base import as_multi_view
 from .._noising import noise_target, uniform_log_snr
 from .._view import Example, View, view_mask
-from .base import AbstractObjective, check_novel
-from .rules import AbstractScoringRule, EnergyRule
+from .base import AbstractObjective, check_functions, check_novel
+from .rules import AbstractScoringRule, EnergyRule, check_rule
 from .squared_error import unit_weight
 
 
@@ -58,10 +59,11 @@ class ProperScore(AbstractObjective):
     stochastic: ClassVar[bool] = True
 
     def __check_init__(self):
-        if self.num_draws < 2:
-            raise ValueError(f"ProperScore: `num_draws` must be at least 2, got {self.num_draws}.")
-        if not 0 <= self.fair <= 1:
-            raise ValueError(f"ProperScore: `fair` must lie between 0 and 1, got {self.fair}.")
+        check_rule("ProperScore", self.rule)
+        check_integer("ProperScore: `num_draws`", self.num_draws, 2)
+        check_number("ProperScore: `fair`", self.fair, "a number between 0 and 1", lambda x: 0 <= x <= 1)
+        check_flag("ProperScore: `score_target`", self.score_target)
+        check_functions("ProperScore", self)
 
     def check(self, problem: Any, example: Example):
         check_novel(problem, example)

@@ -12,13 +12,14 @@ What is compared is a tuple of stacks of views: arrays with a leading views axis
 """
 
 import abc
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import check_instance, check_integer, check_number, shown
 from .._custom_types import FloatScalar
 
 
@@ -94,8 +95,7 @@ class EnergyRule(AbstractScoringRule):
     beta: float = 1.0
 
     def __check_init__(self):
-        if not 0 < self.beta < 2:
-            raise ValueError(f"EnergyRule: `beta` must lie strictly between 0 and 2, got {self.beta}.")
+        check_number("EnergyRule: `beta`", self.beta, "a number strictly between 0 and 2", lambda x: 0 < x < 2)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
         square = _mean_square(a, b)
@@ -119,8 +119,7 @@ class KernelRule(AbstractScoringRule):
     bandwidth: float = 1.0
 
     def __check_init__(self):
-        if not self.bandwidth > 0:
-            raise ValueError(f"KernelRule: `bandwidth` must be positive, got {self.bandwidth}.")
+        check_number("KernelRule: `bandwidth`", self.bandwidth, "positive and finite", lambda x: x > 0)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
         return -jnp.expm1(-0.5 * _mean_square(a, b) / self.bandwidth**2)
@@ -139,6 +138,9 @@ class PerView(AbstractScoringRule):
     """
 
     rule: AbstractScoringRule
+
+    def __check_init__(self):
+        check_rule("PerView", self.rule)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
         each = lambda x, y: jax.vmap(lambda u, v: self.rule.distance(*_as_stacks(u, v)))(x, y)
@@ -162,8 +164,8 @@ class Patches(AbstractScoringRule):
     size: int
 
     def __check_init__(self):
-        if self.size < 1:
-            raise ValueError(f"Patches: `size` must be at least 1, got {self.size}.")
+        check_rule("Patches", self.rule)
+        check_integer("Patches: `size`", self.size)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
         each = lambda x, y: jax.vmap(lambda u, v: self.rule.distance(*_as_stacks(u, v)))(x, y)
@@ -185,8 +187,8 @@ class Scales(AbstractScoringRule):
     levels: int
 
     def __check_init__(self):
-        if self.levels < 1:
-            raise ValueError(f"Scales: `levels` must be at least 1, got {self.levels}.")
+        check_rule("Scales", self.rule)
+        check_integer("Scales: `levels`", self.levels)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
         total = self.rule.distance(a, b)
@@ -210,11 +212,26 @@ class SumOfRules(AbstractScoringRule):
     weights: tuple[float, ...]
 
     def __check_init__(self):
-        if len(self.rules) != len(self.weights) or not all(w > 0 for w in self.weights):
-            raise ValueError(f"SumOfRules: `weights` must be a positive number for each rule, got {self.weights}.")
+        for name, value in (("rules", self.rules), ("weights", self.weights)):
+            if not isinstance(value, tuple) or not value:
+                raise ValueError(f"SumOfRules: `{name}` must be a tuple of one entry per rule, got {shown(value)}.")
+        for rule in self.rules:
+            check_rule("SumOfRules", rule)
+        for weight in self.weights:
+            check_number("SumOfRules: `weights`", weight, "positive and finite numbers", lambda x: x > 0)
+        if len(self.rules) != len(self.weights):
+            raise ValueError(
+                f"SumOfRules: `weights` must be a positive number for each of {len(self.rules)} rules, got "
+                f"{self.weights}."
+            )
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
         return sum((w * rule.distance(a, b) for w, rule in zip(self.weights, self.rules, strict=True)), jnp.zeros(()))
+
+
+def check_rule(name: str, rule: Any):
+    """Raises a `ValueError` if the rule of an object of the class `name` is none."""
+    check_instance(f"{name}: `rule`", rule, AbstractScoringRule, "a scoring rule such as `EnergyRule()`")
 
 
 def _mean_square(a, b):

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from .._checks import check_number
 from .._custom_types import AnyCallable, FloatScalar, Key
 from .._forward.base import as_multi_view
 from .._noising import noise_target, uniform_time
 from .._schedule import NoiseLevel
 from .._view import Example, view_mask
-from .base import AbstractObjective, check_novel, left_open
+from .base import AbstractObjective, check_functions, check_novel, left_open
 
 
 def unit_weight(level: NoiseLevel) -> FloatScalar:
@@ -73,8 +74,8 @@ class SquaredError(AbstractObjective):
     stochastic: ClassVar[bool] = False
 
     def __check_init__(self):
-        if not self.novel_weight >= 0:
-            raise ValueError(f"SquaredError: `novel_weight` must be at least 0, got {self.novel_weight}.")
+        check_functions("SquaredError", self)
+        check_number("SquaredError: `novel_weight`", self.novel_weight, "at least 0", lambda x: x >= 0)
 
     def check(self, problem: Any, example: Example):
         check_novel(problem, example)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from .._checks import check_number
 from .._custom_types import AnyCallable, Context, Key, Params
 from .._noising import noise_level, numbered_key, scaled_normal
 from .base import AbstractSampler, Sample, final_sample, initial_noisy
-from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
+from .grid import AbstractTimeGrid, UniformLogSNR, check_grid, visited
 
 
 @final
@@ -38,11 +39,12 @@ class Ancestral(AbstractSampler):
     grid: AbstractTimeGrid | AnyCallable = UniformLogSNR()
 
     def __check_init__(self):
-        check_num_steps("Ancestral", self.num_steps)
+        check_grid("Ancestral", self.grid, self.num_steps)
+        check_number("Ancestral: `eta`", self.eta, "a number between 0 and 1", lambda x: 0 <= x <= 1)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         start_key, final_key, *step_keys = jr.split(key, 5)
-        times = self.grid(problem.schedule, self.num_steps)
+        times = visited(self.grid, problem.schedule, self.num_steps)
         noisy = initial_noisy(problem, params, times[0], start_key)
 
         def step(noisy, inputs):

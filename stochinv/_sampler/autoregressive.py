@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from .._checks import check_instance
 from .._custom_types import Context, Key, Params
 from .._forward.base import as_multi_view, measures_stack
 from .._view import View, is_view, num_views, view_mask
@@ -30,6 +31,7 @@ class Autoregressive(AbstractSampler):
     sampler: AbstractSampler
 
     def __check_init__(self):
+        check_instance("Autoregressive: `sampler`", self.sampler, AbstractSampler, "a sampler such as `Ancestral()`")
         if isinstance(self.sampler, Autoregressive):
             raise ValueError("Autoregressive: `sampler` must draw one target; it is an Autoregressive itself.")
 

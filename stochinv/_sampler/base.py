@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from .._checks import check_callable, plain
 from .._custom_types import AnyCallable, Context, FloatScalar, Key, Keys, Observation, Params, Signal
 from .._noising import noise_level, scaled_normal
 from .._schedule import NoiseLevel
@@ -109,9 +110,6 @@ def as_sampler(sampler: Any) -> AbstractSampler:
     `ValueError` if it is neither, or a class.
     """
     if isinstance(sampler, AbstractSampler):
-        return sampler
-    if isinstance(sampler, type):
-        raise ValueError(f"`sampler` is the class {sampler.__name__}; give an instance, `{sampler.__name__}()`.")
-    if callable(sampler):
-        return SamplerFunction(sampler)
-    raise ValueError(f"`sampler` must be a sampler such as `Ancestral()`, got {sampler!r}.")
+        return plain(sampler)
+    check_callable("`sampler`", sampler, "a sampler such as `Ancestral()`, or None")
+    return SamplerFunction(sampler)

@@ -20,10 +20,22 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from .._checks import check_instance, check_integer
 from .._custom_types import AnyCallable, Context, Keys, Params
 from .._noising import noise_level
 from .._schedule import AbstractNoiseSchedule, NoiseLevel
 from .base import mean_observation
+
+
+def check_solve(name: str, sampler: Any):
+    """Raises a `ValueError` if what a sampler of the class `name` passes on to diffrax is not of its kind."""
+    check_instance(f"{name}: `solver`", sampler.solver, dfx.AbstractSolver, "a diffrax solver such as `diffrax.Heun()`")
+    if sampler.stepsize_controller is not None:
+        wanted = "a diffrax controller such as `diffrax.PIDController(rtol=1e-3, atol=1e-4)`, or None"
+        kind = dfx.AbstractStepSizeController
+        check_instance(f"{name}: `stepsize_controller`", sampler.stepsize_controller, kind, wanted)
+    check_integer(f"{name}: `max_steps`", sampler.max_steps)
+    check_integer(f"{name}: `num_draws`", sampler.num_draws)
 
 
 def reverse_drift(

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from .._checks import check_integer, check_number, is_integer, shown
 from .._custom_types import Context, Key, Params
 from .._noising import noise_level, scaled_normal
 from .base import AbstractSampler, Sample, draw_keys, final_sample, mean_observation
-from .grid import check_num_steps
 
 
 @final
@@ -52,11 +52,12 @@ class ExponentialAdams(AbstractSampler):
     num_draws: int = 16
 
     def __check_init__(self):
-        check_num_steps("ExponentialAdams", self.num_steps)
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"ExponentialAdams: `order` must be 1, 2 or 3, got {self.order}.")
-        if self.knee is not None and not self.knee > 0:
-            raise ValueError(f"ExponentialAdams: `knee` must be positive, got {self.knee}.")
+        check_integer("ExponentialAdams: `num_steps`", self.num_steps)
+        check_integer("ExponentialAdams: `num_draws`", self.num_draws)
+        if not is_integer(self.order) or self.order not in (1, 2, 3):
+            raise ValueError(f"ExponentialAdams: `order` must be 1, 2 or 3, got {shown(self.order)}.")
+        if self.knee is not None:
+            check_number("ExponentialAdams: `knee`", self.knee, "positive and finite, or None", lambda x: x > 0)
 
     def _times(self, schedule, knee):
         """The visited times and the step in `v`."""

@@ -1,15 +1,16 @@
 r"""Time grids: which noise levels a sampler visits, from `t = 1` down to `t = 0`."""
 
 import abc
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_callable, check_integer, check_number
+from .._custom_types import AnyCallable
 from .._schedule import AbstractNoiseSchedule
-from .._view import is_integer
 
 
 class AbstractTimeGrid(eqx.Module):
@@ -69,8 +70,7 @@ class Karras(AbstractTimeGrid):
     rho: float = 7.0
 
     def __check_init__(self):
-        if not self.rho > 0:
-            raise ValueError(f"Karras: `rho` must be positive, got {self.rho}.")
+        check_number("Karras: `rho`", self.rho, "positive and finite", lambda x: x > 0)
 
     def __call__(self, schedule: AbstractNoiseSchedule, num_steps: int) -> Float[Array, " num_steps"]:
         root = lambda t: jnp.exp(-schedule.log_snr(t) / (2 * self.rho))
@@ -78,6 +78,23 @@ class Karras(AbstractTimeGrid):
         return _from_log_snr(schedule, -2 * self.rho * jnp.log(start + (end - start) * _fractions(num_steps)))
 
 
-def check_num_steps(name: str, num_steps: int):
-    if not is_integer(num_steps) or num_steps < 1:
-        raise ValueError(f"{name}: `num_steps` must be an integer of at least 1, got {num_steps!r}.")
+def check_grid(name: str, grid: Any, num_steps: Any):
+    """Raises a `ValueError` if the grid or the number of steps of a sampler of the class `name` is none."""
+    check_integer(f"{name}: `num_steps`", num_steps)
+    check_callable(f"{name}: `grid`", grid, "a time grid such as `UniformLogSNR()`")
+
+
+def visited(grid: AnyCallable, schedule: AbstractNoiseSchedule, num_steps: int) -> Float[Array, " num_steps"]:
+    """The times of a grid.
+
+    **Raises:**
+
+    `ValueError` if they are not as many as asked for.
+    """
+    times = jnp.asarray(grid(schedule, num_steps))
+    if times.shape != (num_steps,) or not jnp.issubdtype(times.dtype, jnp.floating):
+        raise ValueError(
+            f"`grid` returns {times.dtype}{list(times.shape)} for {num_steps} steps; return {num_steps} falling times "
+            "from 1 to 0."
+        )
+    return times

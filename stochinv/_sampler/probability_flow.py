@@ -6,8 +6,8 @@ from jax.flatten_util import ravel_pytree
 
 from .._custom_types import AnyCallable, Context, Key, Params
 from .base import AbstractSampler, Sample, draw_keys, final_sample, initial_noisy
-from .diffrax_terms import reverse_drift, solve
-from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
+from .diffrax_terms import check_solve, reverse_drift, solve
+from .grid import AbstractTimeGrid, UniformLogSNR, check_grid, visited
 
 
 @final
@@ -40,11 +40,12 @@ class ProbabilityFlow(AbstractSampler):
     num_draws: int = 16
 
     def __check_init__(self):
-        check_num_steps("ProbabilityFlow", self.num_steps)
+        check_grid("ProbabilityFlow", self.grid, self.num_steps)
+        check_solve("ProbabilityFlow", self)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         start_key, draws_key, final_key = jr.split(key, 3)
-        times = self.grid(problem.schedule, self.num_steps)
+        times = visited(self.grid, problem.schedule, self.num_steps)
         flat, unravel = ravel_pytree(initial_noisy(problem, params, times[0], start_key))
         keys = draw_keys(problem, self.num_draws, draws_key)
         flat = solve(

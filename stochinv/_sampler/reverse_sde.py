@@ -7,11 +7,12 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from .._checks import check_number, shown
 from .._custom_types import AnyCallable, Context, Key, Params
 from .base import AbstractSampler, Sample, draw_keys, final_sample, initial_noisy
 from .brownian import FixedStepBrownianPath
-from .diffrax_terms import reverse_diffusion, reverse_drift, solve
-from .grid import AbstractTimeGrid, UniformLogSNR, check_num_steps
+from .diffrax_terms import check_solve, reverse_diffusion, reverse_drift, solve
+from .grid import AbstractTimeGrid, UniformLogSNR, check_grid, visited
 
 
 @final
@@ -54,7 +55,16 @@ class ReverseSDE(AbstractSampler):
     num_draws: int = 16
 
     def __check_init__(self):
-        check_num_steps("ReverseSDE", self.num_steps)
+        check_grid("ReverseSDE", self.grid, self.num_steps)
+        check_solve("ReverseSDE", self)
+        check_number("ReverseSDE: `churn`", self.churn, "a number between 0 and 1", lambda x: 0 <= x <= 1)
+        check_number("ReverseSDE: `brownian_tolerance`", self.brownian_tolerance, "positive", lambda x: x > 0)
+        path = self.brownian_path
+        if not isinstance(path, type) or not issubclass(path, dfx.AbstractBrownianPath):
+            raise ValueError(
+                f"ReverseSDE: `brownian_path` must be a diffrax class of Brownian paths, got {shown(path)}; give "
+                "`diffrax.UnsafeBrownianPath` or `diffrax.VirtualBrownianTree`."
+            )
         if self.stepsize_controller is not None and self.brownian_path is dfx.UnsafeBrownianPath:
             raise ValueError(
                 "ReverseSDE: adaptive steps (`stepsize_controller`) may be rejected and tried again, which "
@@ -73,7 +83,7 @@ class ReverseSDE(AbstractSampler):
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         start_key, path_key, draws_key, final_key = jr.split(key, 4)
-        times = self.grid(problem.schedule, self.num_steps)
+        times = visited(self.grid, problem.schedule, self.num_steps)
         flat, unravel = ravel_pytree(initial_noisy(problem, params, times[0], start_key))
         keys = draw_keys(problem, self.num_draws, draws_key)
         churn = jnp.asarray(self.churn, flat.dtype)

@@ -1,6 +1,7 @@
 r"""Where a training step's records come from: arrays in memory, or any iterable of batches."""
 
 import base64
+import functools
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -10,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._checks import check_arrays
 from .._data_info import describe
 from .._view import Example, View, structure
+
+_END = object()
 
 
 class ArrayBatches:
@@ -21,12 +25,17 @@ class ArrayBatches:
     """
 
     def __init__(self, records: Any, batch_size: int, seed: tuple[int, ...]):
-        self.records = jax.tree.map(jnp.asarray, records)
+        self._given = records
         self.batch_size = batch_size
         self.num_records = jax.tree.leaves(records)[0].shape[0]
         self._seed = seed
         self._epoch = None
         self._order = np.arange(self.num_records)
+
+    @functools.cached_property
+    def records(self) -> Any:
+        """All records, as JAX arrays."""
+        return jax.tree.map(jnp.asarray, self._given)
 
     def batch(self, step: int) -> np.ndarray:
         """The indices of the records of step `step = 0, 1, …`."""
@@ -37,8 +46,8 @@ class ArrayBatches:
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
     def seen(self) -> Any:
-        """The records from which units and structures are taken: all of them."""
-        return self.records
+        """The records from which units and structures are taken: all of them, as they were given."""
+        return self._given
 
     def described(self) -> dict[str, Any]:
         """What has to be the same for a run to go on: structures, numbers, and a checksum of the values."""
@@ -72,15 +81,14 @@ class IterableBatches:
     records = None
 
     def seen(self) -> Any:
-        """The records from which units and structures are taken: the first batch, which is not used up."""
+        """The records from which units and structures are taken: the first batch, as it is, which is not used up."""
         try:
             batch = next(self._iterator)
         except StopIteration:
             raise ValueError("`data` is an iterable without a single batch; give at least one.") from None
         self._pushed_back.append(batch)
-        self._structure = structure(batch)
-        self._first = jax.tree.map(jnp.asarray, batch)
-        return self._first
+        self._first = batch
+        return batch
 
     def described(self) -> dict[str, Any]:
         """What has to be the same for a run to go on: the structure of batches, and a checksum of the first."""
@@ -94,11 +102,13 @@ class IterableBatches:
         `ValueError` if it is not of the shapes of the first.
         """
         batch = self._next()
-        if batch is not None and structure(batch) != self._structure:
+        if batch is _END:
+            return None
+        check_arrays("data", batch)
+        if structure(batch) != structure(self._first):
             raise ValueError(
-                f"`data` gave {describe(batch)} for step {step + 1}, but {describe(self._structure)} before; give "
-                "batches of "
-                "equal structure, and drop an incomplete last one."
+                f"`data` gave {describe(batch)} for step {step + 1}, but {describe(self._first)} before; give batches "
+                "of equal structure, and drop an incomplete last one."
             )
         return batch
 
@@ -109,10 +119,10 @@ class IterableBatches:
             return next(self._iterator)
         except StopIteration:
             if self._iterator is self._iterable:
-                return None
+                return _END
             self._iterator = iter(self._iterable)
             self._passes += 1
-            return next(self._iterator, None)
+            return next(self._iterator, _END)
 
     def _get_state(self):
         return self._iterator.get_state() if hasattr(self._iterator, "get_state") else None

@@ -3,50 +3,69 @@ r"""What training checks of its data and its options before the first step.
 Each failure says in one sentence what is wrong and what to do.
 """
 
-import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 
+from .._checks import (
+    check_arrays,
+    check_finite,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_number,
+    shorten,
+    shown,
+)
 from .._custom_types import Structure
-from .._data_info import check_finite, describe
+from .._data_info import describe
 from .._forward.base import AbstractForwardModel, measures_stack
-from .._view import Example, RandomViews, View, is_integer, is_view, structure
+from .._view import Example, RandomViews, View, is_view, structure
 from .ema import AbstractEMA
 
 FILL = "remove or fill them (missing parts belong in `params`, as a mask)"
 
 
-def check_options(
-    *, integers: dict[str, Any], gradient_clip: Any, optimizer: Any, ema: Any, callbacks: Any, sharding: Any, roles: Any
-):
-    """Whether the options of a `fit` are of their kinds and in their ranges."""
-    for name, value in integers.items():
-        if not is_integer(value) or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-    if gradient_clip is not None and not (isinstance(gradient_clip, int | float) and 0 < gradient_clip < math.inf):
-        raise ValueError(f"`gradient_clip` must be a positive number, or None for no clipping, got {gradient_clip!r}.")
-    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+def check_training(*, steps: Any, optimizer: Any, gradient_clip: Any, ema: Any, standardise: Any, roles: Any):
+    """Whether the options of `init` are of their kinds and in their ranges."""
+    check_integer("`steps`", steps)
+    if gradient_clip is not None:
+        wanted = "a positive number, or None for no clipping"
+        check_number("`gradient_clip`", gradient_clip, wanted, lambda x: x > 0, arrays=False)
+    if isinstance(optimizer, type) or (
+        optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update"))
+    ):
         raise ValueError(
-            f"`optimizer` must be an optax transformation or None, got {optimizer!r}; write `optax.adam(1e-3)`."
+            f"`optimizer` must be an optax transformation or None, got {shown(optimizer)}; write `optax.adam(1e-3)`."
         )
-    if ema is not None and not isinstance(ema, AbstractEMA):
-        raise ValueError(f"`ema` must be an average such as `PowerEMA()`, or None, got {ema!r}.")
+    if ema is not None:
+        check_instance("`ema`", ema, AbstractEMA, "an average such as `PowerEMA()`, or None")
+    check_flag("`standardise`", standardise)
+    if roles is not None:
+        check_instance("`roles`", roles, RandomViews, "a `RandomViews` such as `RandomViews(context=1)`, or None")
+
+
+def check_loop(*, integers: dict[str, Any], checkpoint: Any, resume: Any, callbacks: Any, progress: Any, sharding: Any):
+    """Whether the options of a `fit` that its loop reads are of their kinds and in their ranges."""
+    for name, value in integers.items():
+        check_integer(f"`{name}`", value)
+    check_folder(checkpoint)
+    check_flag("`resume`", resume)
+    check_flag("`progress`", progress, none=True)
     if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
-        raise ValueError(f"`callbacks` must be a list of callables, got {callbacks!r}.")
+        raise ValueError(f"`callbacks` must be a list of callables, got {shown(callbacks)}.")
     if sharding is not None and not isinstance(sharding, jax.sharding.NamedSharding):
         raise ValueError(
-            f"`sharding` must be a `jax.sharding.NamedSharding` or None, got {sharding!r}; write "
+            f"`sharding` must be a `jax.sharding.NamedSharding` or None, got {shown(sharding)}; write "
             "`NamedSharding(jax.make_mesh((jax.device_count(),), ('data',)), PartitionSpec('data'))`."
         )
-    if roles is not None and not isinstance(roles, RandomViews):
-        raise ValueError(f"`roles` must be a `RandomViews` or None, got {roles!r}.")
 
 
 def check_folder(checkpoint: Any):
@@ -54,47 +73,61 @@ def check_folder(checkpoint: Any):
     if checkpoint is None:
         return
     if not isinstance(checkpoint, str | os.PathLike) or not os.fspath(checkpoint):
-        raise ValueError(f"`checkpoint` must be the path of a folder, got {checkpoint!r}; give one of its own.")
-    if os.path.exists(checkpoint) and not os.path.isdir(checkpoint):
-        raise ValueError(f"`checkpoint` is the file {os.fspath(checkpoint)}; give the path of a folder.")
+        raise ValueError(f"`checkpoint` must be the path of a folder, got {shown(checkpoint)}; give one of its own.")
+    path = os.path.abspath(os.fspath(checkpoint))
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        raise ValueError(f"`checkpoint` is {os.fspath(checkpoint)!r}, but {path} is a file; give the path of a folder.")
 
 
 def check_data(data: Any, validation: Any, roles: RandomViews | None, forward: AbstractForwardModel, batch_size: int):
-    """Arrays in memory: their kinds, roles, records and values."""
+    """The kinds of the data of a `fit`; of arrays in memory also their roles and records, and the values of held-out
+    ones."""
     if validation is not None and not isinstance(validation, Example | View):
         raise ValueError(
-            f"`validation` must be an `Example` or a `View` of arrays in memory, got {type(validation).__name__}."
+            f"`validation` must be an `Example` or a `View` of arrays in memory, got {shown(validation)}; leave it out "
+            "if there are none."
         )
-    if not isinstance(data, Example | View) and not isinstance(data, Iterable):
+    if not isinstance(data, Example | View) and (
+        not isinstance(data, Iterable) or isinstance(data, str | bytes | Mapping | np.ndarray | jax.Array)
+    ):
         raise ValueError(
-            f"`data` must be an `Example`, a `View` (with `roles`) or an iterable of these, got {type(data).__name__}."
+            f"`data` must be an `Example`, a `View` (with `roles`) or an iterable of these, got {shown(data)}; write "
+            "`View(observation, params)`."
         )
-    for name, records in (("data", data), ("validation", validation)):
-        if isinstance(records, Example | View):
-            check_roles(records, roles, forward)
-            check_records(name, records, batch_size if name == "data" else 1)
-            check_finite(name, records, FILL)
+    if isinstance(data, Example | View):
+        check_records("data", data, roles, forward, batch_size)
+    if validation is not None:
+        check_records("validation", validation, roles, forward, 1)
+        check_finite("validation", validation, FILL)
 
 
 def check_batch(batch: Any, roles: RandomViews | None, forward: AbstractForwardModel):
-    """The first batch of an iterable."""
+    """The records that a run starts from: all of those in memory, or the first batch of an iterable."""
     if not isinstance(batch, Example | View):
         raise ValueError(
-            f"`data` yields batches of type {type(batch).__name__}; make each an `Example` or a `View` (with `roles`)."
+            f"`data` must be, or yield, an `Example` or a `View` (with `roles`), but a batch is {shown(batch)}; write "
+            "`View(observation, params)`."
         )
-    check_roles(batch, roles, forward)
-    check_records("data", batch, 1)
-    check_finite("data", batch, FILL)
+    check_records("data", batch, roles, forward, 1)
 
 
-def check_records(name: str, records: Any, batch_size: int):
+def check_records(name: str, records: Any, roles: RandomViews | None, forward: AbstractForwardModel, batch_size: int):
+    """Arrays in memory: numbers, their roles, and a common, sufficient number of records."""
+    check_arrays(name, records)
+    check_roles(name, records, roles, forward)
+    check_number_of_records(name, records, batch_size)
+
+
+def check_number_of_records(name: str, records: Any, batch_size: int):
     """A common, sufficient number of records."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(records)]
     lengths = {shape[:1] for shape in shapes}
     if () in lengths or len(lengths) != 1:
         raise ValueError(
-            f"`{name}` has arrays of shapes {shapes}, but all must have the same leading record axis; give every "
-            "array one entry per record."
+            f"`{name}` has arrays of shapes {shorten(str(shapes), 200)}, but all must have the same leading record "
+            "axis; give every array one entry per record, and arrays instead of lists of numbers."
         )
     ((number,),) = lengths
     if number == 0:
@@ -103,21 +136,22 @@ def check_records(name: str, records: Any, batch_size: int):
         raise ValueError(f"`batch_size` is {batch_size}, but `{name}` has {number} records; use at most {number}.")
 
 
-def check_roles(data: Any, roles: RandomViews | None, forward: AbstractForwardModel):
+def check_roles(name: str, data: Any, roles: RandomViews | None, forward: AbstractForwardModel):
     """Whether the data need roles, and whether the roles fit the forward model."""
     if not is_view(data):
         if roles is not None:
             raise ValueError(
-                "`data` is an `Example`, whose roles are dealt already; leave out `roles`, or give a `View`."
+                f"`{name}` is an `Example`, whose roles are dealt already; leave out `roles`, or give a `View`."
             )
         return
     if roles is None:
         raise ValueError(
-            "`data` is a `View`, so `roles` is needed: `roles=RandomViews(context=..., target=..., novel=...)`."
+            f"`{name}` is a `View`, so `roles` is needed; give `roles=RandomViews(context=..., target=..., novel=...)`."
         )
     if not jax.tree.leaves(data.params):
         raise ValueError(
-            "`data.params` is None, but several views of one signal need the parameters that tell them apart."
+            f"`{name}.params` is None, but several views of one signal need the parameters that tell them apart; "
+            "give one per view."
         )
     if (roles.target > 1) != measures_stack(forward):
         several = roles.target > 1
@@ -125,7 +159,8 @@ def check_roles(data: Any, roles: RandomViews | None, forward: AbstractForwardMo
             ("MultiView(forward)", "one view") if several else ("the forward model of one view", "a `MultiView`")
         )
         raise ValueError(
-            f"`roles` deals {roles.target} target view(s), which need {needed}, but `forward` measures {got}."
+            f"`roles` deals {roles.target} target view(s), which need {needed}, but `forward` measures {got}; "
+            "change one of them."
         )
 
 
@@ -135,10 +170,15 @@ def check_example(example: Example, forward: AbstractForwardModel):
     if is_view(example.context):
         views["context"] = example.context
     views = {name: view for name, view in views.items() if view is not None}
+    for name, view in views.items():
+        if not jax.tree.leaves(view.observation):
+            raise ValueError(f"`{name}.observation` is {view.observation}, without any array; give the measurements.")
     _check_formats(views)
     for name, view in views.items():
         if name != "target" and not jax.tree.leaves(view.params):
-            raise ValueError(f"`{name}.params` is None, but a stack of views needs the parameters of each.")
+            raise ValueError(
+                f"`{name}.params` is None, but a stack of views needs the parameters of each; give one per view."
+            )
     target = structure(example.target.observation)
     one = first_view(target) if measures_stack(forward) else target
     for name, view in views.items():
@@ -171,7 +211,7 @@ def _check_formats(views):
             dtypes[where] = x.dtype
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(f"Measurements mix number formats ({listed}); convert all of them to the same.")
+        raise ValueError(f"`data` mixes number formats ({listed}); convert all of them to the same.")
 
 
 def check_closures(denoiser: Any):

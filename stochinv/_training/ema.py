@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from .._checks import check_number
 from .._custom_types import FloatScalar
 
 
@@ -45,8 +46,7 @@ class PowerEMA(AbstractEMA):
     gamma: float = 6.94
 
     def __check_init__(self):
-        if not self.gamma > -1:
-            raise ValueError(f"PowerEMA: `gamma` must be greater than -1, got {self.gamma}.")
+        check_number("PowerEMA: `gamma`", self.gamma, "a number greater than -1", lambda x: x > -1)
 
     def decay(self, step: Int[Array, ""]) -> FloatScalar:
         return (1 - 1 / step) ** (self.gamma + 1)
@@ -64,8 +64,7 @@ class ExponentialEMA(AbstractEMA):
     rate: float = 0.999
 
     def __check_init__(self):
-        if not 0 < self.rate < 1:
-            raise ValueError(f"ExponentialEMA: `rate` must lie strictly between 0 and 1, got {self.rate}.")
+        check_number("ExponentialEMA: `rate`", self.rate, "a number strictly between 0 and 1", lambda x: 0 < x < 1)
 
     def decay(self, step: Int[Array, ""]) -> FloatScalar:
         log_rate = jnp.log(jnp.asarray(self.rate))

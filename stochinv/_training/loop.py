@@ -16,14 +16,14 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from .._checks import check_key
 from .._custom_types import Key
 from .._data_info import check_structure
 from .._problem_base import AbstractProblem
-from .._sampling import check_key
 from .._view import Example, RandomViews, View, structure
 from .batches import ArrayBatches, IterableBatches, as_batches, warn_exhausted
 from .checkpoint import Checkpoints
-from .checks import check_batch, check_data, check_folder, check_options, first_record
+from .checks import check_batch, check_data, check_loop, check_training, first_view
 from .diagnose import all_finite, diagnose
 from .ema import AbstractEMA
 from .history import History, Progress
@@ -64,38 +64,27 @@ def train(
     """What `fit` does, with all its defaults filled in: the trained problem, and the history of its training."""
     start = time.perf_counter()
     check_key(key)
-    integers = {
-        name: getattr(options, name) for name in ("steps", "batch_size", "validation_every", "checkpoint_every")
-    }
-    check_options(
+    integers = {name: getattr(options, name) for name in ("batch_size", "validation_every", "checkpoint_every")}
+    check_loop(
         integers=integers | {"log_every": options.log_every},
-        gradient_clip=gradient_clip,
-        optimizer=optimizer,
-        ema=ema,
+        checkpoint=options.checkpoint,
+        resume=options.resume,
         callbacks=options.callbacks,
+        progress=options.progress,
         sharding=options.sharding,
-        roles=options.roles,
     )
-    check_folder(options.checkpoint)
+    given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "standardise": standardise}
+    check_training(steps=options.steps, roles=options.roles, **given)
     check_data(data, options.validation, options.roles, problem.forward, options.batch_size)
     seed = tuple(int(x) for x in np.ravel(jr.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key))
     batches = as_batches(data, options.batch_size, seed)
     seen = batches.seen()
     check_batch(seen, options.roles, problem.forward)
-    state = init(
-        problem,
-        seen,
-        key=key,
-        roles=options.roles,
-        optimizer=optimizer,
-        steps=options.steps,
-        gradient_clip=gradient_clip,
-        ema=ema,
-        standardise=standardise,
-    )
     if options.validation is not None:
         remedy = "give validation records like those of `data`"
-        check_structure("validation[0]", first_record(options.validation), structure(first_record(seen)), remedy)
+        first = lambda records: first_view(structure(records))
+        check_structure("validation[0]", first(options.validation), first(seen), remedy)
+    state = init(problem, seen, key=key, roles=options.roles, steps=options.steps, **given)
     configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
     return _Run(state, batches, options, configuration, start).run()
 
@@ -291,7 +280,9 @@ class _Run:
         except Exception as second:
             error.add_note(f"stochinv could not keep what was trained before ({type(second).__name__}: {second}).")
             return
-        if self._checkpoints is None:
+        if self._checkpoints is None and any(x.is_deleted() for x in jax.tree.leaves(self._moving)):
+            where = "went with the step that failed, and is in no file, since no `checkpoint=` was given"
+        elif self._checkpoints is None:
             where = "is the exception's `trained_problem`, and in no file, since no `checkpoint=` was given"
             error.trained_problem = self._trained()  # pyright: ignore[reportAttributeAccessIssue]
         else:

@@ -1,7 +1,7 @@
 r"""From a problem as it was written to one that can be trained: checked, with units and a denoiser."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 
+from .._checks import shown
 from .._custom_types import Key, Structure, summary
 from .._data_info import DataInfo, describe, measure_units, witness
 from .._denoiser.base import components
-from .._forward.base import AbstractForwardModel, known_signal_structure, measures_stack
+from .._forward.base import known_signal_structure, measures_stack
 from .._problem_base import AbstractProblem
-from .._view import Example, RandomViews, View, is_view, structure
+from .._view import Example, RandomViews, View, check_signal, is_view, structure
 from ..nn import default_denoiser
 from .checks import check_example, first_record, first_view, measured_otherwise
 
@@ -22,21 +23,37 @@ from .checks import check_example, first_record, first_view, measured_otherwise
 LARGEST_WITNESS = 100_000
 
 
+def find_structures(problem: AbstractProblem, records: Example | View, roles: RandomViews | None) -> Structure:
+    """All checks that shapes and number formats allow, before anything is compiled; the structure of the signal."""
+    record = first_view(structure(records))
+    deal = lambda views: cast(RandomViews, roles)(views, key=jr.key(0))
+    example: Any = record if roles is None else eqx.filter_eval_shape(deal, record)
+    check_example(example, problem.forward)
+    target = example.target
+    problem.noise.check(first_view(target.observation) if measures_stack(problem.forward) else target.observation)
+    signal = find_signal(problem, example)
+    _check_output(problem.forward, signal, target.params, target.observation)
+    if example.novel is not None and measured_otherwise(example, problem.forward):
+        one: Any = problem.forward.forward if measures_stack(problem.forward) else problem.forward  # pyright: ignore
+        novel = first_view(example.novel)
+        _check_output(one, signal, novel.params, novel.observation)
+    return signal
+
+
 def prepare(
     problem: AbstractProblem,
     records: Example | View,
+    signal: Structure,
     roles: RandomViews | None,
     standardise: bool,
     denoiser_key: Key,
     probe_key: Key,
 ) -> AbstractProblem:
     """A problem that knows the structure and the units of its data, and has a denoiser, all of it checked."""
-    example: Any = first_record(records) if roles is None else roles(first_record(records), key=probe_key)
-    check_example(example, problem.forward)
+    record = jax.tree.map(jnp.asarray, first_record(records))
+    example: Any = record if roles is None else roles(record, key=probe_key)
     target = structure(example.target)
-    problem.noise.check(first_view(target.observation) if measures_stack(problem.forward) else target.observation)
-    signal = find_signal(problem, example)
-    affine = check_forward(problem.forward, signal, example, probe_key)
+    affine = _probe(problem.forward, signal, example.target.params, probe_key)
     units = measure_units(_measured(records).observation, standardise=standardise)
     _check_noise(problem, units, example)
     if problem.data_info is not None:
@@ -95,22 +112,6 @@ def _some_level(problem, example):
     return jax.tree.map(lambda x: x.astype(dtype), problem.schedule.level(0.5))
 
 
-def check_forward(forward: AbstractForwardModel, signal: Structure, example: Example, key: Key) -> bool:
-    """Shapes, number format and differentiability of the forward model.
-
-    **Returns:**
-
-    Whether it was found to be affine in the signal, and can be linearised.
-    """
-    params, expected = example.target.params, structure(example.target.observation)
-    _check_output(forward, signal, params, expected)
-    if example.novel is not None and measured_otherwise(example, forward):
-        one = forward.forward if measures_stack(forward) else forward  # pyright: ignore
-        novel = jax.tree.map(lambda x: x[0], example.novel.params)
-        _check_output(one, signal, novel, first_view(structure(example.novel.observation)))
-    return _probe(forward, signal, params, key)
-
-
 def _check_output(forward, signal, params, expected):
     """Whether the forward model returns differentiable measurements of the expected structure."""
     try:
@@ -120,6 +121,7 @@ def _check_output(forward, signal, params, expected):
             f"`forward` fails on a signal {describe(signal)} with params {describe(params)} ({summary(error)}); it "
             "must be traceable by JAX and take what the data give."
         ) from error
+    _check_arrays("forward", output)
     for path, x in jtu.tree_flatten_with_path(output)[0]:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
@@ -138,6 +140,15 @@ def _check_output(forward, signal, params, expected):
             f"`forward` returns {describe(output)}, but the data are {describe(expected)}; use one number format, for "
             "instance by converting the data with `.astype(jnp.float32)`."
         )
+
+
+def _check_arrays(name, output):
+    """Whether a user's function returns arrays, whose structures are `output`."""
+    for path, x in jtu.tree_flatten_with_path(output)[0]:
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"`{name}` returns {shown(x)} at output{jtu.keystr(path)}; make it return arrays of numbers."
+            )
 
 
 def _random_signal(signal, key):
@@ -236,32 +247,22 @@ def find_signal(problem: AbstractProblem, example: Example) -> Structure:
                 "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
                 "`jax.ShapeDtypeStruct` of a signal, or a denoiser."
             )
-    for x in jax.tree.leaves(signal):
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"`signal` is {describe(signal)}, but signals must be real; give real and imaginary parts an axis of "
-                "their own, and let `forward` join them."
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"`signal` is {describe(signal)}, but signals must be floating-point arrays; use `jnp.float32`."
-            )
-        if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
-            raise ValueError(
-                f"`signal` is {jnp.dtype(x.dtype).name}{list(x.shape)}, but JAX computes in single precision; use "
-                "`jnp.float32`, or `jax.config.update('jax_enable_x64', True)`."
-            )
+    check_signal(signal)
     return signal
 
 
 def _denoised(problem, example):
-    level = _some_level(problem, example)
     try:
-        return eqx.filter_eval_shape(
-            lambda e: problem.denoiser(e.target.observation, level, e.context, e.target.params, key=None), example
+        signal = eqx.filter_eval_shape(
+            lambda e: problem.denoiser(
+                e.target.observation, _some_level(problem, e), e.context, e.target.params, key=None
+            ),
+            example,
         )
     except Exception as error:
         raise ValueError(
             f"`denoiser` fails on a record of the data ({summary(error)}); it must be a callable (noisy, level, "
             "context, params, *, key) -> signal that takes what the data give."
         ) from error
+    _check_arrays("denoiser", signal)
+    return signal

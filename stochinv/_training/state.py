@@ -12,14 +12,14 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._checks import check_finite, check_instance, check_key
 from .._custom_types import FloatScalar, Key
 from .._frozen import trainable
 from .._problem_base import AbstractProblem
-from .._sampling import check_key
 from .._view import Example, RandomViews, View
-from .checks import check_closures
+from .checks import FILL, check_batch, check_closures, check_training
 from .ema import AbstractEMA, PowerEMA
-from .prepare import prepare
+from .prepare import find_structures, prepare
 
 
 class State(eqx.Module):
@@ -86,8 +86,15 @@ def init(
     `ValueError` for data, forward model and denoiser that do not fit together.
     """
     check_key(key)
+    check_instance("`problem`", problem, AbstractProblem, "a `StochasticInverseProblem`")
+    check_training(
+        steps=steps, optimizer=optimizer, gradient_clip=gradient_clip, ema=ema, standardise=standardise, roles=roles
+    )
+    check_batch(data, roles, problem.forward)
+    check_finite("data", data, FILL)
+    signal = find_structures(problem, data, roles)
     denoiser_key, probe_key, train_key = jr.split(key, 3)
-    problem = prepare(problem, data, roles, standardise, denoiser_key, probe_key)
+    problem = prepare(problem, data, signal, roles, standardise, denoiser_key, probe_key)
     check_closures(problem.denoiser)
     params = eqx.filter(problem, trained_part(problem))
     if not jax.tree.leaves(params):

@@ -114,7 +114,7 @@ def main(argv=None):
     samples = sample(fit.problem, test.params, sampler, config.samples, keys[2])
 
     # How good they are, beside simpler answers, and one that was shown both frames.
-    objective = si.SquaredError(sample_time=pure_noise, regulariser=problem.objective.regulariser)
+    objective = si.SquaredError(sample_time=si.pure_noise, regulariser=problem.objective.regulariser)
     regressor = si.StochasticInverseProblem(problem.forward, problem.denoiser, objective=objective)
     regressor = train(config, regressor, data, key=keys[1])
     flows = {
@@ -161,16 +161,6 @@ def videos(config):
     return [folder / "bikes.mp4", folder / "carphone_pristine.mp4"]
 
 
-def pure_noise(schedule, key):
-    """Training at `t = 1` alone: one step from noise to a sample."""
-    return jnp.ones(())
-
-
-def mostly_noise(schedule, key):
-    """Noise levels for training: half of them pure noise (`t = 1`), where every sample starts."""
-    return jnp.minimum(2 * jr.uniform(key), 1)
-
-
 def make_problem(config, data, *, key):
     forward = si.forward.Warp(scale=config.scale, margin=config.margin)
     denoiser = si.nn.FlowDenoiser(
@@ -186,8 +176,8 @@ def make_problem(config, data, *, key):
         key=key,
     )
     objective = si.ProperScore(
-        num_samples=config.draws,
-        sample_time=mostly_noise if config.radius else pure_noise,
+        num_draws=config.draws,
+        sample_time=si.mostly_noise if config.radius else si.pure_noise,
         regulariser=si.forward.FlowSmoothness(config.smoothness, margin=config.margin),
     )
     return si.StochasticInverseProblem(forward, denoiser, objective=objective)

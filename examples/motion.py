@@ -60,6 +60,10 @@ class Config:
     """Pairs per training step."""
     draws: int = 4
     """Draws per pair and step, for the energy score."""
+    fair: float = 1.0
+    """Share of the unbiased estimate of the score among draws, the rest is that of the draws themselves."""
+    patch: int = 0
+    """Height and width of patches that are scored one by one, and the whole at 0.05; 0 scores the whole alone."""
     width: int = 32
     """Features of a cell in the network."""
     depth: int = 1
@@ -175,8 +179,11 @@ def make_problem(config, data, *, key):
         spread=0.5 * config.margin,
         key=key,
     )
+    whole = si.EnergyRule()
     objective = si.ProperScore(
+        si.Patches(whole, config.patch) + 0.05 * whole if config.patch else whole,
         num_draws=config.draws,
+        fair=config.fair,
         sample_time=si.mostly_noise if config.radius else si.pure_noise,
         regulariser=si.forward.FlowSmoothness(config.smoothness, margin=config.margin),
     )

@@ -163,7 +163,7 @@ def noisy_circle(options, objective, noise=0.7, novel=32):
         return on_circle(rng.choice(grid, n, p=density / density.sum()))
 
     if objective.stochastic:
-        objective = replace(objective, beta=0.5)
+        objective = replace(objective, rule=si.EnergyRule(0.5))
     problem = si.StochasticInverseProblem(
         measure_angle,
         choice_of_angles(4, key=jr.key(options.seed)) if objective.stochastic else None,

@@ -35,6 +35,7 @@ import stochinv as si
 from stochinv.forward._volume_voxels import interpolate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import inverse_graphics
 import scenes
 
 
@@ -128,6 +129,9 @@ class PartsError(si.AbstractObjective):
     """The squared error of the parts alone."""
 
     stochastic: ClassVar[bool] = False
+
+    def check(self, problem, example):
+        """Anything may be timed."""
 
     def __call__(self, problem, example, *, key):
         level = jax.tree.map(jnp.asarray, problem.schedule.level(0.5))
@@ -233,7 +237,7 @@ def main(argv=None):
             cases[f"{name}: training, squared error"] = training_step(forward, network, PartsError(), example), 512
             cases[f"{name}: denoising"] = denoising_step(forward, network, example), options.size**2
         if "lifting" in networks:
-            score = si.ProperScore(num_draws=2, target_weight=0.0, marginal_weight=1.0, local_weight=1.0)
+            score = si.ProperScore(inverse_graphics.RULE, num_draws=2, score_target=False)
             cases["lifting: training, the example's"] = (
                 training_step(forward, make(num_components=4), score, example),
                 2048,

@@ -130,6 +130,7 @@ def linear_gaussian(seed, schedule):
         forward,
         si.GaussianDenoiser(forward, jnp.asarray(mean), jnp.asarray(covariance)),
         schedule=schedule,
+        objective=si.SquaredError(),  # the samplers of means are compared
         signal=jax.ShapeDtypeStruct((SIGNAL,), jnp.result_type(float)),
     )
     context = si.View(jnp.asarray(observed.reshape(1, CONTEXT)), jnp.asarray(given[None]))
@@ -260,7 +261,7 @@ def with_network(forward, signal, context, params, width):
     rng = np.random.default_rng(0)
     fill = lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.02), x.dtype) if not np.any(np.asarray(x)) else x
     denoiser = jax.tree.map(lambda x: fill(x) if eqx.is_inexact_array(x) else x, denoiser)
-    return si.StochasticInverseProblem(forward, denoiser, signal=signal, data_info=info)
+    return si.StochasticInverseProblem(forward, denoiser, objective=si.SquaredError(), signal=signal, data_info=info)
 
 
 def bare_scan(problem, context, params, keys, evaluations):

@@ -111,7 +111,7 @@ def compare_steps(options):
     source = jr.uniform(jr.key(0), (options.batch, whole, whole, 3))
     after = source[:, margin:-margin, margin:-margin]
     network = si.nn.FlowDenoiser(3, scale=4, margin=margin, width=options.width, depth=1, key=jr.key(1))
-    objective = si.ProperScore(num_draws=options.draws, sample_time=lambda schedule, key: jnp.ones(()))
+    objective = si.ProperScore(num_draws=options.draws, sample_time=si.pure_noise)
     problem = si.StochasticInverseProblem(forward, network, objective=objective)
     params, static = eqx.partition(network, eqx.is_inexact_array)
     numbers, rest = eqx.partition(eqx.tree_at(lambda p: p.denoiser, problem, None), eqx.is_array)

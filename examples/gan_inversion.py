@@ -104,10 +104,12 @@ def main(argv=None):
     scene = make_scene(config, keys[0])
 
     # Measurements in, a trained problem out.
-    fits = {"energy": train(config, scene, si.ProperScore(num_draws=config.draws, sample_time=mostly_noise), keys[1])}
+    fits = {
+        "energy": train(config, scene, si.ProperScore(num_draws=config.draws, sample_time=si.mostly_noise), keys[1])
+    }
     if config.baselines:
         # The paper's objective; and one image per patch, from a target that is pure noise.
-        only_noise = si.SquaredError(sample_time=lambda schedule, key: jnp.ones(()))
+        only_noise = si.SquaredError(sample_time=si.pure_noise)
         fits["squared"] = train(config, scene, si.SquaredError(), keys[1])
         fits["regressor"] = train(config, scene, only_noise, keys[1])
 
@@ -129,11 +131,6 @@ def main(argv=None):
     if config.json is not None:
         config.json.write_text(json.dumps(figures, indent=2))
     return figures
-
-
-def mostly_noise(schedule, key):
-    """Noise levels for training: half of them pure noise (`t = 1`), where every sample starts."""
-    return jnp.minimum(2 * jr.uniform(key), 1)
 
 
 def with_defaults(config):

@@ -49,6 +49,9 @@ from inverse_graphics_scores import (
 )
 from photo_scenes import Photos, evenly
 
+# Of all parts of views together, of each part by itself, and of each pixel by itself.
+RULE = si.EnergyRule() + si.PerView(si.EnergyRule()) + si.Patches(si.EnergyRule(), 1)
+
 
 @dataclass
 class Config:
@@ -182,9 +185,7 @@ def fit_family(config):
             latent_size=config.latent,
             key=keys[0],
         ),
-        objective=si.ProperScore(
-            num_samples=config.draws, target_weight=0.0, marginal_weight=1.0, local_weight=1.0, sample_time=mostly_noise
-        ),
+        objective=si.ProperScore(RULE, num_draws=config.draws, score_target=False, sample_time=si.mostly_noise),
     )
     fit = train(config, problem, data, keys[1])
 
@@ -216,11 +217,6 @@ def train(config, problem, data, key):
         rate = lambda peak: optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, 1e-5)
         optimizer = optax.contrib.muon(rate(4e-3), consistent_rms=0.2, adam_learning_rate=rate(1e-3))
     return problem.fit(data, steps=config.steps, optimizer=optimizer, key=key, callbacks=[ends_after(config.minutes)])
-
-
-def mostly_noise(schedule, key):
-    """Noise levels for training: half of them pure noise (`t = 1`), where every sample starts."""
-    return jnp.minimum(2 * jr.uniform(key), 1)
 
 
 def ends_after(minutes):
@@ -282,7 +278,7 @@ def sample(config, problem, scene, number, key):
 
 def regress(config, problem, data, held_out, key):
     """One field per view by the same network and training time: squared error, and a target that is all noise."""
-    objective = si.SquaredError(weighting=lambda level: 0 * level.alpha, sample_time=lambda schedule, key: jnp.ones(()))
+    objective = si.SquaredError(weighting=lambda level: 0 * level.alpha, sample_time=si.pure_noise)
     problem = eqx.tree_at(lambda p: p.objective, problem, objective)
     fit = train(config, problem, data, key)
     config = replace(config, sampler_steps=1, autoregressive=False)

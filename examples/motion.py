@@ -60,6 +60,10 @@ class Config:
     """Pairs per training step."""
     draws: int = 4
     """Draws per pair and step, for the energy score."""
+    fair: float = 1.0
+    """Share of the unbiased estimate of the score among draws, the rest is that of the draws themselves."""
+    patch: int = 0
+    """Height and width of patches that are scored one by one, and the whole at 0.05; 0 scores the whole alone."""
     width: int = 32
     """Features of a cell in the network."""
     depth: int = 1
@@ -114,7 +118,7 @@ def main(argv=None):
     samples = sample(fit.problem, test.params, sampler, config.samples, keys[2])
 
     # How good they are, beside simpler answers, and one that was shown both frames.
-    objective = si.SquaredError(sample_time=pure_noise, regulariser=problem.objective.regulariser)
+    objective = si.SquaredError(sample_time=si.pure_noise, regulariser=problem.objective.regulariser)
     regressor = si.StochasticInverseProblem(problem.forward, problem.denoiser, objective=objective)
     regressor = train(config, regressor, data, key=keys[1])
     flows = {
@@ -161,16 +165,6 @@ def videos(config):
     return [folder / "bikes.mp4", folder / "carphone_pristine.mp4"]
 
 
-def pure_noise(schedule, key):
-    """Training at `t = 1` alone: one step from noise to a sample."""
-    return jnp.ones(())
-
-
-def mostly_noise(schedule, key):
-    """Noise levels for training: half of them pure noise (`t = 1`), where every sample starts."""
-    return jnp.minimum(2 * jr.uniform(key), 1)
-
-
 def make_problem(config, data, *, key):
     forward = si.forward.Warp(scale=config.scale, margin=config.margin)
     denoiser = si.nn.FlowDenoiser(
@@ -185,9 +179,12 @@ def make_problem(config, data, *, key):
         spread=0.5 * config.margin,
         key=key,
     )
+    whole = si.EnergyRule()
     objective = si.ProperScore(
-        num_samples=config.draws,
-        sample_time=mostly_noise if config.radius else pure_noise,
+        si.Patches(whole, config.patch) + 0.05 * whole if config.patch else whole,
+        num_draws=config.draws,
+        fair=config.fair,
+        sample_time=si.mostly_noise if config.radius else si.pure_noise,
         regulariser=si.forward.FlowSmoothness(config.smoothness, margin=config.margin),
     )
     return si.StochasticInverseProblem(forward, denoiser, objective=objective)

@@ -72,7 +72,7 @@ def main(argv=None):
     problem = si.StochasticInverseProblem(
         forward=FORWARD,
         denoiser=make_denoiser(data, config.width, key=keys[1]),
-        objective=si.ProperScore(num_draws=config.draws, sample_time=mostly_noise),
+        objective=si.ProperScore(num_draws=config.draws, sample_time=si.mostly_noise),
     )
     roles = si.RandomViews(context=1, target=1, novel=config.windows - 2)
     fit = problem.fit(data, roles=roles, steps=config.steps, batch_size=config.batch_size, key=keys[2])
@@ -107,11 +107,6 @@ def main(argv=None):
     if config.json is not None:
         config.json.write_text(json.dumps(figures, indent=2))
     return figures
-
-
-def mostly_noise(schedule, key):
-    """Noise levels for training: half of them pure noise (`t = 1`), where every sample starts."""
-    return jnp.minimum(2 * jr.uniform(key), 1)
 
 
 def load_digits(config):
@@ -177,7 +172,7 @@ def regress(config, problem, data, roles, contexts, key):
 
     The same network and at least the same training time: the `draws` of the energy score are as many records here.
     """
-    objective = si.SquaredError(sample_time=lambda schedule, key: jnp.ones(()))
+    objective = si.SquaredError(sample_time=si.pure_noise)
     problem = si.StochasticInverseProblem(problem.forward, problem.denoiser, objective=objective)
     batch_size = min(config.draws * config.batch_size, config.train)
     fit = problem.fit(data, roles=roles, steps=config.steps, batch_size=batch_size, key=key)

@@ -5,6 +5,7 @@ chains. A block under the line `<!-- not run -->` is compiled alone, and the nam
 """
 
 import ast
+import dataclasses
 import functools
 import inspect
 import re
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import pytest
 
 import stochinv as si
-from stochinv import _fit
+from stochinv import _problem
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -99,23 +100,21 @@ def blocks(page):
     return [(text[: match.start(2)].count("\n"), match[2], match[1] is None) for match in BLOCK.finditer(text)]
 
 
-def traced_fit(problem, data, *, key, roles=None, standardise=True, steps=10_000, **options):
-    """All of a fit but its steps: checks, the denoiser, and one gradient, traced but not compiled.
+def traced_train(problem, data, *, key, options, **settings):
+    """All of a fit but its steps: checks, the denoiser, and one step, traced but not compiled.
 
     Short fits are done, with two steps.
     """
-    if steps <= 500:
-        return _FIT(problem, data, key=key, roles=roles, standardise=standardise, steps=2, **options)
-    inspect.signature(_FIT).bind(problem, data, key=key, **options)
-    prepared = _fit.prepare(problem, jax.tree.map(jnp.asarray, data), roles, standardise, key, key)
-    record = jax.tree.map(lambda x: x[0], data)
-    example = record if roles is None else roles(record, key=key)
-    gradient = eqx.filter_value_and_grad(lambda p: p.loss(example, key=key), has_aux=True)
-    eqx.filter_eval_shape(lambda: gradient(prepared))
-    return si.Fit(prepared, si.History())
+    if options.steps <= 500:
+        return _TRAIN(problem, data, key=key, options=dataclasses.replace(options, steps=2), **settings)
+    data = jax.tree.map(jnp.asarray, data)
+    state = si.init(problem, data, key=key, roles=options.roles, steps=options.steps, **settings)
+    batch = jax.tree.map(lambda x: x[:2], data)
+    eqx.filter_eval_shape(lambda: si.step(state, batch))
+    return state.trained, si.History()
 
 
-_FIT = _fit.fit
+_TRAIN = _problem.train
 _REFERENCE = si.diagnostics.reference_posterior
 
 
@@ -131,8 +130,7 @@ def test_code_of_page(page, monkeypatch, tmp_path):
     if page == "docs/index.md":
         assert [code for _, code, _ in blocks(page)] == [code for _, code, _ in blocks("README.md")]
         return
-    monkeypatch.setattr(_fit, "fit", traced_fit)
-    monkeypatch.setattr(si, "fit", traced_fit)
+    monkeypatch.setattr(_problem, "train", traced_train)
     monkeypatch.setattr(si.diagnostics, "reference_posterior", short_chains)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}

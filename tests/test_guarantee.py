@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ def trained(name, objective, *, training=1.0, noise=None):
     options = accuracy.Options(training=training)
     case = problems.PROBLEMS[name](options, objective)
     if noise is not None:
-        case = replace(case, problem=replace(case.problem, noise=jnp.asarray(noise)))
+        case = replace(case, problem=replace(case.problem, noise=noise))
     return case, accuracy.train(case, options)[0]
 
 

@@ -183,7 +183,7 @@ def test_two_directions_are_found_with_their_weights():
         spread=2.0,
         key=network_key,
     )
-    objective = si.ProperScore(sample_time=lambda schedule, key: jnp.ones(()))
+    objective = si.ProperScore(sample_time=si.pure_noise)
     problem = si.StochasticInverseProblem(Warp(scale=8, margin=MARGIN), network, objective=objective)
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 50, steps, 1e-5))
     fit = problem.fit(batches(), steps=steps, optimizer=optimizer, key=fit_key, progress=False)

@@ -38,6 +38,21 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def as_range(name: str, value: Any) -> tuple[int, int]:
+    """The least and the largest of what a user gave as a number of at least 0, or as a pair (least, most).
+
+    **Raises:**
+
+    `ValueError` if it is neither.
+    """
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(map(is_integer, pair)) or not 0 <= pair[0] <= pair[1]:
+        raise ValueError(
+            f"{name} must be a number >= 0 or a pair (least, most) with 0 <= least <= most, got {shown(value)}."
+        )
+    return int(pair[0]), int(pair[1])
+
+
 def check_integer(name: str, value: Any, least: int = 1):
     """Raises a `ValueError` if a number is not an integer of at least `least`."""
     if not is_integer(value) or value < least:

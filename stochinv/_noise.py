@@ -16,7 +16,7 @@ baseline:
 
 import abc
 import math
-from typing import Any, ClassVar, NoReturn, final
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax
@@ -76,6 +76,18 @@ class AbstractNoise(eqx.Module):
         """
 
     @abc.abstractmethod
+    def gaussian_scale(self, clean: Observation) -> PyTree | None:
+        """`τ` in raw units, one scalar like each leaf of an observation; `None` if the noise is not Gaussian."""
+
+    def _standardised(self, clean, unit):
+        scales = self.gaussian_scale(clean)
+        if scales is None:
+            raise ValueError(
+                "`noise` is not Gaussian but a law, for which only one step from noise is exact: sample by "
+                "`Ancestral(1)`, and do without `score` and `log_prob`."
+            )
+        return jax.tree.map(jnp.divide, scales, unit)
+
     def total_variance(self, level: NoiseLevel, clean: Observation, unit: PyTree) -> PyTree:
         """`σ² + α² τ²` in standardised units, by which the score divides, as scalars like an observation.
 
@@ -89,8 +101,8 @@ class AbstractNoise(eqx.Module):
 
         `ValueError` unless `every_level`.
         """
+        return jax.tree.map(lambda n: level.sigma**2 + (level.alpha * n) ** 2, self._standardised(clean, unit))
 
-    @abc.abstractmethod
     def conditional(
         self, noisy: Observation, level: NoiseLevel, clean: Observation, unit: PyTree, *, key: Key | None = None
     ) -> Observation:
@@ -107,6 +119,14 @@ class AbstractNoise(eqx.Module):
 
         `ValueError` unless `every_level`.
         """
+        scales, total = self._standardised(clean, unit), self.total_variance(level, clean, unit)
+        pull = lambda o, x, n, v: o + level.alpha * n**2 / v * (x - level.alpha * o)
+        mean = lambda: jax.tree.map(pull, clean, noisy, scales, total)
+        if key is None:
+            return mean()
+        spread = jax.tree.map(lambda n, v: n * level.sigma / jnp.sqrt(v), scales, total)
+        around_mean = lambda: jax.tree.map(jnp.add, mean(), scaled_normal(clean, spread, key))
+        return _where_noisy(scales, around_mean, clean)
 
     @abc.abstractmethod
     def check(self, clean: Structure):
@@ -142,11 +162,12 @@ class GaussianNoise(AbstractNoise):
         return not any(float(x) > 0 for x in jax.tree.leaves(self.scale))
 
     def __repr__(self) -> str:
-        concrete = lambda x: x if isinstance(x, jax.core.Tracer) else float(x)
-        return f"GaussianNoise({jax.tree.map(concrete, self.scale)})"
+        try:
+            return f"GaussianNoise({jax.tree.map(float, self.scale)})"
+        except jax.errors.ConcretizationTypeError:  # as it is traced
+            return f"GaussianNoise({self.scale})"
 
-    def _scales(self, clean):
-        """`τ` in raw units, one scalar like each leaf of an observation."""
+    def gaussian_scale(self, clean: Observation) -> PyTree:
         scale, expected = self.scale, jax.tree.structure(clean)
         if jax.tree.structure(scale) == jax.tree.structure(0.0):
             scale = jax.tree.map(lambda _: scale, clean)
@@ -157,41 +178,23 @@ class GaussianNoise(AbstractNoise):
             )
         return jax.tree.map(lambda n, x: n.astype(x.dtype), scale, clean)
 
-    def _standardised(self, clean, unit):
-        return jax.tree.map(jnp.divide, self._scales(clean), unit)
-
     def sample(self, key: Key, clean: Observation) -> Observation:
-        scales = self._scales(clean)
+        scales = self.gaussian_scale(clean)
         noisy = lambda: jax.tree.map(jnp.add, clean, scaled_normal(clean, scales, key))
         return _where_noisy(scales, noisy, clean)
 
     def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
         log = lambda o, c, n: jnp.sum(dist.Normal(c, n).log_prob(o))
-        return sum(jax.tree.leaves(jax.tree.map(log, observation, clean, self._scales(clean))), jnp.zeros(()))
+        return sum(jax.tree.leaves(jax.tree.map(log, observation, clean, self.gaussian_scale(clean))), jnp.zeros(()))
 
     def std(self, clean: Observation) -> PyTree:
-        return jax.tree.map(lambda n, x: jnp.broadcast_to(n, x.shape), self._scales(clean), clean)
+        return jax.tree.map(lambda n, x: jnp.broadcast_to(n, x.shape), self.gaussian_scale(clean), clean)
 
     def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
         return jax.tree.map(lambda x: x[None], self.sample(key, clean)), jnp.zeros(1)
 
-    def total_variance(self, level: NoiseLevel, clean: Observation, unit: PyTree) -> PyTree:
-        return jax.tree.map(lambda n: level.sigma**2 + (level.alpha * n) ** 2, self._standardised(clean, unit))
-
-    def conditional(
-        self, noisy: Observation, level: NoiseLevel, clean: Observation, unit: PyTree, *, key: Key | None = None
-    ) -> Observation:
-        scales, total = self._standardised(clean, unit), self.total_variance(level, clean, unit)
-        pull = lambda o, x, n, v: o + level.alpha * n**2 / v * (x - level.alpha * o)
-        mean = lambda: jax.tree.map(pull, clean, noisy, scales, total)
-        if key is None:
-            return mean()
-        spread = jax.tree.map(lambda n, v: n * level.sigma / jnp.sqrt(v), scales, total)
-        around_mean = lambda: jax.tree.map(jnp.add, mean(), scaled_normal(clean, spread, key))
-        return _where_noisy(scales, around_mean, clean)
-
     def check(self, clean: Structure):
-        self._scales(clean)
+        self.gaussian_scale(clean)
 
 
 @final
@@ -244,13 +247,8 @@ class PoissonNoise(AbstractNoise):
         counts, log_probs = _COUNTS.draws(key, self._rates(clean))
         return self._measured(counts), log_probs
 
-    def total_variance(self, level: NoiseLevel, clean: Observation, unit: PyTree) -> PyTree:
-        _refuse_levels()
-
-    def conditional(
-        self, noisy: Observation, level: NoiseLevel, clean: Observation, unit: PyTree, *, key: Key | None = None
-    ) -> Observation:
-        _refuse_levels()
+    def gaussian_scale(self, clean: Observation) -> None:
+        """Of counts and other laws there is none."""
 
     def check(self, clean: Structure):
         """Counting noise suits every measurement."""
@@ -310,13 +308,8 @@ class NoiseLaw(AbstractNoise):
         drawn = jax.vmap(lambda k: self.sample(k, jax.lax.stop_gradient(clean)))(jr.split(key))
         return drawn, jax.vmap(lambda o: self.log_prob(o, clean))(drawn)
 
-    def total_variance(self, level: NoiseLevel, clean: Observation, unit: PyTree) -> PyTree:
-        _refuse_levels()
-
-    def conditional(
-        self, noisy: Observation, level: NoiseLevel, clean: Observation, unit: PyTree, *, key: Key | None = None
-    ) -> Observation:
-        _refuse_levels()
+    def gaussian_scale(self, clean: Observation) -> None:
+        """Of counts and other laws there is none."""
 
     def check(self, clean: Structure):
         remedy = "give a callable from a noise-free measurement to a NumPyro distribution of the same shape"
@@ -400,10 +393,3 @@ def _is_distribution(x):
 
 def _all_distributions(laws):
     return all(map(_is_distribution, laws))
-
-
-def _refuse_levels() -> NoReturn:
-    raise ValueError(
-        "`noise` is not Gaussian but a law, for which only one step from noise is exact: sample by `Ancestral(1)`, and "
-        "do without `score` and `log_prob`."
-    )

@@ -17,13 +17,14 @@ from ._custom_types import summary
 from ._data_info import DataInfo, Units, Witness, describe as shapes
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
-from ._noise import GaussianNoise, PoissonNoise
+from ._noise import AbstractNoise, GaussianNoise, PoissonNoise
 from ._noising import mostly_noise, pure_noise, uniform_log_snr, uniform_time
+from ._objective.base import AbstractObjective
 from ._objective.proper_score import ProperScore
 from ._objective.rules import EnergyRule, KernelRule, Patches, PerView, Scales, SumOfRules
 from ._objective.squared_error import SquaredError, snr_weight, unit_weight
 from ._problem_base import AbstractProblem, trained_denoiser
-from ._schedule import CosineSchedule, RectifiedFlow, VarianceExploding, VariancePreserving
+from ._schedule import AbstractNoiseSchedule, CosineSchedule, RectifiedFlow, VarianceExploding, VariancePreserving
 from ._structure import decode_structure, encode_structure, is_opaque, same_structure
 from ._view import View, structure
 
@@ -38,7 +39,7 @@ KINDS = {
     )
 }
 VIEWS = {"View": View}
-PARTS = ("schedule", "objective", "noise")
+PARTS = {"schedule": AbstractNoiseSchedule, "objective": AbstractObjective, "noise": AbstractNoise}
 
 
 def save(problem: AbstractProblem, path: str | os.PathLike):
@@ -143,7 +144,10 @@ class _Reader:
 
     def _part(self, name, here, given):
         if not given:
-            return rebuild(self._content[name], KINDS, name)
+            part = rebuild(self._content[name], KINDS, name)
+            if not isinstance(part, PARTS[name]):
+                raise ValueError(f"`path`: {self._path} has a `{name}` that is none; use another copy.")
+            return part
         different = differences(self._content[name], describe(here, KINDS), name)
         if different:
             self._refuse(different)
@@ -158,8 +162,11 @@ class _Reader:
         values = jax.tree.leaves((units.mean, units.std))
         if not all(bool(jnp.isfinite(x)) for x in values) or any(bool(x <= 0) for x in jax.tree.leaves(units.std)):
             raise ValueError(f"`path`: {self._path} has a mean or standard deviation out of range; use another copy.")
-        seen = Witness(self._fill(params, "params"), self._take("witness")) if content["witness"] else None
-        return DataInfo(observation, params, context, units, bool(content["affine"]), seen)
+        affine, kept = content["affine"], content["witness"]
+        if not all(x is True or x is False for x in (affine, kept)):
+            raise ValueError(f"`path`: {self._path} has no truth value where there must be one; use another copy.")
+        seen = Witness(self._fill(params, "params"), self._take("witness")) if kept else None
+        return DataInfo(observation, params, context, units, affine, seen)
 
     def _take(self, name):
         return jnp.asarray(self._arrays.pop(name))

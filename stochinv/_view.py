@@ -15,7 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ._checks import check_integer, is_integer, shown
+from ._checks import as_range, check_integer, shown
 from ._custom_types import ArrayLike, Context, Key, Observation, Params
 
 
@@ -100,15 +100,9 @@ class RandomViews(eqx.Module):
     novel: int
 
     def __init__(self, context: int | tuple[int, int] = 1, target: int = 1, novel: int = 0):
-        pair = context if isinstance(context, tuple | list) else (context, context)
-        if len(pair) != 2 or not all(map(is_integer, pair)) or not 0 <= pair[0] <= pair[1]:
-            raise ValueError(
-                "RandomViews: `context` must be a number >= 0 or a pair (least, most) with 0 <= least <= most, got "
-                f"{shown(context)}."
-            )
         check_integer("RandomViews: `target`", target)
         check_integer("RandomViews: `novel`", novel, 0)
-        self.context = (int(pair[0]), int(pair[1]))
+        self.context = as_range("RandomViews: `context`", context)
         self.target = int(target)
         self.novel = int(novel)
 

@@ -17,7 +17,34 @@ LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 OPTIONAL = {"arviz", "imageio", "matplotlib", "PIL", "safetensors", "skimage", "sklearn"}
 # Files that turn objects into data and back: looking at types is their work.
 CONVERTERS = {"_describe.py", "_structure.py", "_archive.py"}
-REASONS: dict[tuple[str, str], str] = {}
+REASONS = {
+    ("_checks.py", "is_integer"): "a check",
+    ("_checks.py", "plain"): "settings given as NumPy scalars are converted",
+    ("_checks.py", "shown"): "arrays are shown by their shapes",
+    ("_denoiser/base.py", "components"): "a plain callable is a denoiser too, and has no abstraction to ask",
+    ("_forward/base.py", "known_signal_structure"): "an optional method of a user's forward model",
+    ("_forward/base.py", "measures_stack"): "the one place that tells a stack of views from one view",
+    ("_frozen.py", "owned_arrays"): "marks nodes of a PyTree",
+    ("_frozen.py", "trainable"): "marks nodes of a PyTree",
+    ("_log_prob.py", "_solve"): "Diffrax wants no first step from this one of its controllers",
+    ("_noise.py", "_is_distribution"): "what a user's callable returned",
+    ("_numpyro.py", "_is_array"): "parts the leaves of a PyTree",
+    ("_sampler/reverse_sde.py", "ReverseSDE._path"): "what a Diffrax solver asks of its Brownian path",
+    ("_save.py", "_Reader._part"): "a check",
+    ("_save.py", "_Reader.parts"): "fields by the names of a fixed list",
+    ("_save.py", "_without_arrays"): "marks nodes of a PyTree",
+    ("_save.py", "save"): "fields by the names of a fixed list",
+    ("_structure.py", "is_opaque"): "marks nodes of a PyTree",
+    ("_training/batches.py", "IterableBatches._get_state"): "iterators of grain can tell where they are, others cannot",
+    ("_training/batches.py", "IterableBatches.state"): "some tell it in bytes",
+    ("_view.py", "is_view"): "the one place that tells a View from another context",
+    ("data/_video.py", "read_clips"): "a folder or files: input is converted",
+    ("forward/_generator.py", "Generator.__init__"): "any callable is a generator; some know their latent code",
+    ("forward/_volume.py", "VolumeRenderer.signal_structure"): "only cameras tell the resolution",
+    ("nn/_default.py", "_lifting_denoiser"): "a rule by the kind of the forward model",
+    ("nn/_default.py", "default_denoiser"): "a rule by the kind of the forward model",
+    ("nn/_weights.py", "load_weights"): "a check",
+}
 
 
 def name_of(path):

@@ -100,7 +100,7 @@ class Composed(AbstractForwardModel):
         if not self.stages:
             raise ValueError("Composed: `stages` must be at least one forward model, got none.")
 
-    def _check(self, params):
+    def _check_params(self, params):
         if not isinstance(params, tuple) or len(params) != len(self.stages):
             raise ValueError(
                 f"Composed: `params` must be a tuple with one entry for each of the {len(self.stages)} stages "
@@ -108,14 +108,14 @@ class Composed(AbstractForwardModel):
             )
 
     def __call__(self, signal: Signal, params: Params) -> Observation:
-        self._check(params)
+        self._check_params(params)
         for stage, stage_params in zip(self.stages, params, strict=True):
             signal = stage(signal, stage_params)
         return signal
 
     def signal_structure(self, observation: Structure, params: Params) -> Structure | None:
         """The signal's structure, found from the last stage to the first; `None` where a stage does not know it."""
-        self._check(params)
+        self._check_params(params)
         for stage, stage_params in zip(reversed(self.stages), reversed(params), strict=True):
             observation = known_signal_structure(stage, observation, stage_params)
             if observation is None:

@@ -128,8 +128,16 @@ class Checkpoints:
 def _parts(state):
     """The configuration of a run, beyond the arrays that steps change."""
     problem = state.problem
-    names = ("schedule", "objective", "noise", "forward", "signal")
-    return {name: getattr(problem, name) for name in names} | {"ema": state.ema, "roles": state.roles}
+    return {
+        "schedule": problem.schedule,
+        "objective": problem.objective,
+        "noise": problem.noise,
+        # By what it measures where that was kept, and not by names that a new version of the code may change.
+        "forward": problem.forward if problem.data_info.witness is None else None,
+        "signal": problem.signal,
+        "ema": state.ema,
+        "roles": state.roles,
+    }
 
 
 def _signatures(leaves, *, values: bool = True):

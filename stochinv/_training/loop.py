@@ -64,9 +64,13 @@ def train(
     """What `fit` does, with all its defaults filled in: the trained problem, and the history of its training."""
     start = time.perf_counter()
     check_key(key)
-    integers = {name: getattr(options, name) for name in ("batch_size", "validation_every", "checkpoint_every")}
     check_loop(
-        integers=integers | {"log_every": options.log_every},
+        integers={
+            "batch_size": options.batch_size,
+            "validation_every": options.validation_every,
+            "checkpoint_every": options.checkpoint_every,
+            "log_every": options.log_every,
+        },
         checkpoint=options.checkpoint,
         resume=options.resume,
         callbacks=options.callbacks,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._checks import check_number
 from .._custom_types import FloatScalar, FloatScalarLike
 from ._common import as_pair
 
@@ -46,8 +47,7 @@ def sinkhorn_divergence(
         Feydy et al. 2019, "Interpolating between optimal transport and MMD using Sinkhorn divergences", equations 3, 8
         and 25.
     """
-    if isinstance(epsilon, float | int) and not epsilon > 0:
-        raise ValueError(f"`epsilon` must be positive, got {epsilon}.")
+    check_number("`epsilon`", epsilon, "a positive number", lambda x: x > 0)
     if batch_size < 1 or max_iterations < 1:
         raise ValueError(
             f"`batch_size` and `max_iterations` must be at least 1, got {batch_size} and {max_iterations}."

@@ -212,7 +212,7 @@ class SceneBatches:
             raise ValueError("SceneBatches: `scenes` is empty; give at least one scene.")
         if self.batch_size < 1:
             raise ValueError(f"SceneBatches: `batch_size` must be at least 1, got {self.batch_size}.")
-        least, most = self._context_range
+        least, most = as_range("SceneBatches: `context`", self.context)
         if not 0 <= least <= most:
             raise ValueError(
                 f"SceneBatches: `context` must be a number ≥ 0 or a pair (least, most), got {self.context}."
@@ -237,10 +237,6 @@ class SceneBatches:
         if self.patch is None and self.novel == 0 and self.stride != 1:
             raise ValueError("SceneBatches: `stride` is for patches; give `patch`.")
 
-    @property
-    def _context_range(self):
-        return (self.context, self.context) if isinstance(self.context, int) else self.context
-
     def __iter__(self) -> Iterator[Example]:
         rng = np.random.default_rng(self.seed)
         while True:
@@ -255,7 +251,7 @@ class SceneBatches:
         """
         records = [self._record(rng) for _ in range(self.batch_size)]
         context, target, scored = ([r[i] for r in records] for i in range(3))
-        least, most = self._context_range
+        least, most = as_range("SceneBatches: `context`", self.context)
         given = None
         if most:
             mask = None
@@ -288,7 +284,7 @@ class SceneBatches:
         return take(context), take(target), self._parts(scene, scored, rng)
 
     def _deal(self, number, rng):
-        most = self._context_range[1]
+        most = as_range("SceneBatches: `context`", self.context)[1]
         if self.place == "between" and self.novel:
             inner = rng.permutation(np.arange(1, number - 1))[: self.novel]
             low, high = inner.min(), inner.max()

@@ -57,8 +57,8 @@ def flatten(tree: Observation | Params, like: Float[Array, "..."] | None = None)
         for x in leaves:
             if jnp.iscomplexobj(x):
                 raise ValueError(
-                    f"`context` and `params` must be real for this network, got {x.dtype}; give real and imaginary parts "
-                    "as two channels, `jnp.stack([x.real, x.imag], -1)`, or a `denoiser`."
+                    f"`context` and `params` must be real for this network, got {x.dtype}; give real and "
+                    "imaginary parts as two channels, `jnp.stack([x.real, x.imag], -1)`, or a `denoiser`."
                 )
         leaves = [jnp.zeros((0,), like.dtype), *(x.astype(like.dtype) for x in leaves)]
     return jnp.concatenate(leaves)

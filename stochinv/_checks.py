@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 
 
 def shown(value: Any, limit: int = 80) -> str:
@@ -31,6 +32,11 @@ def shorten(text: str, limit: int) -> str:
 def plain(tree: Any) -> Any:
     """A module whose NumPy scalars are Python's numbers: settings, which no compilation may take for arrays."""
     return jax.tree.map(lambda x: x.item() if isinstance(x, np.generic) else x, tree)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is being traced, and so not known."""
+    return isinstance(value, Tracer)
 
 
 def is_integer(value: Any) -> bool:
@@ -71,12 +77,12 @@ def check_number(
     - `holds`: whether a finite number is in its range.
     - `arrays`: whether JAX arrays without axes, which may be traced, will do for numbers.
     """
-    if arrays and isinstance(value, jax.core.Tracer):
+    if arrays and is_traced(value):
         return
     kinds = (int, float, np.integer, np.floating) + ((jax.Array,) if arrays else ())
     known = isinstance(value, kinds) and not isinstance(value, bool) and np.ndim(value) == 0
     known = known and not jnp.issubdtype(jnp.result_type(value), jnp.bool_) and not np.iscomplexobj(value)
-    if not known or not math.isfinite(value) or not holds(value):
+    if not known or not abs(value) < math.inf or not holds(value):
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}.")
 
 
@@ -140,7 +146,7 @@ def check_finite(name: str, tree: Any, remedy: str):
     By NumPy, so that nothing is compiled for it.
     """
     for path, x in jtu.tree_flatten_with_path(tree)[0]:
-        if isinstance(x, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+        if is_traced(x) or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
             continue
         bad = np.size(x) - int(np.sum(np.isfinite(np.asarray(x))))
         if bad:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._checks import check_arrays, check_finite, shorten
+from ._checks import check_arrays, check_finite, is_traced, shorten
 from ._custom_types import AnyCallable, Context, Observation, Structure
 from ._structure import same_structure
 from ._view import Example, View, is_view, structure
@@ -194,9 +194,9 @@ def check_context(info: DataInfo | None, context: Context):
     if info is not None:
         check_structure("context", context, info.context, "give a context like those of the training data")
     mask = context.mask if is_view(context) else None
-    if isinstance(mask, jax.core.Tracer):
+    if is_traced(mask):
         return
-    seen = lambda x: x if mask is None or isinstance(x, jax.core.Tracer) else np.asarray(x)[np.asarray(mask)]
+    seen = lambda x: x if mask is None or is_traced(x) else np.asarray(x)[np.asarray(mask)]
     check_finite("context", jax.tree.map(seen, context), FINITE)
 
 

@@ -15,8 +15,7 @@ baseline:
 """
 
 import abc
-import math
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import equinox as eqx
 import jax
@@ -26,10 +25,14 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
-from ._checks import check_instance, shown
+from ._checks import check_instance, is_traced, shown
 from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, Structure, summary
 from ._noising import scaled_normal
 from ._schedule import NoiseLevel
+
+
+def _is_distribution(x):
+    return isinstance(x, dist.Distribution)
 
 
 class AbstractNoise(eqx.Module):
@@ -268,11 +271,8 @@ class NoiseLaw(AbstractNoise):
     every_level: ClassVar[bool] = False
 
     def __check_init__(self):
-        if not callable(self.law) or isinstance(self.law, dist.Distribution):
-            raise ValueError(
-                f"NoiseLaw: `law` must be a callable from a noise-free measurement to a NumPyro distribution, got "
-                f"{shown(self.law)}."
-            )
+        if not callable(self.law) or _is_distribution(self.law):
+            raise ValueError(f"NoiseLaw: `law` must be a callable to a NumPyro distribution, got {shown(self.law)}.")
 
     @property
     def exact(self) -> bool:
@@ -318,13 +318,15 @@ class NoiseLaw(AbstractNoise):
         def simulate(x):
             laws, treedef = self._laws(x)
             found.extend(laws)
-            return treedef.unflatten([law.sample(jr.key(0)) for law in laws]) if _all_distributions(laws) else None
+            return (
+                treedef.unflatten([law.sample(jr.key(0)) for law in laws]) if all(map(_is_distribution, laws)) else None
+            )
 
         try:
             drawn = jax.eval_shape(simulate, clean)
         except Exception as error:
             raise ValueError(f"`noise` fails on a noise-free measurement ({summary(error)}); {remedy}.") from error
-        if not found or not _all_distributions(found):
+        if not found or not all(map(_is_distribution, found)):
             raise ValueError(f"`noise` returns {found} for a noise-free measurement; {remedy}.")
         shapes = lambda tree: (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
         if shapes(drawn) != shapes(clean):
@@ -355,26 +357,22 @@ def as_noise(noise: Any) -> AbstractNoise:
         return noise
     if isinstance(noise, type) and issubclass(noise, AbstractNoise):
         check_instance("`noise`", noise, AbstractNoise, "a noise")
-    if callable(noise) or isinstance(noise, dist.Distribution):
-        return NoiseLaw(noise)
-    return GaussianNoise(noise)
+    return NoiseLaw(noise) if callable(noise) or _is_distribution(noise) else GaussianNoise(noise)
 
 
 def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> Array:
     remedy = "give a standard deviation in raw units" if name == "`noise`" else "give a number in raw units"
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return value.astype(jnp.result_type(float))
     known = isinstance(value, int | float | complex | np.ndarray | np.generic | jax.Array)
     if not known or isinstance(value, bool) or not jnp.issubdtype(np.asarray(value).dtype, np.number):
         raise ValueError(f"{name} must be a number, got {shown(value)}; {remedy}.")
     if np.shape(value) != ():
         raise ValueError(f"{name} must consist of scalars, got one of shape {np.shape(value)}; {remedy}.")
-    least = "above" if positive else "at least"
-    if np.iscomplexobj(value) or not math.isfinite(value) or value < 0 or (positive and value == 0):
+    least, number, dtype = "above" if positive else "at least", cast(Any, value), jnp.result_type(float)
+    finite = not np.iscomplexobj(number) and abs(float(number)) <= float(jnp.finfo(dtype).max)
+    if not finite or number < 0 or (positive and number == 0):
         raise ValueError(f"{name} must be finite and {least} 0, got {shown(value)}; {remedy}.")
-    dtype = jnp.result_type(float)
-    if value > jnp.finfo(dtype).max:
-        raise ValueError(f"{name} must be at most {jnp.finfo(dtype).max:.2g} in {dtype}, got {shown(value)}; {remedy}.")
     return jax.device_put(np.asarray(value, dtype))  # `jnp.asarray` would compile a program
 
 
@@ -385,11 +383,3 @@ def _where_noisy(scales: PyTree, noisy: AnyCallable, clean: Observation) -> Obse
     """
     some = jnp.any(jnp.stack([x > 0 for x in jax.tree.leaves(scales)]))
     return jax.lax.cond(some, noisy, lambda: clean)
-
-
-def _is_distribution(x):
-    return isinstance(x, dist.Distribution)
-
-
-def _all_distributions(laws):
-    return all(map(_is_distribution, laws))

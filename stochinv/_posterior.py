@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_integer, check_key, is_integer, shown
+from ._checks import check_integer, check_key, is_integer, is_traced, shown
 from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal, summary
 from ._data_info import check_context, check_measurement, describe
 from ._forward.base import measures_stack
@@ -245,7 +245,7 @@ def _check_measurable(problem, params):
 
 def _check_probabilities(q: Any):
     known = isinstance(q, int | float | list | tuple | np.ndarray | np.generic | jax.Array) and not isinstance(q, bool)
-    array = np.asarray(q) if known and not isinstance(q, jax.core.Tracer) else None
+    array = np.asarray(q) if known and not is_traced(q) else None
     if not known or (array is not None and (array.dtype.kind not in "iuf" or not np.all((array >= 0) & (array <= 1)))):
         raise ValueError(f"`q` must be a probability between 0 and 1, or an array of such, got {shown(q)}.")
 

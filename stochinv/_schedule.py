@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._checks import check_instance, check_number, plain
+from ._checks import check_instance, check_number, plain, shown
 from ._custom_types import ArrayLike, FloatScalar, FloatScalarLike
 
 # Beyond it `α` or `σ` would be 0 in single precision.
@@ -120,7 +120,7 @@ def _check_log_snr(name: str, log_snr_min: float, log_snr_max: float):
     for key, value in (("log_snr_min", log_snr_min), ("log_snr_max", log_snr_max)):
         if abs(value) > LARGEST_LOG_SNR:
             raise ValueError(
-                f"{name}: `{key}` must lie within ±{LARGEST_LOG_SNR}, got {value}; 12.5 is hardly any noise."
+                f"{name}: `{key}` must lie within ±{LARGEST_LOG_SNR}, got {shown(value)}; 12.5 is hardly any noise."
             )
     if not log_snr_min < log_snr_max:
         raise ValueError(f"{name}: `log_snr_min` must be below `log_snr_max`, got {log_snr_min} and {log_snr_max}.")

@@ -295,3 +295,10 @@ TRACED = {"raises", "arguments", "shape", "none", "string", "integers", "unknown
 @pytest.mark.parametrize("make, message", DENOISERS)
 def test_denoisers(make, message, request):
     refuse(lambda: fit(problem=make()), message, compiles=request.node.callspec.id not in TRACED)
+
+
+def test_complex_params_of_the_default_network():
+    data = jax.tree.map(lambda x: x.astype(complex) if x.shape[-1] == 3 else x, examples())
+    made = problem_of(lambda signal, params: params.real @ signal, None, objective=SCORED)
+    message = r"`context` and `params` must be real .*got complex64.*x.real, x.imag"
+    refuse(lambda: fit(data, made), message, compiles=True)

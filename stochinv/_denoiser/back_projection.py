@@ -15,6 +15,7 @@ from .._forward.base import AbstractForwardModel, as_multi_view
 from .._frozen import Frozen
 from .._schedule import NoiseLevel
 from .._view import is_view, view_mask
+from .flatten import flatten
 from .network import AbstractEncoder, Features
 
 
@@ -93,7 +94,7 @@ class BackProjection(AbstractEncoder):
             channels += [given, coverage]
             total, weighted = total + self.context_snr * coverage, weighted + self.context_snr * coverage * given
         elif context is not None:
-            constants = jnp.concatenate([jnp.ravel(x).astype(target.dtype) for x in jax.tree.leaves(context)])
+            constants = flatten(context, target)
             channels.append(jnp.broadcast_to(constants, (*target.shape[:2], constants.size)))
         return Features(jnp.concatenate(channels, -1), weighted / total, 1 / jnp.sqrt(total))
 

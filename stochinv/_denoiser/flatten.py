@@ -46,8 +46,19 @@ class Flatten(AbstractEncoder):
 
 
 def flatten(tree: Observation | Params, like: Float[Array, "..."] | None = None) -> Float[Array, " n"]:
-    """All entries of a PyTree as one floating-point vector, in the dtype of `like`."""
+    """All entries of a PyTree as one floating-point vector, in the dtype of `like`.
+
+    **Raises:**
+
+    `ValueError` for complex entries, whose imaginary parts would be lost.
+    """
     leaves = [jnp.ravel(x) for x in jax.tree.leaves(tree)]
     if like is not None:
+        for x in leaves:
+            if jnp.iscomplexobj(x):
+                raise ValueError(
+                    f"`context` and `params` must be real for this network, got {x.dtype}; give real and "
+                    "imaginary parts as two channels, `jnp.stack([x.real, x.imag], -1)`, or a `denoiser`."
+                )
         leaves = [jnp.zeros((0,), like.dtype), *(x.astype(like.dtype) for x in leaves)]
     return jnp.concatenate(leaves)

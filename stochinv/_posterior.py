@@ -252,7 +252,7 @@ def _check_probabilities(q: Any):
 
 def _as_shape(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
     """The leading axes that a user asked for."""
-    shape = (sample_shape,) if is_integer(sample_shape) else sample_shape
+    shape: Any = (sample_shape,) if is_integer(sample_shape) else sample_shape
     if not isinstance(shape, tuple | list) or not all(is_integer(x) and x > 0 for x in shape):
         raise ValueError(f"`sample_shape` must be a positive integer or a tuple of such, got {shown(sample_shape)}.")
     return tuple(int(x) for x in shape)

@@ -1,7 +1,7 @@
 r"""Forward models: the known, differentiable map from a signal to a measurement, `f(s, φ)`."""
 
 import abc
-from typing import final
+from typing import cast, final
 
 import equinox as eqx
 import jax
@@ -164,7 +164,7 @@ def as_forward_model(forward: AbstractForwardModel | AnyCallable) -> AbstractFor
 
 def as_multi_view(forward: AbstractForwardModel) -> MultiView:
     """The forward model of a stack of views."""
-    return forward if measures_stack(forward) else MultiView(forward)
+    return cast(MultiView, forward) if measures_stack(forward) else MultiView(forward)
 
 
 def measures_stack(forward: AbstractForwardModel) -> bool:

@@ -82,7 +82,7 @@ class ProperScore(AbstractObjective):
         observed = _observed(example, score_target)
         predict = lambda key: self._predict(problem, example, noisy, level, score_target, key)
         drawn, log_shares, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_draws))
-        shares = jnp.exp(log_shares).astype(level.alpha.dtype)
+        shares = jnp.exp(log_shares).astype(jnp.result_type(level.alpha))
         if shares.shape[1] == 1:
             error, spread = self.rule.terms(jax.tree.map(lambda x: x[:, 0], drawn), observed)
         else:

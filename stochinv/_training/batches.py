@@ -159,7 +159,7 @@ def checksum(tree: Any) -> int:
     """A checksum of all values of a PyTree of arrays."""
     total = 0
     for x in jax.tree.leaves(tree):
-        total = zlib.crc32(np.ascontiguousarray(jax.device_get(x)).view(np.uint8), total)
+        total = zlib.crc32(np.ascontiguousarray(jax.device_get(x)).view(np.uint8).data, total)
     return total
 
 

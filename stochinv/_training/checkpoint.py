@@ -37,7 +37,8 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, configuration: dict[str, Any], state: State):
         self.folder = os.path.abspath(os.fspath(folder))
         self._configuration = {name: describe(x) for name, x in (configuration | _parts(state)).items()}
-        seen = state.problem.data_info.witness
+        info = state.problem.data_info
+        seen = None if info is None else info.witness
         self._witness = None if seen is None else np.asarray(seen.values, np.float64).tolist()
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, step_prefix=PREFIX)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -133,7 +134,7 @@ def _parts(state):
         "objective": problem.objective,
         "noise": problem.noise,
         # By what it measures where that was kept, and not by names that a new version of the code may change.
-        "forward": problem.forward if problem.data_info.witness is None else None,
+        "forward": None if problem.data_info and problem.data_info.witness else problem.forward,
         "signal": problem.signal,
         "ema": state.ema,
         "roles": state.roles,
@@ -142,5 +143,5 @@ def _parts(state):
 
 def _signatures(leaves, *, values: bool = True):
     """Shape, dtype and checksum of each array."""
-    checksum = lambda x: zlib.crc32(np.ascontiguousarray(jax.device_get(x)).view(np.uint8)) if values else 0
+    checksum = lambda x: zlib.crc32(np.ascontiguousarray(jax.device_get(x)).view(np.uint8).data) if values else 0
     return [[list(x.shape), jnp.dtype(x.dtype).name, checksum(x)] for x in leaves]

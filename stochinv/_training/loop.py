@@ -127,14 +127,14 @@ class _Run:
         self._checkpoints = None
         if options.checkpoint is not None:
             self._checkpoints = Checkpoints(options.checkpoint, configuration | {"data": batches.described()}, state)
-            self._resume()
+            self._resume(self._checkpoints)
         self._seconds_before = self._history.seconds
 
-    def _resume(self):
+    def _resume(self, checkpoints: Checkpoints):
         if not self._options.resume:
-            self._checkpoints.clear()
-        elif self._checkpoints.latest() is not None:
-            self._moving, record = self._checkpoints.restore(self._moving)
+            checkpoints.clear()
+        elif checkpoints.latest() is not None:
+            self._moving, record = checkpoints.restore(self._moving)
             self._step = record["step"]
             self._history = History(**record["history"])
             self._history.interrupted = False

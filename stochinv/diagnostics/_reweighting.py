@@ -111,7 +111,7 @@ def reweighted_posterior(
     chunk = lambda sums, index: _add_chunk(
         sums, prior, forward, measured, reduce, contexts, jr.fold_in(key, index), chunk_size, num_draws
     )
-    sums = functools.reduce(chunk, range(num_chunks), None)
+    sums: Any = functools.reduce(chunk, range(num_chunks), None)
     ess = jnp.exp(2 * sums.log_total - sums.log_squares)
     return ReweightedPosterior(
         sums.mean, sums.samples, ess.reshape(number), sums.log_total - jnp.log(float(num_chunks * chunk_size))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from ..._checks import as_range
 from ..._view import Example, View
 from ...forward._camera import Camera
 

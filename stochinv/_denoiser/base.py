@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from .._checks import check_callable
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
+from .._frozen import count_trained
 from .._schedule import NoiseLevel
 
 
@@ -19,6 +20,9 @@ class AbstractDenoiser(eqx.Module):
     A denoiser may be *stochastic*: with a key it then returns a draw from its law of the signal. `key=None` always
     asks for a deterministic answer.
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({count_trained(self):,} parameters)"
 
     @abc.abstractmethod
     def __call__(

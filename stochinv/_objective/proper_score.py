@@ -1,5 +1,6 @@
 r"""Proper scores of predicted measurements: objectives of their whole law, for stochastic denoisers."""
 
+import warnings
 from typing import Any, ClassVar, final
 
 import jax
@@ -14,7 +15,7 @@ from .._denoiser.base import components
 from .._forward.base import as_multi_view
 from .._noising import noise_target, uniform_log_snr
 from .._view import Example, View, view_mask
-from .base import AbstractObjective, check_functions, check_novel
+from .base import AbstractObjective, check_functions, check_novel, left_open
 from .rules import AbstractScoringRule, EnergyRule, check_rule
 from .squared_error import unit_weight
 
@@ -71,6 +72,12 @@ class ProperScore(AbstractObjective):
             raise ValueError(
                 "ProperScore: with `score_target=False` novel measurements are needed (`Example.novel`, or `roles` "
                 "with `novel=1`), since nothing else is scored."
+            )
+        if example.novel is None and example.context is not None and left_open(problem, example):
+            warnings.warn(
+                "ProperScore: no novel measurement is scored, but context and target leave the signal open: what neither "
+                "sees is not learned; deal one by `RandomViews(novel=1)`.",
+                stacklevel=2,
             )
 
     def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:

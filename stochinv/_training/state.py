@@ -46,6 +46,9 @@ class State(eqx.Module):
     ema: AbstractEMA | None
     roles: RandomViews | None
 
+    def __repr__(self) -> str:
+        return f"State(after {self.count} steps,\n{self.problem!r})"
+
     @property
     def trained(self) -> AbstractProblem:
         """The problem with the averaged parameters, or with the last ones where none are averaged."""

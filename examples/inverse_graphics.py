@@ -216,17 +216,8 @@ def train(config, problem, data, key):
     if config.optimizer == "muon":
         rate = lambda peak: optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, 1e-5)
         optimizer = optax.contrib.muon(rate(4e-3), consistent_rms=0.2, adam_learning_rate=rate(1e-3))
-    return problem.fit(data, steps=config.steps, optimizer=optimizer, key=key, callbacks=[ends_after(config.minutes)])
-
-
-def ends_after(minutes):
-    """A callback that tells how training goes, and ends it in time."""
-
-    def look(progress):
-        print(f"step {progress.step:5d}   loss {progress.loss:.4f}   {progress.history.seconds:.0f} s", flush=True)
-        return progress.history.seconds > 60 * minutes
-
-    return look
+    in_time = lambda progress: progress.history.seconds > 60 * config.minutes  # `True` ends training
+    return problem.fit(data, steps=config.steps, optimizer=optimizer, key=key, callbacks=[in_time])
 
 
 def load_scenes(config):

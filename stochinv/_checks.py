@@ -23,6 +23,13 @@ def shown(value: Any, limit: int = 80) -> str:
     return shorten(repr(value), limit)
 
 
+def numbers(tree: Any) -> str:
+    """A PyTree of scalars in one line, to six digits; what is traced as it is."""
+    known = lambda x: isinstance(x, jax.Array | np.ndarray) and not is_traced(x)
+    spell = lambda x: float(f"{float(x):.6g}") if known(x) else x
+    return repr(jax.tree.map(spell, tree))
+
+
 def shorten(text: str, limit: int) -> str:
     """A text in one line, its end left out where it is too long."""
     line = " ".join(text.split())

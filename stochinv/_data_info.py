@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._checks import check_arrays, check_finite, is_traced, shorten
+from ._checks import check_arrays, check_finite, is_traced, numbers, shorten
 from ._custom_types import AnyCallable, Context, Observation, Structure
 from ._structure import same_structure
 from ._view import Example, View, is_view, structure
@@ -31,6 +31,9 @@ class Units(eqx.Module):
 
     mean: PyTree = None
     std: PyTree = None
+
+    def __repr__(self) -> str:
+        return f"Units(mean={numbers(self.mean)}, std={numbers(self.std)})"
 
     def standardise(self, observation: Observation) -> Observation:
         """`(o − mean) / std`, for one measurement or a stack."""
@@ -183,7 +186,7 @@ def describe(tree: Any) -> str:
 def check_structure(name: str, tree: Any, expected: Structure, remedy: str):
     """Raises a `ValueError` that names the argument if `tree` does not have the expected structure."""
     tree, expected = without_mask(tree), without_mask(expected)
-    if not same_structure(tree, expected):
+    if not same_structure(structure(tree), expected):
         got, wanted = shorten(describe(tree), 300), shorten(describe(expected), 300)
         raise ValueError(f"`{name}` is {got}, but {wanted} is expected; {remedy}.")
 

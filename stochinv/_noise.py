@@ -25,7 +25,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
-from ._checks import check_instance, is_traced, shown
+from ._checks import check_instance, is_traced, numbers, shown
 from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, Structure, summary
 from ._noising import scaled_normal
 from ._schedule import NoiseLevel
@@ -165,10 +165,7 @@ class GaussianNoise(AbstractNoise):
         return not any(float(x) > 0 for x in jax.tree.leaves(self.scale))
 
     def __repr__(self) -> str:
-        try:
-            return f"GaussianNoise({jax.tree.map(float, self.scale)})"
-        except jax.errors.ConcretizationTypeError:  # as it is traced
-            return f"GaussianNoise({self.scale})"
+        return f"GaussianNoise({numbers(self.scale)})"
 
     def gaussian_scale(self, clean: Observation) -> PyTree:
         scale, expected = self.scale, jax.tree.structure(clean)
@@ -223,6 +220,9 @@ class PoissonNoise(AbstractNoise):
     def __init__(self, gain: FloatScalarLike = 1.0, background: FloatScalarLike = 0.0):
         self.gain = _as_scale(gain, "PoissonNoise: `gain`", positive=True)
         self.background = _as_scale(background, "PoissonNoise: `background`")
+
+    def __repr__(self) -> str:
+        return f"PoissonNoise(gain={numbers(self.gain)}, background={numbers(self.background)})"
 
     @property
     def exact(self) -> bool:

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jax.tree_util as jtu
 import numpy as np
 
 from ._archive import read_archive, write_archive
@@ -24,8 +23,15 @@ from ._objective.proper_score import ProperScore
 from ._objective.rules import EnergyRule, KernelRule, Patches, PerView, Scales, SumOfRules
 from ._objective.squared_error import SquaredError, snr_weight, unit_weight
 from ._problem_base import AbstractProblem, trained_denoiser
-from ._schedule import AbstractNoiseSchedule, CosineSchedule, RectifiedFlow, VarianceExploding, VariancePreserving
-from ._structure import decode_structure, encode_structure, is_opaque, same_structure
+from ._schedule import (
+    AbstractNoiseSchedule,
+    CosineSchedule,
+    NoiseLevel,
+    RectifiedFlow,
+    VarianceExploding,
+    VariancePreserving,
+)
+from ._structure import decode_structure, encode_structure, is_opaque, named_leaves, same_structure
 from ._view import View, structure
 
 # What a file may name; nothing else is ever looked up, and all of it is cheap and without side effects.
@@ -110,14 +116,8 @@ class _Reader:
                 self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
             signal = problem.signal
         info = None if self._content["data_info"] is None else self._data_info(self._content["data_info"])
-        seen = None if info is None else info.witness
-        # Containers of the user's own are known by their names alone, and cannot be given to a forward model.
-        if (
-            seen is not None
-            and not any(map(is_opaque, (signal, seen.params)))
-            and not self._agrees(seen, problem.forward, signal)
-        ):
-            self._refuse(["`forward` measures a fixed signal otherwise than that of the file"])
+        if info is not None:
+            self._check_forward(problem.forward, signal, info)
         denoiser = problem.denoiser
         if denoiser is None:
             if info is None:
@@ -131,16 +131,46 @@ class _Reader:
         denoiser = eqx.combine(self._fill(owned, "denoiser"), rest)
         if self._arrays:
             self._refuse([f"{next(iter(self._arrays))} is in the file and missing here"])
+        if info is not None:
+            self._check_denoiser(denoiser, signal, info)
         return found | {"signal": signal, "data_info": info, "denoiser": denoiser}
 
-    def _agrees(self, seen, forward, signal):
+    def _check_forward(self, forward, signal, info):
+        """Whether the forward model is the one that the problem was trained with.
+
+        Containers of the user's own are known by their names alone, and cannot be given to it.
+        """
+        if signal is None or is_opaque((signal, info.params)):
+            return
         try:
-            return seen.agrees(forward, signal)
+            measured = eqx.filter_eval_shape(forward, signal, info.params)
+            agrees = same_structure(measured, info.observation)
+            agrees = agrees and (info.witness is None or info.witness.agrees(forward, signal))
         except Exception as error:
             raise ValueError(
                 f"`forward` fails on the signal {shapes(signal)} of {self._path} ({summary(error)}); give the forward "
                 "model that the problem was trained with."
             ) from error
+        if not agrees:
+            self._refuse(["`forward` measures a fixed signal otherwise than that of the file"])
+
+    def _check_denoiser(self, denoiser, signal, info):
+        """Whether the denoiser makes signals of what the file says of its arguments."""
+        arguments = (info.observation, info.context, info.params)
+        if signal is None or is_opaque((signal, arguments)):
+            return
+        like = jax.tree.leaves(info.observation)[0].dtype
+        level = NoiseLevel(jnp.ones((), like), jnp.ones((), like))
+        call = lambda noisy, context, params: denoiser(noisy, level, context, params, key=None)
+        try:
+            agrees = same_structure(eqx.filter_eval_shape(call, *arguments), signal)
+        except Exception as error:
+            raise ValueError(
+                f"`path`: {self._path} has a denoiser that fails on what it says of its data ({summary(error)}); use "
+                "another copy."
+            ) from error
+        if not agrees:
+            self._refuse(["`denoiser` makes other signals than that of the file"])
 
     def _part(self, name, here, given):
         if not given:
@@ -174,8 +204,7 @@ class _Reader:
     def _fill(self, tree, prefix):
         """`tree` with each leaf replaced by the stored array of its name."""
 
-        def replace(key_path, leaf):
-            name = prefix + jtu.keystr(key_path)
+        def replace(name, leaf):
             kind = (leaf.shape, jnp.dtype(leaf.dtype))
             got = self._arrays.get(name)
             if got is None or (got.shape, got.dtype) != kind:
@@ -186,7 +215,9 @@ class _Reader:
                 raise ValueError(f"`path`: {self._path} has NaN or infinite values in {name}; use another copy.")
             return x
 
-        return jtu.tree_map_with_path(replace, tree)
+        leaves, treedef = jax.tree.flatten(tree)
+        names = [prefix + path for path in named_leaves(tree)]
+        return treedef.unflatten([replace(name, leaf) for name, leaf in zip(names, leaves, strict=True)])
 
     def _refuse(self, different):
         raise ValueError(
@@ -196,8 +227,7 @@ class _Reader:
 
 
 def _named(tree, prefix):
-    leaves, _ = jtu.tree_flatten_with_path(tree)
-    return {prefix + jtu.keystr(path): x for path, x in leaves}
+    return dict(zip([prefix + path for path in named_leaves(tree)], jax.tree.leaves(tree), strict=True))
 
 
 def _without_arrays(denoiser):

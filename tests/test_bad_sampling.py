@@ -229,7 +229,7 @@ LOADED = [
     case({"noise": "big"}, "`noise` must be a number, got 'big'", id="noise-name"),
     case(
         {"signal": jax.ShapeDtypeStruct((4,), jnp.float32)},
-        r"`signal` is float32\[3\] in the file and float32\[4\] here; give",
+        r"`signal` is float32\[3\] in the file and float32\[4\] here; load it with",
         id="signal",
     ),
     case({"signal": (3,)}, r"`signal` must be .* got \(3,\)", id="signal-tuple"),

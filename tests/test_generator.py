@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import stochinv as si
+from stochinv._archive import read_archive
 
 LAYERS = (("project", 6, "identity"), ("same", 5, "leaky_relu"), ("up", 4, "relu"), ("up", 3, "tanh"))
 SLOPE = {"identity": 1.0, "leaky_relu": 0.2, "relu": 0.0}
@@ -221,15 +222,14 @@ def test_weights_are_neither_trained_nor_saved(tmp_path):
     forward = si.forward.Generator(generator)
     images = jax.vmap(generator)(jr.normal(jr.key(1), (16, 5)))
     denoiser = Inverter(forward, si.nn.Linear(24, 5, key=jr.key(2)))
-    problem = si.StochasticInverseProblem(forward, denoiser)
+    problem = si.StochasticInverseProblem(forward, denoiser, objective=si.SquaredError())
     fitted = problem.fit(si.Example(None, si.View(images)), key=jr.key(0), steps=2, batch_size=8).problem
     for trained in (fitted.forward, fitted.denoiser.forward):
         for before, after in zip(jax.tree.leaves(forward), jax.tree.leaves(trained), strict=True):
             np.testing.assert_array_equal(before, after)
     assert jnp.any(fitted.denoiser.network.weight != denoiser.network.weight)
-    fitted.save(tmp_path / "problem.zip")
-    with np.load(tmp_path / "problem.zip") as file:
-        names = [name for name in file.files if name.startswith("denoiser")]
+    fitted.save(tmp_path / "problem.si")
+    names = [name for name in read_archive(tmp_path / "problem.si")[1] if name.startswith("denoiser")]
     assert names == ["denoiser.network.weight", "denoiser.network.bias"]
 
 

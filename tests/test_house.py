@@ -19,6 +19,8 @@ OPTIONAL = {"arviz", "imageio", "matplotlib", "PIL", "safetensors", "skimage", "
 CONVERTERS = {"_describe.py", "_structure.py", "_archive.py"}
 REASONS = {
     ("_checks.py", "is_integer"): "a check",
+    ("_checks.py", "is_traced"): "the one place that tells what is being traced",
+    ("_checks.py", "numbers"): "arrays are shown by their values",
     ("_checks.py", "plain"): "settings given as NumPy scalars are converted",
     ("_checks.py", "shown"): "arrays are shown by their shapes",
     ("_denoiser/base.py", "components"): "a plain callable is a denoiser too, and has no abstraction to ask",

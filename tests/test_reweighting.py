@@ -144,7 +144,7 @@ def test_arguments_are_checked():
     run = lambda contexts, **options: si.diagnostics.reweighted_posterior(
         prior, measure, **({"noise": TAU, "contexts": contexts, "key": jr.key(0)} | options)
     )
-    with pytest.raises(ValueError, match="`noise` must consist of positive scalars"):
+    with pytest.raises(ValueError, match="`noise` must be positive, got GaussianNoise"):
         run(contexts(), noise=0.0)
     with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
         run(contexts(), num_samples=0)

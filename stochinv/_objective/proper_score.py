@@ -75,8 +75,8 @@ class ProperScore(AbstractObjective):
             )
         if example.novel is None and example.context is not None and left_open(problem, example):
             warnings.warn(
-                "ProperScore: no novel measurement is scored, but context and target leave the signal open: what neither "
-                "sees is not learned; deal one by `RandomViews(novel=1)`.",
+                "ProperScore: no novel measurement is scored, but context and target leave the signal open: what "
+                "neither sees is not learned; deal one by `RandomViews(novel=1)`.",
                 stacklevel=2,
             )
 

@@ -274,7 +274,7 @@ class _Run:
             warnings.warn(
                 f"Training was interrupted after {self._step} of {self._options.steps} steps; what was trained is "
                 f"returned{where}.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _keep(self, error: BaseException):

@@ -142,7 +142,7 @@ def step(state: State, batch: Example | View) -> tuple[State, dict[str, FloatSca
     count = state.count + 1
     new = optax.apply_updates(params, updates)
     average = None if state.ema is None else state.ema.update(state.average, new, count)
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradient))
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     keep = lambda after, before: jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, before)
     moved = keep((new, average, optimizer_state), (params, state.average, state.optimizer_state))
     problem = eqx.combine(moved[0], rest)

@@ -117,8 +117,8 @@ def test_edited_headers_with_right_checksums(trained, tmp_path):
                 accepted.add((place, index))
             except ValueError as error:
                 assert "\n" not in str(error) and "`" in str(error)
-    # Whoever signs a file may say what nothing else tells: the version that wrote it, a context that the denoiser takes,
-    # and settings within their ranges.
+    # Whoever signs a file may say what nothing else tells: the version that wrote it, a context that the denoiser
+    # takes, and settings within their ranges.
     for place, index in accepted:
         known = place in (("stochinv",), ("data_info", "context")) or isinstance(hostile[index], bool | int | float)
         assert known, f"{place} may be {hostile[index]!r}"

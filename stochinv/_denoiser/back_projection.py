@@ -67,8 +67,9 @@ class BackProjection(AbstractEncoder):
         _, linear = jax.linearize(measure, zeros)
         transpose = jax.linear_transpose(linear, zeros)
         weigh = lambda o: jax.tree.map(jnp.multiply, o, weights)
-        # Divided by the gain once before and once after, since its square may be out of range.
-        scaled = lambda o: jax.tree.map(lambda x: x / self.gain, o)
+        # Divided by the gain once before and once after, since its square may be out of range; the barrier keeps the
+        # compiler from taking both together.
+        scaled = lambda o: jax.lax.optimization_barrier(jax.tree.map(lambda x: x / self.gain, o))
         project = lambda o: jnp.concatenate(jax.tree.leaves(scaled(transpose(weigh(o))[0])), axis=-1)
         coverage = project(scaled(linear(ones)))
         limit = 1e-3 * jnp.max(jnp.abs(coverage), initial=1e-12)

@@ -8,6 +8,7 @@ import pytest
 
 import helpers
 import stochinv as si
+from stochinv._archive import read_archive
 from stochinv._denoiser.resampling import pick
 
 SIZE, LEVEL = 3, si.NoiseLevel(jnp.asarray(0.6), jnp.asarray(0.8))
@@ -121,10 +122,9 @@ def test_candidates_are_neither_trained_nor_saved(tmp_path):
     fitted = problem.fit(data, key=jr.key(0), steps=2, batch_size=8).problem
     np.testing.assert_array_equal(fitted.denoiser.candidates.value, problem.denoiser.candidates.value)
     assert jnp.any(fitted.denoiser.network.linear_out.weight != 0)
-    fitted.save(tmp_path / "problem.zip")
-    with np.load(tmp_path / "problem.zip") as file:
-        assert not any("candidates" in name for name in file.files)
-    loaded = problem.load(tmp_path / "problem.zip")
+    fitted.save(tmp_path / "problem.si")
+    assert not any("candidates" in name for name in read_archive(tmp_path / "problem.si")[1])
+    loaded = si.load(tmp_path / "problem.si", forward, problem.denoiser)
     sample = lambda p: p.sample(signals[0, :2], key=jr.key(6), sampler=si.Ancestral(2)).signal
     np.testing.assert_array_equal(sample(loaded), sample(fitted))
 

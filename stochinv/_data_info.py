@@ -210,7 +210,9 @@ def as_context(context: Context) -> Context:
         return context
     mask = context.mask
     blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
-    return View(jax.tree.map(blank, context.observation), jax.tree.map(blank, context.params), mask)
+    # Zeros are no parameters of many forward models, cameras among them: those of a view that counts stand in.
+    stand_in = jnp.where(mask, jnp.arange(mask.size), jnp.argmax(mask))
+    return View(jax.tree.map(blank, context.observation), jax.tree.map(lambda x: x[stand_in], context.params), mask)
 
 
 def check_measurement(name: str, tree: Any):

@@ -33,6 +33,7 @@ from ._schedule import (
 )
 from ._structure import decode_structure, encode_structure, is_opaque, named_leaves, same_structure
 from ._view import View, structure
+from .forward import Camera, Rays, Rendering, TriPlaneField, VoxelField
 
 # What a file may name; nothing else is ever looked up, and all of it is cheap and without side effects.
 KINDS = {
@@ -44,7 +45,7 @@ KINDS = {
         *(snr_weight, unit_weight, uniform_time, uniform_log_snr, pure_noise, mostly_noise),
     )
 }
-VIEWS = {"View": View}
+CONTAINERS = {kind.__name__: kind for kind in (View, Camera, Rays, Rendering, TriPlaneField, VoxelField)}
 PARTS = {"schedule": AbstractNoiseSchedule, "objective": AbstractObjective, "noise": AbstractNoise}
 
 
@@ -62,10 +63,12 @@ def save(problem: AbstractProblem, path: str | os.PathLike):
     info = problem.data_info
     content = {name: describe(getattr(problem, name), KINDS) for name in PARTS}
     content |= {"stochinv": importlib.metadata.version("stochinv"), "denoiser": _without_arrays(denoiser)}
-    content["signal"] = encode_structure(problem.signal, VIEWS)
+    content["signal"] = encode_structure(problem.signal, CONTAINERS)
     content["data_info"] = None
     if info is not None:
-        kept = {name: encode_structure(getattr(info, name), VIEWS) for name in ("observation", "params", "context")}
+        kept = {
+            name: encode_structure(getattr(info, name), CONTAINERS) for name in ("observation", "params", "context")
+        }
         content["data_info"] = kept | {"affine": info.affine, "witness": info.witness is not None}
         arrays |= _named(info.units.mean, "mean") | _named(info.units.std, "std")
         if info.witness is not None:
@@ -110,7 +113,7 @@ class _Reader:
     def parts(self, problem, given, make_denoiser):
         """The fields of the saved problem."""
         found = {name: self._part(name, getattr(problem, name), name in given) for name in PARTS}
-        signal = decode_structure(self._content["signal"], VIEWS, name="signal")
+        signal = decode_structure(self._content["signal"], CONTAINERS, name="signal")
         if problem.signal is not None:
             if signal is not None and not same_structure(signal, problem.signal):
                 self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
@@ -185,7 +188,7 @@ class _Reader:
 
     def _data_info(self, content):
         observation, params, context = (
-            decode_structure(content[x], VIEWS, name=x) for x in ("observation", "params", "context")
+            decode_structure(content[x], CONTAINERS, name=x) for x in ("observation", "params", "context")
         )
         scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), observation)
         units = Units(self._fill(scalars, "mean"), self._fill(scalars, "std"))

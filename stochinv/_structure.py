@@ -1,11 +1,12 @@
 r"""Structures: PyTrees of shapes and dtypes, as JSON data and back without looking a type up by its name.
 
 Besides the descriptions of [`stochinv._describe`][] there is one for a node whose type is not in the caller's table,
-`{"node": name, "children": [[key, value], ...]}`. It comes back with the help of a PyTree of the same structure, or
-else as an [`stochinv._structure.Opaque`][] node. What names the leaves of both is their path.
+`{"node": name, "children": [[key, value], ...]}`. It comes back as an [`stochinv._structure.Opaque`][] node. What names
+the leaves of both is their path.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -13,7 +14,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 
 from ._archive import DTYPES
 from ._describe import describe_part, name_of, names_of, of_type, one_line, rebuild_part, shape_of, walk
@@ -64,40 +64,30 @@ def encode_structure(tree: Any, kinds: Mapping[str, Callable]) -> Any:
     return walk(functools.partial(_encode, names=names_of(kinds)), jax.tree.map(_struct, tree))
 
 
-def decode_structure(node: Any, kinds: Mapping[str, Callable], like: Any = None, name: str = "structure") -> Any:
+def decode_structure(node: Any, kinds: Mapping[str, Callable], name: str = "structure") -> Any:
     """The structure that [`stochinv._structure.encode_structure`][] described.
 
     **Arguments:**
 
     - `node`: the description; any JSON data.
-    - `kinds`: as there. Classes are called with arrays of the right shape that take no memory.
-    - `like`: a PyTree of the same structure; its types of nodes are used.
+    - `kinds`: as there. Classes are called with traced arrays, which take no memory and have no values to be checked.
     - `name`: what it is, for messages.
 
     **Returns:**
 
-    A PyTree of `jax.ShapeDtypeStruct`s; without `like`, nodes of other types are [`stochinv._structure.Opaque`][].
+    A PyTree of `jax.ShapeDtypeStruct`s; nodes of other types are [`stochinv._structure.Opaque`][].
 
     **Raises:**
 
-    `ValueError` if the description is damaged, or `like` has another structure.
+    `ValueError` if the description is damaged.
     """
     try:
-        tree = jax.tree.map(_struct, walk(functools.partial(_decode, kinds=kinds), node))
-        saved = named_leaves(tree)
+        tree = jax.eval_shape(lambda: walk(functools.partial(_decode, kinds=kinds), node))
+        tree = jax.tree.map(_struct, tree)
+        named_leaves(tree)
     except Exception as error:
         raise ValueError(f"`{name}` cannot be rebuilt from the file ({one_line(error)}); use another copy.") from error
-    if like is None:
-        return tree
-    here = named_leaves(like)
-    for path in saved | here:
-        a, b = (_spell(leaves.get(path)) for leaves in (saved, here))
-        if a != b:
-            raise ValueError(
-                f"`{name}{path}` is {a} in the file and {b} here; give a PyTree of the saved structure, or use another "
-                "copy."
-            )
-    return jax.tree.map(_struct, like)
+    return tree
 
 
 def named_leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -174,5 +164,11 @@ def _decode(node, visit, kinds):
 
 
 def _placeholder(node):
-    """An array of the described shape and dtype that takes no memory."""
-    return np.broadcast_to(np.zeros((), DTYPES[of_type(node["dtype"], str)]), shape_of(node["struct"]))
+    """A traced array of the described shape and dtype."""
+    dtype = DTYPES[of_type(node["dtype"], str)]
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"it has {dtype.name}, but JAX computes in single precision; enable `jax_enable_x64`")
+    shape = shape_of(node["struct"])
+    if math.prod(shape) >= 2**62:
+        raise ValueError("a shape is not valid")
+    return jnp.zeros(shape, dtype)

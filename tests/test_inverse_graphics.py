@@ -203,9 +203,8 @@ def test_a_renderer_alone_can_fit(tmp_path):
     problem = si.StochasticInverseProblem(FORWARD)
     roles = si.RandomViews(context=(1, 2), target=1, novel=1)
     trained = problem.fit(data, roles=roles, steps=2, batch_size=2, key=jr.key(0), progress=False).problem
-    trained.save(tmp_path / "problem.zip")
-    # Containers such as a camera come back as their names, so what is made of them has to be given.
-    loaded = si.load(tmp_path / "problem.zip", FORWARD, trained.denoiser, signal=trained.signal)
+    trained.save(tmp_path / "problem.si")
+    loaded = si.load(tmp_path / "problem.si", FORWARD)
     context = views(0, 1, mask=jnp.asarray([True, False]))
     sample = lambda p: p.sample(context, take(CAMERAS, 2), key=jr.key(1), sampler=si.Ancestral(2))
     assert difference(sample(trained), sample(loaded)) == 0

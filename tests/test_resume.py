@@ -276,6 +276,17 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     assert steps_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_parameters_that_overflow_are_never_returned(kept, tmp_path):
+    """Loss and gradient of the last step are finite; the step that the optimiser makes of them is not."""
+    options = {"optimizer": optax.sgd(1e38), "gradient_clip": None, "steps": 1}
+    with pytest.raises(
+        FloatingPointError, match="The parameters are NaN or infinite after step 1: .* lower the learning"
+    ):
+        training.fit(training.problem(), training.examples(), checkpoint=tmp_path if kept else None, **options)
+    assert steps_in(tmp_path) == []
+
+
 def test_a_step_that_is_not_finite_changes_nothing():
     state = si.init(training.problem(), training.examples(8), key=jr.key(0))
     bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), training.examples(8))

@@ -143,8 +143,7 @@ class PerView(AbstractScoringRule):
         check_rule("PerView", self.rule)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
-        each = lambda x, y: jax.vmap(lambda u, v: self.rule.distance(*_as_stacks(u, v)))(x, y)
-        return jnp.mean(jnp.concatenate([each(x, y) for x, y in zip(a, b, strict=True)]))
+        return _mean_over_parts(self.rule, a, b)
 
 
 @final
@@ -168,9 +167,8 @@ class Patches(AbstractScoringRule):
         check_integer("Patches: `size`", self.size)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
-        each = lambda x, y: jax.vmap(lambda u, v: self.rule.distance(*_as_stacks(u, v)))(x, y)
-        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return jnp.mean(jnp.concatenate([each(_cut(x, self.size), _cut(y, self.size)) for x, y in pairs]))
+        cut = lambda stacks: [_cut(x, self.size) for x in jax.tree.leaves(stacks)]
+        return _mean_over_parts(self.rule, cut(a), cut(b))
 
 
 @final
@@ -239,9 +237,11 @@ def _mean_square(a, b):
     return sum(jnp.sum((x - y) ** 2) for x, y in pairs) / sum(x.size for x, _ in pairs)
 
 
-def _as_stacks(*parts):
-    """Parts as tuples of stacks of one view."""
-    return [(jax.tree.map(lambda x: x[None], part),) for part in parts]
+def _mean_over_parts(rule, a, b):
+    """The mean distance of parts, each by itself, which lie along the leading axes of each entry of two sequences."""
+    one = lambda part: (jax.tree.map(lambda x: x[None], part),)  # a tuple of stacks of one view
+    each = jax.vmap(lambda u, v: rule.distance(one(u), one(v)))
+    return jnp.mean(jnp.concatenate([each(x, y) for x, y in zip(a, b, strict=True)]))
 
 
 def _spatial(x):

@@ -119,6 +119,7 @@ class _Run:
         self._options, self._batches, self._start = options, batches, start
         self._advance = jax.jit(self._advance_traced, donate_argnums=0)
         self._evaluate = jax.jit(self._evaluate_traced)
+        self._finite = jax.jit(all_finite)
         self._validation = jax.tree.map(jnp.asarray, options.validation)
         self._validation_key = jr.fold_in(state.key, 2**32 - 1)
         self._history = History()
@@ -239,12 +240,12 @@ class _Run:
         self._history.seconds = self._seconds_before + time.perf_counter() - self._start
         return float(np.mean([loss for loss, _, _ in pending])) if pending else float("nan")
 
+    def _kept(self) -> str:
+        if self._checkpoints is None or self._checkpoints.latest() is None:
+            return "no checkpoint was kept (give `checkpoint=`)"
+        return f"the last good checkpoint is that of step {self._checkpoints.latest()} in {self._checkpoints.folder}"
+
     def _fail(self, number: int, loss: float, data: bool):
-        kept = "no checkpoint was kept (give `checkpoint=`)"
-        if self._checkpoints is not None and self._checkpoints.latest() is not None:
-            kept = (
-                f"the last good checkpoint is that of step {self._checkpoints.latest()} in {self._checkpoints.folder}"
-            )
         # What arrays held at that step is known; of what an iterable yielded, no more than the structure.
         batch = None
         if self._records is not None:
@@ -254,10 +255,15 @@ class _Run:
         cause = "`data` has NaN or infinite values in the batch of that step; remove or fill them"
         if data:
             cause = diagnose(self._state(self._moving, self._fixed), batch)
-        raise _NotFinite(f"{what} at step {number}: {cause}; {kept}.")
+        raise _NotFinite(f"{what} at step {number}: {cause}; {self._kept()}.")
 
     def _save(self):
         self._flush()
+        if not self._finite(self._moving):
+            raise _NotFinite(
+                f"The parameters are NaN or infinite after step {self._step}: the optimiser's step was too long; lower "
+                f"the learning rate; {self._kept()}."
+            )
         if self._checkpoints is not None:
             record = {
                 "step": self._step,

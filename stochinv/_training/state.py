@@ -138,13 +138,17 @@ def step(state: State, batch: Example | View) -> tuple[State, dict[str, FloatSca
     key = jr.fold_in(state.key, state.count)
     loss_of = lambda params: batch_loss(eqx.combine(params, rest), state.roles, batch, key)
     (loss, parts), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-    updates, optimizer_state = state.optimizer.update(gradient, state.optimizer_state, params)
     count = state.count + 1
-    new = optax.apply_updates(params, updates)
-    average = None if state.ema is None else state.ema.update(state.average, new, count)
+
+    def move():
+        updates, optimizer_state = state.optimizer.update(gradient, state.optimizer_state, params)
+        new = optax.apply_updates(params, updates)
+        average = None if state.ema is None else state.ema.update(state.average, new, count)
+        return new, average, optimizer_state
+
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
-    keep = lambda after, before: jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, before)
-    moved = keep((new, average, optimizer_state), (params, state.average, state.optimizer_state))
+    # A branch, and no choice array by array, which would cost a fifth of a perceptron's step.
+    moved = jax.lax.cond(finite, move, lambda: (params, state.average, state.optimizer_state))
     problem = eqx.combine(moved[0], rest)
     after = State(problem, moved[1], moved[2], count, state.key, state.optimizer, state.ema, state.roles)
     return after, {"loss": loss, "finite": finite, **parts}

@@ -285,19 +285,20 @@ class _Run:
 
     def _keep(self, error: BaseException):
         """Keeps what was trained before somebody else's exception is passed on."""
+        done = f"stochinv: {self._step} of {self._options.steps} steps were done; what was trained"
+        if any(x.is_deleted() for x in jax.tree.leaves(self._moving)):
+            error.add_note(f"{done} went with the step that failed, which had been given its memory; {self._kept()}.")
+            return
         try:
             self._save()
         except Exception as second:
             error.add_note(f"stochinv could not keep what was trained before ({type(second).__name__}: {second}).")
             return
-        if self._checkpoints is None and any(x.is_deleted() for x in jax.tree.leaves(self._moving)):
-            where = "went with the step that failed, and is in no file, since no `checkpoint=` was given"
-        elif self._checkpoints is None:
-            where = "is the exception's `trained_problem`, and in no file, since no `checkpoint=` was given"
+        if self._checkpoints is None:
             error.trained_problem = self._trained()  # pyright: ignore[reportAttributeAccessIssue]
+            error.add_note(f"{done} is the exception's `trained_problem`; {self._kept()}.")
         else:
-            where = f"is in the checkpoint of step {self._step} in {self._checkpoints.folder}"
-        error.add_note(f"stochinv: {self._step} of {self._options.steps} steps were done; what was trained {where}.")
+            error.add_note(f"{done} is in the checkpoint of step {self._step} in {self._checkpoints.folder}.")
 
 
 def _automatic(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:

@@ -1,22 +1,24 @@
 """Stochastic inverse problems without direct supervision.
 
-A signal is never observed; measurements of it through a known differentiable forward model are. From measurements
+A signal is never observed; measurements of it through a known forward model are. From measurements
 alone, stochinv trains a conditional diffusion model that samples the posterior of the signal.
 """
 
 import importlib.metadata
 
 from . import data as data, diagnostics as diagnostics, forward as forward, nn as nn
-from ._data_info import DataInfo as DataInfo, Units as Units
+from ._data_info import AbstractUnits as AbstractUnits, DataInfo as DataInfo, Units as Units
 from ._denoiser.amortised_gaussian import AmortisedGaussian as AmortisedGaussian
 from ._denoiser.back_projection import BackProjection as BackProjection
 from ._denoiser.base import (
     AbstractDenoiser as AbstractDenoiser,
+    AbstractEncodingDenoiser as AbstractEncodingDenoiser,
     AbstractMixtureDenoiser as AbstractMixtureDenoiser,
 )
 from ._denoiser.flatten import Flatten as Flatten
 from ._denoiser.gaussian import GaussianDenoiser as GaussianDenoiser
 from ._denoiser.gaussian_prior import GaussianPrior as GaussianPrior
+from ._denoiser.gaussian_residual import GaussianResidual as GaussianResidual
 from ._denoiser.guided import GuidedDenoiser as GuidedDenoiser
 from ._denoiser.mixture import MixtureDenoiser as MixtureDenoiser
 from ._denoiser.network import (
@@ -47,6 +49,7 @@ from ._noising import (
     uniform_time as uniform_time,
 )
 from ._objective.base import AbstractObjective as AbstractObjective
+from ._objective.denoising import DenoisingError as DenoisingError
 from ._objective.proper_score import ProperScore as ProperScore
 from ._objective.rules import (
     AbstractScoringRule as AbstractScoringRule,
@@ -70,6 +73,7 @@ from ._sampler.grid import (
     UniformLogSNR as UniformLogSNR,
     UniformTime as UniformTime,
 )
+from ._sampler.importance import ImportanceSampling as ImportanceSampling
 from ._sampler.probability_flow import ProbabilityFlow as ProbabilityFlow
 from ._sampler.reverse_sde import ReverseSDE as ReverseSDE
 from ._schedule import (
@@ -80,9 +84,15 @@ from ._schedule import (
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
 )
+from ._space import (
+    AbstractSpace as AbstractSpace,
+    MeasurementSpace as MeasurementSpace,
+    SignalSpace as SignalSpace,
+)
 from ._training.ema import AbstractEMA as AbstractEMA, ExponentialEMA as ExponentialEMA, PowerEMA as PowerEMA
 from ._training.history import History as History, Progress as Progress
 from ._training.state import State as State, init as init, step as step
 from ._view import Example as Example, RandomViews as RandomViews, View as View
+from ._whitening import Whitening as Whitening
 
 __version__ = importlib.metadata.version("stochinv")

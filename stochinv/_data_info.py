@@ -1,6 +1,7 @@
 r"""What a fitted problem knows of its data: structures, and the units in which it works."""
 
-from typing import Any
+import abc
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -11,14 +12,35 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_arrays, check_finite, is_traced, numbers, shorten
-from ._custom_types import AnyCallable, Context, Observation, Structure
+from ._custom_types import AnyCallable, Context, FloatScalar, Observation, Structure
 from ._structure import same_structure
-from ._view import Example, View, is_view, structure
+from ._view import View, is_view, structure
 
 FINITE = "remove them, fill them, or mask their view out"
 
 
-class Units(eqx.Module):
+class AbstractUnits(eqx.Module):
+    """An invertible map from raw values to those that are noised and that networks see."""
+
+    @abc.abstractmethod
+    def standardise(self, observation: Observation) -> Observation:
+        """Raw values in standardised units."""
+
+    @abc.abstractmethod
+    def destandardise(self, observation: Observation) -> Observation:
+        """The inverse of `standardise`."""
+
+    @abc.abstractmethod
+    def unit(self, observation: Observation) -> PyTree:
+        """How large one standardised unit of each leaf is in raw units, a scalar each."""
+
+    @abc.abstractmethod
+    def log_volume(self, observation: Observation) -> FloatScalar:
+        """The log-determinant of `destandardise`, for something like `observation`."""
+
+
+@final
+class Units(AbstractUnits):
     """The standardisation of measurements.
 
     Every leaf of an observation has *one* mean and *one* standard deviation, so that white noise stays white.
@@ -51,21 +73,25 @@ class Units(eqx.Module):
         means, stds = jax.tree.leaves(self.mean), jax.tree.leaves(self.std)
         return treedef.unflatten([function(o, m, s) for o, m, s in zip(leaves, means, stds, strict=True)])
 
-    def standardise_context(self, context: Context) -> Context:
-        """A context with its measurements standardised; one that is not a [`stochinv.View`][] is left alone."""
-        if not is_view(context):
-            return context
-        return View(self.standardise(context.observation), context.params, context.mask)
-
-    def standardise_example(self, example: Example) -> Example:
-        """A record with all its measurements standardised."""
-        return Example(*(self.standardise_context(x) for x in (example.context, example.target, example.novel)))
-
     def unit(self, observation: Observation) -> PyTree:
         """The standard deviations by which an observation is standardised, scalars in its structure."""
         if self.mean is None:
             return jax.tree.map(lambda x: jnp.ones((), x.dtype), observation)
         return self._each(lambda o, m, s: s, observation)
+
+    def log_volume(self, observation: Observation) -> FloatScalar:
+        logs = jax.tree.map(lambda o, s: o.size * jnp.log(s), observation, self.unit(observation))
+        return sum(jax.tree.leaves(logs), jnp.zeros(()))
+
+
+def standardise_view(units: AbstractUnits, view: Context) -> Context:
+    """A view with its measurement standardised; a context that is not a [`stochinv.View`][] is left alone."""
+    return View(units.standardise(view.observation), view.params, view.mask) if is_view(view) else view
+
+
+def destandardise_view(units: AbstractUnits, view: View) -> View:
+    """The inverse of `standardise_view`."""
+    return View(units.destandardise(view.observation), view.params, view.mask)
 
 
 class Witness(eqx.Module):
@@ -115,17 +141,27 @@ class DataInfo(eqx.Module):
 
     - `observation`, `params`: the `jax.ShapeDtypeStruct`s of the target measurement and of its parameters.
     - `context`: those of the context.
-    - `units`: the [`stochinv.Units`][].
+    - `units`: those of what is noised.
     - `affine`: whether the forward model was found to be affine in the signal.
     - `witness`: a measurement by which to tell the forward model from another, or `None`.
+    - `context_units`: those of a context's measurements; `None` if they are `units` too.
     """
 
     observation: Structure
     params: Structure
     context: Structure
-    units: Units
+    units: AbstractUnits
     affine: bool = False
     witness: Witness | None = None
+    context_units: Units | None = None
+
+    @property
+    def measurement(self) -> View:
+        """The structure of one measurement."""
+        if self.context_units is None:
+            return View(self.observation, self.params)
+        first = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        return jax.tree.map(first, View(self.context.observation, self.context.params))
 
 
 def measure_units(observation: Observation, *, standardise: bool) -> Units:

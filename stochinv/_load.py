@@ -13,6 +13,7 @@ from ._objective.base import AbstractObjective
 from ._problem import StochasticInverseProblem
 from ._save import read
 from ._schedule import AbstractNoiseSchedule
+from ._space import AbstractSpace
 from .nn import default_denoiser
 
 
@@ -21,6 +22,7 @@ def load(
     forward: AbstractForwardModel | AnyCallable,
     denoiser: AbstractDenoiser | AnyCallable | None = None,
     *,
+    space: AbstractSpace | None = None,
     schedule: AbstractNoiseSchedule | None = None,
     objective: AbstractObjective | None = None,
     noise: AbstractNoise | AnyCallable | PyTree = None,
@@ -39,8 +41,8 @@ def load(
     - `path`: a file written by `save`.
     - `forward`: the forward model that the problem was trained with.
     - `denoiser`: one like the trained denoiser, whose arrays are replaced; `None` if `fit` made it.
-    - `schedule`, `objective`, `noise`, `signal`: as in [`stochinv.StochasticInverseProblem`][]; `None` takes that of
-        the file.
+    - `space`, `schedule`, `objective`, `noise`, `signal`: as in [`stochinv.StochasticInverseProblem`][]; `None`
+        takes that of the file.
 
     **Returns:**
 
@@ -51,7 +53,7 @@ def load(
     `ValueError` if the file is damaged, if it differs from what is given, or if it needs something that is not given;
     `FileNotFoundError` if it is missing.
     """
-    options: dict[str, Any] = {"schedule": schedule, "objective": objective, "noise": noise}
+    options: dict[str, Any] = {"space": space, "schedule": schedule, "objective": objective, "noise": noise}
     given = {name: x for name, x in options.items() if x is not None}
     problem = StochasticInverseProblem(forward, denoiser, signal=signal, **given)
     parts = read(path, problem, given, default_denoiser)

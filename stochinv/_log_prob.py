@@ -1,4 +1,4 @@
-r"""The density of a measurement, by the probability-flow ODE.
+r"""The density of what is noised, by the probability-flow ODE.
 
 The ODE that samples also transports densities. With the rescaled measurement `y = o_t / √(α² + σ²)` and its velocity
 `v(t, y) = −½ ĝ² [y + ∇ log p̂_t(y | c)]`, forward in `t`,
@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from ._checks import check_instance, check_integer, check_key
 from ._custom_types import Context, FloatScalar, Key, Observation, Params
-from ._data_info import as_context, check_context, check_measurement, check_structure
+from ._data_info import check_measurement, check_structure
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.base import draw_keys
 from ._sampler.diffrax_terms import reverse_drift
@@ -46,6 +46,7 @@ def log_prob(
     num_draws: int,
 ) -> FloatScalar:
     """What `problem.log_prob` does, with all its defaults filled in."""
+    problem = problem.noised
     trained_denoiser(problem)
     if key is not None:
         check_key(key)
@@ -56,19 +57,21 @@ def log_prob(
     check_instance("`solver`", solver, dfx.AbstractSolver, "a diffrax solver such as `diffrax.Tsit5()`")
     wanted = "a diffrax controller such as `diffrax.PIDController(rtol=1e-4, atol=1e-4)`"
     check_instance("`stepsize_controller`", stepsize_controller, dfx.AbstractStepSizeController, wanted)
-    check_measurement("observation", observation)
+    check_measurement("value", observation)
     check_measurement("params", params)
-    check_context(problem.data_info, context)
+    context = problem.as_context(context)
     expected = problem.observation_structure(params)
-    remedy = "give one measurement as the forward model returns it for `params`; map over several with `jax.vmap`"
-    check_structure("observation", observation, expected, remedy)
+    remedy = (
+        "give one signal, or one measurement as `forward` returns it for `params`; map over several with `jax.vmap`"
+    )
+    check_structure("value", observation, expected, remedy)
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(expected))
     if num_probes is None and size > EXACT_SIZE:
         num_probes = NUM_PROBES
     if key is None and (num_probes is not None or problem.objective.stochastic):
         why = "the denoiser is stochastic" if num_probes is None else f"the divergence is estimated ({size} entries)"
         raise ValueError(f"`key` must be given, since {why}; got None.")
-    observation, params, context = *jax.tree.map(jnp.asarray, (observation, params)), as_context(context)
+    observation, params = jax.tree.map(jnp.asarray, (observation, params))
     options = (num_probes, solver, stepsize_controller, max_steps, num_draws)
     return _log_prob(problem, observation, context, params, key, options)
 
@@ -83,7 +86,7 @@ def _log_prob(problem, observation, context, params, key, options):
         keys = draw_keys(problem, num_draws, draws_key)
         if num_probes is not None:
             probes = jr.rademacher(probe_key, (num_probes, flat.size), flat.dtype)
-    drift = reverse_drift(problem, problem.units.standardise_context(context), params, keys, unravel, 0.0)
+    drift = reverse_drift(problem, problem.encode(context), params, keys, unravel, 0.0)
     weight = 1.0 if num_probes is None else 1 / num_probes
 
     def velocity(t, state, args):
@@ -96,8 +99,7 @@ def _log_prob(problem, observation, context, params, key, options):
     y, gained = _solve(velocity, start, solver, controller, max_steps)
     standard = -0.5 * jnp.sum(y**2) - 0.5 * y.size * jnp.log(2 * jnp.pi).astype(y.dtype)
     log_jacobian = flat.size * jnp.log(scale)
-    logs = jax.tree.map(lambda o, s: o.size * jnp.log(s), observation, problem.units.unit(observation))
-    log_jacobian = log_jacobian - sum(jax.tree.leaves(logs))
+    log_jacobian = log_jacobian - problem.units.log_volume(observation)
     return (standard + gained + log_jacobian).astype(flat.dtype)
 
 
@@ -115,11 +117,13 @@ def sample_measurement(
     num_draws: int = 16,
 ) -> Observation:
     """A draw from the density that `problem.log_prob` evaluates, by the same ODE backwards, in raw units."""
+    problem = problem.noised
+    context = problem.as_context(context)
     struct = problem.observation_structure(params)
     flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), struct))
     draws_key = jr.fold_in(key, 1) if draws_key is None else jr.split(draws_key)[1]
     keys = draw_keys(problem, num_draws, draws_key)
-    drift = reverse_drift(problem, problem.units.standardise_context(context), params, keys, unravel, 0.0)
+    drift = reverse_drift(problem, problem.encode(context), params, keys, unravel, 0.0)
     start = jr.normal(key, flat.shape, flat.dtype)
     y = _solve(drift.vector_field, start, solver, stepsize_controller, max_steps)
     return problem.units.destandardise(unravel(y / _final_scale(problem, flat)))

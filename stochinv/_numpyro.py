@@ -75,8 +75,8 @@ class SignalDistribution(RaveledDistribution):
         )
 
 
-class ObservationDistribution(RaveledDistribution):
-    """The law of a measurement, with its density; `owner` is a posterior, a key for `log_prob`, and its options."""
+class DensityDistribution(RaveledDistribution):
+    """The law of what is noised, with its density; `owner` is a posterior, a key for `log_prob`, and its options."""
 
     def sample(self, key: Any, sample_shape=()):
         posterior, draws_key, options = self.owner

@@ -9,17 +9,18 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_integer, check_key, is_integer, is_traced, shown
 from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal, summary
-from ._data_info import check_context, check_measurement, describe
+from ._data_info import check_measurement, describe
 from ._forward.base import measures_stack
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._noise import add_noise
-from ._numpyro import ObservationDistribution, SignalDistribution
+from ._numpyro import DensityDistribution, SignalDistribution
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.base import AbstractSampler, as_sampler
+from ._sampler.importance import ImportanceSampling
 from ._sampling import sample
 
 
@@ -31,7 +32,7 @@ class Posterior(eqx.Module):
 
     - `problem`: a trained [`stochinv.StochasticInverseProblem`][].
     - `context`: the context in raw units.
-    - `params`: the parameters of the target measurement that samples go through.
+    - `params`: in measurement space, the parameters of the target measurement that samples go through.
     - `sampler`: the sampler, or `None` for the problem's default.
     """
 
@@ -42,10 +43,10 @@ class Posterior(eqx.Module):
 
     def __check_init__(self):
         trained_denoiser(self.problem)
-        check_context(self.problem.data_info, self.context)
+        self.problem.noised.as_context(self.context)
         check_measurement("params", self.params)
         if self.sampler is None:
-            self.problem.observation_structure(self.params)
+            self.problem.noised.observation_structure(self.params)
         else:
             as_sampler(self.sampler)
 
@@ -114,6 +115,26 @@ class Posterior(eqx.Module):
         check_integer("`num_samples`", num_samples)
         return self.sample(key, (num_samples,))
 
+    def effective_sample_size(self, key: Key, num_samples: int = 256) -> FloatScalar:
+        """How many independent draws of the posterior `num_samples` draws of the network are worth.
+
+        In signal space draws of the network are weighted by how likely they make the context (see
+        [`stochinv.ImportanceSampling`][]). `(Σ w)² / Σ w²` near `num_samples` says that the network is right by
+        itself; near 1, that few of its draws fit the measurements, and that corrected draws repeat these.
+
+        **Raises:**
+
+        `ValueError` if the likelihood is not known: in measurement space, or without noise.
+        """
+        check_key(key)
+        check_integer("`num_samples`", num_samples, 2)
+        noised = self.problem.noised
+        if not noised.likelihood_known:
+            raise ValueError(
+                "The effective sample size needs a likelihood: a problem in signal space, with a `noise` that is not 0."
+            )
+        return _effective(noised, noised.as_context(self.context), key, num_samples)
+
     def to_arviz(self, key: Key, num_samples: int = 256) -> Any:
         """Posterior draws as an `arviz.InferenceData`, one variable per leaf of the signal, in a single chain.
 
@@ -131,7 +152,7 @@ class Posterior(eqx.Module):
 
     def log_prob(
         self,
-        observation: Observation,
+        value: PyTree,
         *,
         key: Key | None = None,
         num_probes: int | None = None,
@@ -140,18 +161,18 @@ class Posterior(eqx.Module):
         max_steps: int = 4096,
         num_draws: int = 16,
     ) -> FloatScalar:
-        """The log-density `log p(o | c)` of a measurement with parameters `params`, by the probability-flow ODE.
+        """The log-density of what is noised, by the probability-flow ODE: `log p(s | c)` of a signal in signal space,
+        and `log p(o | c)` of a measurement with parameters `params` in measurement space.
 
-        It is the density of the measurement with the noise of the schedule's end added to it, `σ(0) / α(0)` of a
-        standard deviation of the data: 0.002 by default. A measurement that the context determines has no density
-        without it. The density of the *signal* is not available. It is as right as the denoiser, whatever its
-        objective, and differentiable in `observation`.
+        It is the density with the noise of the schedule's end added, `σ(0) / α(0)` of a standard deviation: 0.002 by
+        default. What the context determines has no density without it. It is that of the network, as right as the
+        denoiser whatever its objective, and differentiable in `value`.
 
         **Arguments:**
 
-        - `observation`: one measurement in raw units, measurement noise included.
+        - `value`: one signal, or one measurement with its noise, in raw units.
         - `key`: a PRNG key; needed where probes are used or the denoiser is stochastic. The same key gives the same
-            function of `observation`.
+            function of `value`.
         - `num_probes`: how many random directions estimate the divergence, without bias; by default it is exact for
             measurements of up to 64 entries, at the price of as many derivatives, and takes 16 probes for larger ones.
         - `solver`: a diffrax solver of ordinary differential equations.
@@ -175,7 +196,7 @@ class Posterior(eqx.Module):
         """
         return log_prob(
             self.problem,
-            observation,
+            value,
             self.context,
             self.params,
             key=key,
@@ -195,28 +216,42 @@ class Posterior(eqx.Module):
 
         **Arguments:**
 
-        - `of`: `"signal"` for the law of the signal, which simulates and has no `log_prob`, so that MCMC on it raises;
-            `"observation"` for that of a measurement with parameters `params`, measurement noise included. That law
-            has a density (see `log_prob`), and is sampled by the same ODE. MCMC can run on it.
+        - `of`: `"signal"` for the law of the signal; `"observation"`, in measurement space alone, for that of a
+            measurement with parameters `params`, measurement noise included. The law of what is noised has a density
+            (see `log_prob`), and is sampled by the same ODE: MCMC can run on it. That of a signal in measurement space
+            simulates and has none, so that MCMC on it raises.
         - `key`: a PRNG key for `log_prob`, where one is needed; it makes the density a fixed function.
-        - `options`: other arguments of [`stochinv.Posterior.log_prob`][], for `"observation"` alone.
+        - `options`: other arguments of [`stochinv.Posterior.log_prob`][], for a law with a density.
 
         **Raises:**
 
-        `ValueError` if `of` is anything else, or if options are given for the signal.
+        `ValueError` if `of` is anything else, or if options are given for a law without a density.
         """
-        if of == "signal":
+        if of not in ("signal", "observation"):
+            raise ValueError(f'`of` must be "signal" or "observation", got {shown(of)}.')
+        noised = self.problem.noised
+        signals = noised is not self.problem
+        if of == "observation" and signals:
+            raise ValueError(
+                '`of` is "observation", but in signal space the signal has the density; take `to_numpyro()`, and '
+                "`predict` for measurements."
+            )
+        if of == "signal" and not signals:
             if options or key is not None:
                 raise ValueError(
                     f"`key` and the options {sorted(options)} are those of `log_prob`, which signals do not have; "
                     'leave them out or take `to_numpyro("observation")`.'
                 )
             return SignalDistribution(self, jax.eval_shape(lambda: self.sample(jr.key(0))))
-        if of != "observation":
-            raise ValueError(f'`of` must be "signal" or "observation", got {shown(of)}.')
         if key is not None:
             check_key(key)
-        return ObservationDistribution((self, key, options), self.problem.observation_structure(self.params))
+        return DensityDistribution((self, key, options), noised.observation_structure(self.params))
+
+
+@eqx.filter_jit
+def _effective(problem, context, key, number):
+    _, log_weights = ImportanceSampling().propose(problem, problem.encode(context), key, number)
+    return jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
 
 
 @eqx.filter_jit

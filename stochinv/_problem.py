@@ -1,17 +1,19 @@
 r"""A stochastic inverse problem, as users have it: its parts, training, posteriors, files."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
 import jax
+import numpyro.distributions as dist
 import optax
 from jaxtyping import PyTree
 
 from ._checks import check_instance, is_integer, shorten
 from ._custom_types import AnyCallable, Context, Key, Params, Structure
-from ._data_info import DataInfo, describe
+from ._data_info import DataInfo, as_context, check_context, describe
 from ._denoiser.base import AbstractDenoiser, as_denoiser
 from ._forward.base import AbstractForwardModel, as_forward_model
 from ._frozen import count_trained
@@ -24,10 +26,12 @@ from ._sampler.base import AbstractSampler, Sample
 from ._sampling import sample
 from ._save import save
 from ._schedule import AbstractNoiseSchedule, CosineSchedule, as_schedule
+from ._space import AbstractSpace, MeasurementSpace, SignalSpace, as_space
 from ._training.ema import AbstractEMA, PowerEMA
 from ._training.history import History, Progress
 from ._training.loop import Options, train
-from ._view import Example, RandomViews, View, as_signal
+from ._training.signals import train_signals
+from ._view import Example, RandomViews, View, as_signal, is_view
 
 
 @final
@@ -43,6 +47,9 @@ class StochasticInverseProblem(AbstractProblem):
     - `schedule`: the noise schedule.
     - `objective`: what training minimises. `None` is [`stochinv.ProperScore`][]`()`, which is right for every forward
         model; [`stochinv.SquaredError`][] is cheaper, and right under conditions.
+    - `space`: what is noised: [`stochinv.SignalSpace`][]`()` or [`stochinv.MeasurementSpace`][]`()`. `None` leaves the
+        choice to the data of `fit`: signal space for records of views, measurement space for views whose roles are
+        dealt, and for records with roles.
     - `noise`: the noise of every measurement, in raw units: an [`stochinv.AbstractNoise`][]; a number or a PyTree of
         numbers like an observation, the standard deviations of [`stochinv.GaussianNoise`][], 0 for none; or a callable
         from a noise-free measurement to NumPyro distributions, for [`stochinv.NoiseLaw`][].
@@ -61,6 +68,7 @@ class StochasticInverseProblem(AbstractProblem):
     noise: AbstractNoise
     signal: Structure | None
     data_info: DataInfo | None
+    space: AbstractSpace | None
 
     def __init__(
         self,
@@ -70,6 +78,7 @@ class StochasticInverseProblem(AbstractProblem):
         schedule: AbstractNoiseSchedule = CosineSchedule(),
         objective: AbstractObjective | None = None,
         noise: AbstractNoise | AnyCallable | PyTree = 0.0,
+        space: AbstractSpace | None = None,
         signal: Structure | None = None,
         data_info: DataInfo | None = None,
     ):
@@ -78,6 +87,7 @@ class StochasticInverseProblem(AbstractProblem):
         self.schedule = as_schedule(schedule)
         self.objective = as_objective(objective)
         self.noise = as_noise(noise)
+        self.space = as_space(space)
         self.signal = as_signal(signal)
         if data_info is not None:
             check_instance("`data_info`", data_info, DataInfo, "what a `fit` found out, or None")
@@ -88,14 +98,27 @@ class StochasticInverseProblem(AbstractProblem):
         kind = "None" if self.denoiser is None else type(self.denoiser).__name__
         rows = {
             "forward": short(self.forward),
+            "space": "chosen by fit" if self.space is None else short(self.space),
             "signal": "not known yet" if self.signal is None else describe(self.signal),
             "noise": short(self.noise),
             "denoiser": f"{kind} ({trained})",
             "schedule": short(self.schedule),
-            "objective": short(self.objective),
+            "objective": short(self.noised.objective),
             "units": "not known yet" if self.data_info is None else short(self.units),
         }
         return "\n".join(["StochasticInverseProblem(", *(f"  {name}: {row}" for name, row in rows.items()), ")"])
+
+    @property
+    def noised(self) -> AbstractProblem:
+        return self if self.space is None else self.space.problem(self)
+
+    @property
+    def likelihood_known(self) -> bool:
+        return False
+
+    def as_context(self, context: Context) -> Context:
+        check_context(self.data_info, context)
+        return as_context(context)
 
     def fit(
         self,
@@ -105,6 +128,8 @@ class StochasticInverseProblem(AbstractProblem):
         steps: int = 10_000,
         batch_size: int = 64,
         roles: RandomViews | None = None,
+        rounds: int = 8,
+        start: dist.Distribution | AnyCallable | None = None,
         optimizer: optax.GradientTransformation | None = None,
         gradient_clip: float | None = 1.0,
         ema: AbstractEMA | None = PowerEMA(),
@@ -127,13 +152,19 @@ class StochasticInverseProblem(AbstractProblem):
 
         **Arguments:**
 
-        - `data`: an [`stochinv.Example`][] whose arrays have a leading record axis; or a [`stochinv.View`][] with
-            leading (record, views) axes and `roles`; or any iterable of batches of either kind and of equal shapes,
-            such as a grain dataset. Units are taken from all arrays in memory, or from the first batch of an iterable.
+        - `data`: in signal space a [`stochinv.View`][] with leading (record, views) axes, one view each or more. In
+            measurement space an [`stochinv.Example`][] whose arrays have a leading record axis; or a `View` and
+            `roles`; or any iterable of batches of either kind and of equal shapes, such as a grain dataset. Units are
+            taken from all arrays in memory, or from the first batch of an iterable.
         - `key`: a PRNG key.
         - `steps`: the number of optimiser steps, at least 1.
         - `batch_size`: records per step, for arrays in memory.
-        - `roles`: how the views of a record are dealt, anew at each step.
+        - `roles`: in measurement space, how the views of a record are dealt, anew at each step.
+        - `rounds`: in signal space, how often the training's signals are drawn, the first time included; each round
+            has an equal share of `steps`.
+        - `start`: in signal space, a law of signals to start from: a NumPyro distribution, or a callable from a key to
+            a signal. By default it is the best Gaussian where the forward model is affine and the noise Gaussian, and
+            the standard normal elsewhere.
         - `optimizer`: an optax transformation; by default Adam with a warm-up to 1e-3 and a cosine decay over `steps`.
         - `gradient_clip`: the largest global norm of the gradient, positive; `None` does not clip.
         - `ema`: how the parameters are averaged over training; `None` does not average.
@@ -176,8 +207,14 @@ class StochasticInverseProblem(AbstractProblem):
             sharding=sharding,
         )
         given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "standardise": standardise}
-        problem, history = train(self, data, key=key, options=options, **given)
-        return Fit(cast(StochasticInverseProblem, problem), history)
+        space = choose_space(self.space, data, roles)
+        problem = dataclasses.replace(self, space=space)
+        if space.of_signals:
+            views = cast(View, data)
+            trained = train_signals(problem, views, key=key, options=options, rounds=rounds, start=start, **given)
+        else:
+            trained = train(problem, data, key=key, options=options, **given)
+        return Fit(cast(StochasticInverseProblem, trained[0]), trained[1])
 
     def posterior(
         self, context: Context = None, params: Params = None, *, sampler: AbstractSampler | AnyCallable | None = None
@@ -257,6 +294,24 @@ class Fit:
 
     def __repr__(self) -> str:
         return f"Fit({self.history!r},\n{self.problem!r})"
+
+
+def choose_space(space: AbstractSpace | None, data: Any, roles: Any) -> AbstractSpace:
+    """The space of a fit: as given, or by the data.
+
+    **Raises:**
+
+    `ValueError` if the data are not those of the space that was given.
+    """
+    signals = is_view(data) and roles is None
+    if space is not None and space.of_signals and not signals:
+        raise ValueError(
+            "`space` is `SignalSpace()`, whose `data` must be a `View` with leading (record, views) axes, without "
+            "`roles`; give such, or `MeasurementSpace()`."
+        )
+    if space is not None:
+        return space
+    return SignalSpace() if signals else MeasurementSpace()
 
 
 def default_validation(steps: Any) -> Any:

@@ -8,14 +8,15 @@ The score of the noisy target measurement follows from the denoiser through the 
 Samplers, training and everything else that works on problems import this; the class that users have is above them.
 """
 
+import abc
 from typing import Any
 
 import equinox as eqx
 import jax
 
 from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Structure
-from ._data_info import DataInfo, Units, check_structure
-from ._denoiser.base import AbstractDenoiser
+from ._data_info import AbstractUnits, DataInfo, Units, check_structure, standardise_view
+from ._denoiser.base import AbstractDenoiser, encode
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
 from ._objective.base import AbstractObjective
@@ -36,9 +37,29 @@ class AbstractProblem(eqx.Module):
     data_info: eqx.AbstractVar[DataInfo | None]
 
     @property
-    def units(self) -> Units:
-        """The [`stochinv.Units`][] of measurements; without a fit, measurements are left as they are."""
+    @abc.abstractmethod
+    def noised(self) -> "AbstractProblem":
+        """The problem that samplers and training work on: of the signal, or of a measurement, whichever is noised."""
+
+    @property
+    @abc.abstractmethod
+    def likelihood_known(self) -> bool:
+        """Whether draws can be weighted by how likely they make the context."""
+
+    @abc.abstractmethod
+    def as_context(self, context: Context) -> Context:
+        """A context in raw units as arrays, checked, with what does not count filled in."""
+
+    @property
+    def units(self) -> AbstractUnits:
+        """The units of what is noised; without a fit, it is left as it is."""
         return Units() if self.data_info is None else self.data_info.units
+
+    @property
+    def context_units(self) -> AbstractUnits:
+        """The units of a context's measurements."""
+        info = self.data_info
+        return self.units if info is None or info.context_units is None else info.context_units
 
     def observation_structure(self, params: Params) -> Structure:
         """The `jax.ShapeDtypeStruct`s of a measurement with parameters `params`.
@@ -56,6 +77,16 @@ class AbstractProblem(eqx.Module):
                 "`jax.ShapeDtypeStruct` of a signal, or use a fitted problem."
             )
         return eqx.filter_eval_shape(self.forward, self.signal, params)
+
+    def encode(self, context: Context) -> Context:
+        """A context in raw units as the denoiser takes it: standardised, and with all that is computed once for all
+        noise levels and draws."""
+        return encode(self.denoiser, standardise_view(self.context_units, context))
+
+    def standardise(self, example: Example) -> Example:
+        """A record in raw units as objectives take it."""
+        target, novel = (standardise_view(self.units, x) for x in (example.target, example.novel))
+        return Example(self.encode(example.context), target, novel)
 
     def denoise(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
@@ -106,7 +137,7 @@ class AbstractProblem(eqx.Module):
         The gradient with respect to `noisy`, in its structure.
         """
         standardised = self.units.standardise(noisy)
-        context = self.units.standardise_context(context)
+        context = self.encode(context)
         predicted = self.denoise(standardised, level, context, params, key=key).observation
         unit = self.units.unit(predicted)
         variance = self.noise.total_variance(level, predicted, unit)
@@ -115,7 +146,7 @@ class AbstractProblem(eqx.Module):
 
     def loss(self, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
         """The training loss of one record in raw units, and a dictionary of its parts."""
-        return self.objective(self, self.units.standardise_example(example), key=key)
+        return self.objective(self, self.standardise(example), key=key)
 
 
 def trained_denoiser(problem: Any) -> AnyCallable:

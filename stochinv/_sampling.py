@@ -7,15 +7,22 @@ import jax.random as jr
 
 from ._checks import check_integer, check_key
 from ._custom_types import AnyCallable, Context, Key, Params
-from ._data_info import as_context, check_context, check_measurement
+from ._data_info import check_measurement
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.ancestral import Ancestral
 from ._sampler.base import AbstractSampler, Sample, as_sampler
 from ._sampler.exponential_adams import ExponentialAdams
+from ._sampler.importance import ImportanceSampling
+
+# The largest signal, in entries, whose draws are chosen by importance weights.
+LARGEST_CORRECTED = 16
 
 
 def default_sampler(problem: AbstractProblem) -> AbstractSampler:
-    """The sampler that suits what an objective trains: bridges of exact draws, or few steps of the ODE."""
+    """The sampler that suits a problem, as [`stochinv.StochasticInverseProblem.sample`][] says."""
+    size = sum(x.size for x in jax.tree.leaves(problem.signal))
+    if problem.likelihood_known and size <= LARGEST_CORRECTED:
+        return ImportanceSampling()
     if not problem.noise.every_level:
         return Ancestral(1)
     return Ancestral() if problem.objective.stochastic else ExponentialAdams()
@@ -32,22 +39,22 @@ def sample(
     chunk_size: int,
 ) -> Sample:
     """What `problem.sample` does, with all its defaults filled in."""
+    problem = problem.noised
     trained_denoiser(problem)
     check_key(key)
     if num_samples is not None:
         check_integer("`num_samples`", num_samples)
     check_integer("`chunk_size`", chunk_size)
     sampler = default_sampler(problem) if sampler is None else as_sampler(sampler)
-    check_context(problem.data_info, context)
     check_measurement("params", params)
-    context, params = as_context(context), jax.tree.map(jnp.asarray, params)
+    context, params = problem.as_context(context), jax.tree.map(jnp.asarray, params)
     keys = key if num_samples is None else jr.split(key, num_samples)
     return _sample(problem, sampler, context, params, keys, None if num_samples is None else chunk_size)
 
 
 @eqx.filter_jit
 def _sample(problem, sampler, context, params, keys, chunk_size):
-    context = problem.units.standardise_context(context)
+    context = problem.encode(context)
     draw = lambda key: sampler(problem, context, params, key=key)
     if chunk_size is None:
         return draw(keys)

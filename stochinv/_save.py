@@ -14,6 +14,7 @@ from ._archive import read_archive, write_archive
 from ._checks import check_path
 from ._custom_types import summary
 from ._data_info import DataInfo, Units, Witness, describe as shapes
+from ._denoiser.base import encode
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
 from ._noise import AbstractNoise, GaussianNoise, PoissonNoise
@@ -31,9 +32,12 @@ from ._schedule import (
     VarianceExploding,
     VariancePreserving,
 )
+from ._space import AbstractSpace, MeasurementSpace, SignalSpace
 from ._structure import decode_structure, encode_structure, is_opaque, named_leaves, same_structure
 from ._view import View, structure
+from ._whitening import Whitening
 from .forward import Camera, Rays, Rendering, TriPlaneField, VoxelField
+from .nn import signal_denoiser
 
 # What a file may name; nothing else is ever looked up, and all of it is cheap and without side effects.
 KINDS = {
@@ -41,12 +45,18 @@ KINDS = {
     for kind in (
         *(CosineSchedule, RectifiedFlow, VarianceExploding, VariancePreserving),
         *(GaussianNoise, PoissonNoise),
+        *(SignalSpace, MeasurementSpace),
         *(SquaredError, ProperScore, EnergyRule, KernelRule, PerView, Patches, Scales, SumOfRules),
         *(snr_weight, unit_weight, uniform_time, uniform_log_snr, pure_noise, mostly_noise),
     )
 }
 CONTAINERS = {kind.__name__: kind for kind in (View, Camera, Rays, Rendering, TriPlaneField, VoxelField)}
-PARTS = {"schedule": AbstractNoiseSchedule, "objective": AbstractObjective, "noise": AbstractNoise}
+PARTS = {
+    "schedule": AbstractNoiseSchedule,
+    "objective": AbstractObjective,
+    "noise": AbstractNoise,
+    "space": AbstractSpace | None,
+}
 
 
 def save(problem: AbstractProblem, path: str | os.PathLike):
@@ -69,11 +79,24 @@ def save(problem: AbstractProblem, path: str | os.PathLike):
         kept = {
             name: encode_structure(getattr(info, name), CONTAINERS) for name in ("observation", "params", "context")
         }
-        content["data_info"] = kept | {"affine": info.affine, "witness": info.witness is not None}
-        arrays |= _named(info.units.mean, "mean") | _named(info.units.std, "std")
+        content["data_info"] = kept | {
+            "affine": info.affine,
+            "witness": info.witness is not None,
+            "signals": info.context_units is not None,
+        }
+        arrays |= _units(info)
         if info.witness is not None:
             arrays |= _named(info.witness.params, "params") | {"witness": info.witness.values}
     write_archive(path, content, arrays)
+
+
+def _units(info: Any) -> dict[str, Any]:
+    """The arrays of the units, by their names."""
+    units, arrays = info.units, {}
+    if info.context_units is not None:
+        arrays = {"signal_mean": info.units.mean, "root": info.units.root, "inverse": info.units.inverse}
+        units = info.context_units
+    return arrays | _named(units.mean, "mean") | _named(units.std, "std")
 
 
 def read(
@@ -126,7 +149,8 @@ class _Reader:
             if info is None:
                 raise ValueError(f"`path`: {self._path} does not say what its denoiser was made for; give `denoiser=`.")
             # The arrays are overwritten; making them costs less than a second way to make a denoiser.
-            denoiser = make_denoiser(problem.forward, signal, info, noise=found["noise"], key=jr.key(0))
+            make = make_denoiser if info.context_units is None else signal_denoiser
+            denoiser = make(problem.forward, signal, info, noise=found["noise"], key=jr.key(0))
         different = differences(self._content["denoiser"], _without_arrays(denoiser), "denoiser")
         if different:
             self._refuse(different)
@@ -143,11 +167,12 @@ class _Reader:
 
         Containers of the user's own are known by their names alone, and cannot be given to it.
         """
-        if signal is None or is_opaque((signal, info.params)):
+        one = info.measurement
+        if signal is None or is_opaque((signal, one.params)):
             return
         try:
-            measured = eqx.filter_eval_shape(forward, signal, info.params)
-            agrees = same_structure(measured, info.observation)
+            measured = eqx.filter_eval_shape(forward, signal, one.params)
+            agrees = same_structure(measured, one.observation)
             agrees = agrees and (info.witness is None or info.witness.agrees(forward, signal))
         except Exception as error:
             raise ValueError(
@@ -164,7 +189,7 @@ class _Reader:
             return
         like = jax.tree.leaves(info.observation)[0].dtype
         level = NoiseLevel(jnp.ones((), like), jnp.ones((), like))
-        call = lambda noisy, context, params: denoiser(noisy, level, context, params, key=None)
+        call = lambda noisy, context, params: denoiser(noisy, level, encode(denoiser, context), params, key=None)
         try:
             agrees = same_structure(eqx.filter_eval_shape(call, *arguments), signal)
         except Exception as error:
@@ -190,16 +215,29 @@ class _Reader:
         observation, params, context = (
             decode_structure(content[x], CONTAINERS, name=x) for x in ("observation", "params", "context")
         )
-        scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), observation)
+        affine, kept, signals = content["affine"], content["witness"], content["signals"]
+        if not all(x is True or x is False for x in (affine, kept, signals)):
+            raise ValueError(f"`path`: {self._path} has no truth value where there must be one; use another copy.")
+        one = View(observation, params)
+        if signals:
+            one = DataInfo(observation, params, context, Units(), affine, None, Units()).measurement
+        scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), one.observation)
         units = Units(self._fill(scalars, "mean"), self._fill(scalars, "std"))
         values = jax.tree.leaves((units.mean, units.std))
         if not all(bool(jnp.isfinite(x)) for x in values) or any(bool(x <= 0) for x in jax.tree.leaves(units.std)):
             raise ValueError(f"`path`: {self._path} has a mean or standard deviation out of range; use another copy.")
-        affine, kept = content["affine"], content["witness"]
-        if not all(x is True or x is False for x in (affine, kept)):
-            raise ValueError(f"`path`: {self._path} has no truth value where there must be one; use another copy.")
-        seen = Witness(self._fill(params, "params"), self._take("witness")) if kept else None
-        return DataInfo(observation, params, context, units, affine, seen)
+        seen = Witness(self._fill(one.params, "params"), self._take("witness")) if kept else None
+        if not signals:
+            return DataInfo(observation, params, context, units, affine, seen)
+        return DataInfo(observation, params, context, self._whitening(observation), affine, seen, units)
+
+    def _whitening(self, signal):
+        """The coordinates in which a signal is noised."""
+        size, dtype = sum(x.size for x in jax.tree.leaves(signal)), jnp.result_type(*jax.tree.leaves(signal))
+        vector, matrix = jax.ShapeDtypeStruct((size,), dtype), jax.ShapeDtypeStruct((size, size), dtype)
+        return Whitening(
+            *(self._fill(x, n) for x, n in ((vector, "signal_mean"), (matrix, "root"), (matrix, "inverse")))
+        )
 
     def _take(self, name):
         return jnp.asarray(self._arrays.pop(name))

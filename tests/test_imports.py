@@ -14,6 +14,9 @@ LEVELS = [
     ["_view", "_schedule"],
     [
         "_data_info",
+        "_whitening",
+        "_contexts",
+        "_pairs",
         "_noising",
         "_noise",
         "_forward.base",
@@ -24,7 +27,7 @@ LEVELS = [
         "_training.history",
     ],
     ["_problem_base"],
-    ["_forward", "_denoiser", "_objective", "_sampler", "_sampling", "_log_prob"],
+    ["_forward", "_denoiser", "_objective", "_sampler", "_sampling", "_log_prob", "_signal_problem", "_space"],
     # Renderers and networks: a denoiser that nobody gave is made of the latter.
     ["forward", "nn"],
     ["_training", "_numpyro", "_posterior", "_save"],

@@ -6,12 +6,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_callable
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
 from .._frozen import count_trained
 from .._schedule import NoiseLevel
+from .._view import is_view
 
 
 class AbstractDenoiser(eqx.Module):
@@ -61,6 +63,47 @@ class AbstractMixtureDenoiser(AbstractDenoiser):
 
         Signals with a leading components axis, and log-probabilities of shape `(components,)`.
         """
+
+
+class AbstractEncodingDenoiser(AbstractDenoiser):
+    """A denoiser of signals that computes what a context says once, for all noise levels and draws.
+
+    It is called with the encoded context in the place of the context, and knows how uncertain it is.
+    """
+
+    @abc.abstractmethod
+    def encode(self, context: Context) -> PyTree:
+        """What a context says, its measurements in standardised units."""
+
+    @abc.abstractmethod
+    def normalised_error(
+        self, noisy: Observation, level: NoiseLevel, context: PyTree, clean: Observation
+    ) -> Float[Array, " n"]:
+        """The error of the denoised signal, in units in which a first estimate has errors of size 1.
+
+        **Arguments:**
+
+        - `noisy`, `level`: as of a call.
+        - `context`: what `encode` returns.
+        - `clean`: the true signal, in standardised units.
+        """
+
+
+def encode(denoiser: Any, context: Context) -> Any:
+    """What a denoiser takes in the place of a context: what it makes of its views, or the context itself."""
+    encodes = isinstance(denoiser, AbstractEncodingDenoiser) and is_view(context)
+    return denoiser.encode(context) if encodes else context
+
+
+def normalised_error(
+    problem: Any, noisy: Observation, level: NoiseLevel, context: PyTree, clean: Observation
+) -> Float[Array, " n"]:
+    """The error of a problem's denoised signal, in units of the uncertainty of its denoiser's first estimate, or of
+    that of a standard normal signal."""
+    if isinstance(problem.denoiser, AbstractEncodingDenoiser):
+        return problem.denoiser.normalised_error(noisy, level, context, clean)
+    denoised = ravel_pytree(problem.denoise(noisy, level, context, None).observation)[0]
+    return jnp.sqrt(1 + (level.alpha / level.sigma) ** 2) * (denoised - ravel_pytree(clean)[0])
 
 
 def as_denoiser(denoiser: Any) -> AnyCallable | None:

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._custom_types import Context, Observation, Params, Structure
-from .._data_info import DataInfo, Units
+from .._data_info import Units
 from .._forward.base import AbstractForwardModel, as_multi_view
 from .._frozen import Frozen
 from .._noise import AbstractNoise
@@ -120,15 +120,17 @@ class GaussianPrior(AbstractEncoder):
         return Features(network_input, self.scale * estimate, self.scale * root, shrinkage.T)
 
 
-def signal_scale(forward: AbstractForwardModel, signal: Structure, info: DataInfo) -> float:
+def signal_scale(forward: AbstractForwardModel, signal: Structure, params: Params, units: Units) -> float:
     """How large the entries of a signal are, if measurements vary as much as those of `N(0, scale² I)` would.
 
-    Told from one measurement; where none was kept, the signal is taken to be as large as measurements.
+    **Arguments:**
+
+    - `forward`: the forward model.
+    - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
+    - `params`: the parameters of one measurement, from which it is told.
+    - `units`: the [`stochinv.Units`][] of measurements.
     """
-    stds = [float(x) for x in jax.tree.leaves(info.units.std)]
-    if info.witness is None:
-        return sum(stds) / len(stds)
-    params = info.witness.params
+    stds = [float(x) for x in jax.tree.leaves(units.std)]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal)
     drawn = jax.tree.map(lambda x: jr.normal(jr.key(0), x.shape, x.dtype), signal)
     vary = jax.jit(lambda: jax.tree.map(lambda a, b: a - b, forward(drawn, params), forward(zeros, params)))()

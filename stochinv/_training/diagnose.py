@@ -43,7 +43,7 @@ def _stages(state, batch):
     def one(record, key):
         deal_key, noise_key, draw_key = jr.split(key, 3)
         problem = state.problem
-        example = problem.units.standardise_example(deal(record, state.roles, deal_key))
+        example = problem.standardise(deal(record, state.roles, deal_key))
         target = example.target.observation
         level = jax.tree.map(lambda x: x.astype(jax.tree.leaves(target)[0].dtype), problem.schedule.level(1.0))
         noisy = jax.tree.map(lambda x: level.sigma * jr.normal(noise_key, x.shape, x.dtype), target)

@@ -16,6 +16,8 @@ class History:
     - `loss`: the mean loss of each step's batch, shape `(steps,)`.
     - `validation_steps`, `validation_loss`: after how many steps the loss of held-out records was taken, and its
         values.
+    - `residual`: in signal space, by how much the signals drawn after each round but the last miss the given
+        measurements, in standard deviations of the noise: near 1 where all is well.
     - `seconds`: how long training took, compilation included.
     - `compile_seconds`: how much of that was compilation.
     - `interrupted`: whether Ctrl-C or SIGTERM ended training before its last step.
@@ -24,6 +26,7 @@ class History:
     loss: list[float] = dataclasses.field(default_factory=list)
     validation_steps: list[int] = dataclasses.field(default_factory=list)
     validation_loss: list[float] = dataclasses.field(default_factory=list)
+    residual: list[float] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     compile_seconds: float = 0.0
     interrupted: bool = False
@@ -34,6 +37,8 @@ class History:
             parts.append(f"loss {self.loss[0]:.4g} -> {np.mean(self.loss[-50:]):.4g}")
         if self.validation_loss:
             parts.append(f"validation loss {self.validation_loss[-1]:.4g}")
+        if self.residual:
+            parts.append(f"{len(self.residual) + 1} rounds, residual {self.residual[-1]:.2f}")
         return f"History({', '.join(parts + ['interrupted'] * self.interrupted)})"
 
 

@@ -26,6 +26,7 @@ from .checkpoint import Checkpoints
 from .checks import check_batch, check_data, check_loop, check_training, first_view
 from .diagnose import all_finite, diagnose
 from .ema import AbstractEMA
+from .expectation_maximisation import Rounds
 from .history import History, Progress
 from .interrupts import interruptible
 from .progress import make_progress
@@ -64,6 +65,25 @@ def train(
     """What `fit` does, with all its defaults filled in: the trained problem, and the history of its training."""
     start = time.perf_counter()
     check_key(key)
+    check_options(options)
+    given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "standardise": standardise}
+    check_training(steps=options.steps, roles=options.roles, **given)
+    check_data(data, options.validation, options.roles, problem.forward, options.batch_size)
+    seed = seed_of(key)
+    batches = as_batches(data, options.batch_size, seed)
+    seen = batches.seen()
+    check_batch(seen, options.roles, problem.forward)
+    if options.validation is not None:
+        remedy = "give validation records like those of `data`"
+        first = lambda records: first_view(structure(records))
+        check_structure("validation[0]", first(options.validation), first(seen), remedy)
+    state = init(problem, seen, key=key, roles=options.roles, steps=options.steps, **given)
+    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
+    return Run(state, batches, options, configuration, start).run()
+
+
+def check_options(options: Options):
+    """Whether the options that the loop reads are of their kinds and in their ranges."""
     check_loop(
         integers={
             "batch_size": options.batch_size,
@@ -77,27 +97,19 @@ def train(
         progress=options.progress,
         sharding=options.sharding,
     )
-    given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "standardise": standardise}
-    check_training(steps=options.steps, roles=options.roles, **given)
-    check_data(data, options.validation, options.roles, problem.forward, options.batch_size)
-    seed = tuple(int(x) for x in np.ravel(jr.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key))
-    batches = as_batches(data, options.batch_size, seed)
-    seen = batches.seen()
-    check_batch(seen, options.roles, problem.forward)
-    if options.validation is not None:
-        remedy = "give validation records like those of `data`"
-        first = lambda records: first_view(structure(records))
-        check_structure("validation[0]", first(options.validation), first(seen), remedy)
-    state = init(problem, seen, key=key, roles=options.roles, steps=options.steps, **given)
-    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
-    return _Run(state, batches, options, configuration, start).run()
+
+
+def seed_of(key: Key) -> tuple[int, ...]:
+    """The words of a key, as a seed for NumPy."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return tuple(int(x) for x in np.ravel(jr.key_data(key) if typed else key))
 
 
 class _NotFinite(FloatingPointError):
     """Raised by the loop itself, and not by somebody's code inside it."""
 
 
-class _Run:
+class Run:
     """A training run: the state, what surrounds it, and the order in which things happen."""
 
     def __init__(
@@ -107,16 +119,19 @@ class _Run:
         options: Options,
         configuration: dict[str, Any],
         start: float,
+        rounds: Rounds | None = None,
+        public: Callable[[Any], Any] = lambda problem: problem,
     ):
         moving, rest = eqx.partition(state, moving_part(state))
         fixed, self._static = eqx.partition(rest, eqx.is_array)
-        records = batches.records
+        records = batches.records if rounds is None else None
         self._sharding = None if options.sharding is None else _automatic(options.sharding)
         if self._sharding is not None:
             replicated = jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
             moving, fixed, records = jax.device_put((moving, fixed, records), replicated)
         self._moving, self._fixed, self._records = moving, fixed, records
         self._options, self._batches, self._start = options, batches, start
+        self._rounds, self._public = rounds, public
         self._advance = jax.jit(self._advance_traced, donate_argnums=0)
         self._evaluate = jax.jit(self._evaluate_traced)
         self._finite = jax.jit(all_finite)
@@ -135,7 +150,10 @@ class _Run:
         if not self._options.resume:
             checkpoints.clear()
         elif checkpoints.latest() is not None:
-            self._moving, record = checkpoints.restore(self._moving)
+            signals = None if self._rounds is None else self._rounds.signals
+            (self._moving, signals), record = checkpoints.restore((self._moving, signals))
+            if self._rounds is not None:
+                self._rounds.signals = signals
             self._step = record["step"]
             self._history = History(**record["history"])
             self._history.interrupted = False
@@ -187,12 +205,13 @@ class _Run:
             bar.close()
             if self._checkpoints is not None:
                 self._checkpoints.close()
-        return self._trained(), self._history
+        return self._public(self._trained()), self._history
 
     def _loop(self, bar, interrupted):
         options, stop = self._options, False
         first = self._step
         while self._step < options.steps and not stop:
+            self._next_round(bar, first)
             batch = self._batches.batch(self._step)
             if batch is None:
                 warn_exhausted(self._step, options.steps)
@@ -215,6 +234,19 @@ class _Run:
                 self._save()
             stop = stop or interrupted.is_set()
 
+    def _next_round(self, bar, first):
+        """Draws the signals anew where a round ends, and simulates what the next one trains on."""
+        rounds = self._rounds
+        if rounds is None or (self._step % rounds.length and self._step != first):
+            return
+        number, rest = divmod(self._step, rounds.length)
+        if number and not rest:
+            self._flush()
+            bar.drawing(True)
+            self._history.residual.append(rounds.draw(self._trained(), number))
+            bar.drawing(False)
+        self._records = rounds.records(self._state(self._moving, self._fixed).problem, number)
+
     def _validate(self):
         loss = self._evaluate(self._moving, self._fixed, self._validation, self._validation_key)
         self._history.validation_steps.append(self._step)
@@ -227,7 +259,7 @@ class _Run:
         if not self._options.callbacks:
             return False
         parts = {name: float(x) for name, x in metrics.items() if name not in ("loss", "finite", "data")}
-        progress = Progress(self._step, loss, parts, self._history, self._trained)
+        progress = Progress(self._step, loss, parts, self._history, lambda: self._public(self._trained()))
         return any([bool(callback(progress)) for callback in self._options.callbacks])
 
     def _flush(self) -> float:
@@ -270,7 +302,8 @@ class _Run:
                 "history": dataclasses.asdict(self._history),
                 "batches": self._batches.state(),
             }
-            self._checkpoints.save(self._step, self._moving, record)
+            signals = None if self._rounds is None else self._rounds.signals
+            self._checkpoints.save(self._step, (self._moving, signals), record)
 
     def _finish(self, interrupted: bool):
         self._history.interrupted = interrupted
@@ -295,7 +328,7 @@ class _Run:
             error.add_note(f"stochinv could not keep what was trained before ({type(second).__name__}: {second}).")
             return
         if self._checkpoints is None:
-            error.trained_problem = self._trained()  # pyright: ignore[reportAttributeAccessIssue]
+            error.trained_problem = self._public(self._trained())  # pyright: ignore[reportAttributeAccessIssue]
             error.add_note(f"{done} is the exception's `trained_problem`; {self._kept()}.")
         else:
             error.add_note(f"{done} is in the checkpoint of step {self._step} in {self._checkpoints.folder}.")

@@ -18,6 +18,7 @@ from .._problem_base import AbstractProblem
 from .._view import Example, RandomViews, View, check_signal, is_view, structure
 from ..nn import default_denoiser
 from .checks import check_example, first_record, first_view, measured_otherwise
+from .probe import probe
 
 # The most parameters of a measurement, in entries, that are kept to tell forward models apart.
 LARGEST_WITNESS = 100_000
@@ -32,11 +33,11 @@ def find_structures(problem: AbstractProblem, records: Example | View, roles: Ra
     target = example.target
     problem.noise.check(first_view(target.observation) if measures_stack(problem.forward) else target.observation)
     signal = find_signal(problem, example)
-    _check_output(problem.forward, signal, target.params, target.observation)
+    check_output(problem.forward, signal, target.params, target.observation)
     if example.novel is not None and measured_otherwise(example, problem.forward):
         one: Any = problem.forward.forward if measures_stack(problem.forward) else problem.forward  # pyright: ignore
         novel = first_view(example.novel)
-        _check_output(one, signal, novel.params, novel.observation)
+        check_output(one, signal, novel.params, novel.observation)
     return signal
 
 
@@ -53,7 +54,7 @@ def prepare(
     record = jax.tree.map(jnp.asarray, first_record(records))
     example: Any = record if roles is None else roles(record, key=probe_key)
     target = structure(example.target)
-    affine = _probe(problem.forward, signal, example.target.params, probe_key)
+    affine = probe(problem.forward, signal, example.target.params, probe_key)
     units = measure_units(_measured(records).observation, standardise=standardise)
     _check_noise(problem, units, example)
     if problem.data_info is not None:
@@ -112,7 +113,7 @@ def _some_level(problem, example):
     return jax.tree.map(lambda x: x.astype(dtype), problem.schedule.level(0.5))
 
 
-def _check_output(forward, signal, params, expected):
+def check_output(forward, signal, params, expected):
     """Whether the forward model returns differentiable measurements of the expected structure."""
     try:
         output = eqx.filter_eval_shape(forward, signal, params)
@@ -149,83 +150,6 @@ def _check_arrays(name, output):
             raise ValueError(
                 f"`{name}` returns {shown(x)} at output{jtu.keystr(path)}; make it return arrays of numbers."
             )
-
-
-def _random_signal(signal, key):
-    leaves, treedef = jax.tree.flatten(signal)
-    return treedef.unflatten(
-        [jr.normal(k, x.shape, x.dtype) for k, x in zip(jr.split(key, len(leaves)), leaves, strict=True)]
-    )
-
-
-def _largest(tree):
-    return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
-
-
-def _probe(forward, signal, params, key):
-    """Looks at measurements of random signals and at their derivatives; returns whether `forward` is affine."""
-
-    @eqx.filter_jit
-    def measure_all(forward, params, key):
-        first, second = (_random_signal(signal, k) for k in jr.split(key))
-        middle = jax.tree.map(lambda a, b: 0.5 * (a + b), first, second)
-        at_first, at_second, at_middle = (forward(s, params) for s in (first, second, middle))
-        gap = jax.tree.map(lambda a, b, m: 0.5 * a + 0.5 * b - m, at_first, at_second, at_middle)
-        return _largest(gap), _largest(at_first) + _largest(at_second)
-
-    @eqx.filter_jit
-    def differentiate(forward, params, key):
-        signal_key, cotangent_key = jr.split(key)
-        # Training needs reverse mode alone, and so do solvers with a derivative of their own.
-        measured, pull_back = jax.vjp(lambda s: forward(s, params), _random_signal(signal, signal_key))
-        (gradient,) = pull_back(_random_signal(structure(measured), cotangent_key))
-        return _largest(gradient)
-
-    keys = jr.split(key, 3)
-    gaps, sizes = (jnp.stack(x) for x in zip(*_run("measured", measure_all, forward, params, keys), strict=True))
-    if not bool(jnp.all(jnp.isfinite(sizes))):
-        raise ValueError(
-            f"`forward` returns NaN or infinite measurements of {int(jnp.sum(~jnp.isfinite(sizes)))} of {len(keys)} "
-            "random signals from N(0, I); make it finite for every signal, for instance by parameters that are "
-            "positive by `jnp.exp`."
-        )
-    try:
-        eqx.filter_eval_shape(differentiate, forward, params, keys[0])
-    except Exception as error:
-        raise ValueError(
-            f"`forward` cannot be differentiated with respect to the signal ({summary(error)}); write it with "
-            "differentiable JAX operations, or give it a `jax.custom_vjp`."
-        ) from error
-    derivatives = jnp.stack(_run("differentiated", differentiate, forward, params, keys))
-    if not bool(jnp.all(jnp.isfinite(derivatives))):
-        raise ValueError(
-            "`forward` has NaN or infinite derivatives at random signals; make it differentiable everywhere."
-        )
-    if bool(jnp.all(derivatives == 0)):
-        raise ValueError(
-            "`forward` has zero derivative at random signals, so nothing can be learned through it; replace rounding, "
-            "comparisons and integer conversions by differentiable operations."
-        )
-    tolerance = 1e3 * jnp.finfo(sizes.dtype).eps
-    return bool(jnp.all(gaps <= tolerance * sizes)) and _linearises(forward, signal, params)
-
-
-def _run(what, function, forward, params, keys):
-    """A user's own exception is passed on, with a note that says when it was raised."""
-    try:
-        return [function(forward, params, key) for key in keys]
-    except Exception as error:
-        error.add_note(f"`forward` raised this before training, as a random signal from N(0, I) was {what}.")
-        raise
-
-
-def _linearises(forward, signal, params) -> bool:
-    """Whether there are derivatives in forward mode, which encoders of affine measurements linearise with."""
-    try:
-        jax.jit(lambda s: jax.jvp(lambda x: forward(x, params), (s,), (s,))).lower(signal)  # where it is refused
-    except TypeError:
-        return False
-    return True
 
 
 def find_signal(problem: AbstractProblem, example: Example) -> Structure:

@@ -35,6 +35,10 @@ class Bar:
         self._bar.set_description("training")
         self._bar.start_t = time.time()
 
+    def drawing(self, now: bool):
+        """Signals are being drawn between two rounds, or no more."""
+        self._bar.set_description("drawing signals" if now else "training")
+
     def step(self):
         """One step is done."""
         self._bar.update()
@@ -58,6 +62,9 @@ class Lines:
     def compiled(self):
         """Training starts: its rate is counted from here."""
         self._start = time.perf_counter()
+
+    def drawing(self, now: bool):
+        """Signals are being drawn between two rounds, or no more."""
 
     def step(self):
         """One step is done."""
@@ -83,6 +90,9 @@ class Silent:
 
     def compiled(self):
         """Training starts."""
+
+    def drawing(self, now: bool):
+        """Signals are being drawn between two rounds, or no more."""
 
     def step(self):
         """One step is done."""

@@ -99,6 +99,21 @@ def init(
     denoiser_key, probe_key, train_key = jr.split(key, 3)
     problem = prepare(problem, data, signal, roles, standardise, denoiser_key, probe_key)
     check_closures(problem.denoiser)
+    given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "roles": roles}
+    return start_state(problem, steps=steps, key=train_key, **given)
+
+
+def start_state(
+    problem: AbstractProblem,
+    *,
+    steps: int,
+    key: Key,
+    roles: RandomViews | None,
+    optimizer: optax.GradientTransformation | None,
+    gradient_clip: float | None,
+    ema: AbstractEMA | None,
+) -> State:
+    """The state of a prepared problem before its first step; the arguments are those of `init`."""
     params = eqx.filter(problem, trained_part(problem))
     if not jax.tree.leaves(params):
         raise ValueError("`denoiser` has no floating-point arrays to train; make it an Equinox module that holds them.")
@@ -112,7 +127,7 @@ def init(
         None if ema is None else copy(params),
         optimizer.init(cast(Any, params)),
         jnp.zeros((), jnp.int32),
-        train_key,
+        key,
         optimizer,
         ema,
         roles,

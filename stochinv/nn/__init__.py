@@ -13,6 +13,7 @@ from ._image_encoder import ImageEncoder as ImageEncoder
 from ._lifting import LiftingDenoiser as LiftingDenoiser
 from ._linear import Linear as Linear
 from ._mlp import MLP as MLP
+from ._signal_default import signal_denoiser as signal_denoiser
 from ._stylegan2 import StyleGAN2Generator as StyleGAN2Generator
 from ._transformer import PatchTransformer as PatchTransformer
 from ._unet import UNet as UNet

@@ -162,7 +162,9 @@ def _vector_parts(forward, signal, info, *, width, latent_size, noise, key, view
     encoder = Flatten(view_network)
     features += context_size
     if info.affine and noise.every_level and max(size, measured) <= LARGEST_GAUSSIAN:
-        scale = signal_scale(forward, signal, info)
+        scale = _average(info.units.std)
+        if info.witness is not None:
+            scale = signal_scale(forward, signal, info.witness.params, info.units)
         encoder = GaussianPrior(forward, signal, encoder, scale=scale, noise=noise, units=info.units)
         features += encoder.num_features
         latent_size = max(latent_size, size)

@@ -1,0 +1,75 @@
+r"""Contexts of signal space: any number of views up to those of training, none included."""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._checks import check_arrays, check_finite, is_traced
+from ._custom_types import Context
+from ._data_info import FINITE, DataInfo, check_structure, describe
+from ._structure import same_structure
+from ._view import View, is_view, num_views, structure, view_mask
+
+
+def as_views(info: DataInfo, context: Context) -> View:
+    """A context as a stack of as many views as a record of training has, those that are missing masked out.
+
+    **Arguments:**
+
+    - `info`: what training found out.
+    - `context`: a [`stochinv.View`][] with or without a views axis, or `None` for nothing.
+
+    **Raises:**
+
+    `ValueError` if it is none of these, has too many views or others than those of training, or is not finite.
+    """
+    full: View = info.context
+    capacity = jax.tree.leaves(full.observation)[0].shape[0]
+    if context is None:
+        if info.witness is None:
+            raise ValueError("`context` is None, but no parameters are known to stand in for it; give a masked `View`.")
+        stack = lambda x: jnp.broadcast_to(x, (capacity, *x.shape))
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), full.observation)
+        return View(blank, jax.tree.map(stack, info.witness.params), jnp.zeros(capacity, bool))
+    if not is_view(context):
+        raise ValueError(
+            f"`context` is {describe(context)}, but must be a `View`, or None for the prior; write "
+            "`View(observation, params)`."
+        )
+    views = cast(View, context)
+    check_arrays("context", views)
+    one = info.measurement
+    if same_structure(structure(View(views.observation, views.params)), one) and views.mask is None:
+        views = jax.tree.map(lambda x: jnp.asarray(x)[None], views)
+    number = num_views(views) if jax.tree.leaves(views.observation) and np.ndim(_first(views)) else 0
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype), one)
+    remedy = f"give 1 to {capacity} views like those of the training data, with a leading views axis"
+    check_structure("context", views, given, remedy)
+    if number > capacity:
+        raise ValueError(f"`context` has {number} views, but records of training had {capacity}; give at most as many.")
+    mask = view_mask(views)
+    if not is_traced(mask):
+        kept = lambda x: x if is_traced(x) else np.asarray(x)[np.asarray(mask)]
+        check_finite("context", jax.tree.map(kept, View(views.observation, views.params)), FINITE)
+    return _fill(views, mask, capacity)
+
+
+def _first(views: View) -> Any:
+    return jax.tree.leaves(views.observation)[0]
+
+
+def _fill(views: View, mask, capacity: int) -> View:
+    """`capacity` views: those that count are as they were, the others zero with the parameters of one that counts."""
+    missing = capacity - mask.shape[0]
+    stand_in = jnp.where(mask, jnp.arange(mask.shape[0]), jnp.argmax(mask))
+    stand_in = jnp.concatenate([stand_in, jnp.full(missing, jnp.argmax(mask), stand_in.dtype)])
+    mask = jnp.concatenate([mask, jnp.zeros(missing, bool)])
+
+    def observed(x):
+        x = jnp.asarray(x)[stand_in]
+        return jnp.where(mask.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    params = jax.tree.map(lambda x: jnp.asarray(x)[stand_in], views.params)
+    return View(jax.tree.map(observed, views.observation), params, mask)

@@ -1,0 +1,90 @@
+r"""What a problem noises and denoises: the signal itself, or a measurement of it.
+
+A denoiser always returns a signal `ŝ`. In *signal space* it is the signal that is noised, `s_t = α s + σ ε`, and `ŝ` is
+the denoised one. In *measurement space* it is a target measurement, and `f(ŝ, φ)` the denoised one (Tewari et al. 2023,
+"Diffusion with forward models").
+"""
+
+import abc
+from typing import Any, ClassVar, final
+
+import equinox as eqx
+
+from ._checks import check_callable, check_instance, plain
+from ._custom_types import AnyCallable
+from ._noising import uniform_log_snr
+from ._objective.denoising import DenoisingError
+from ._problem_base import AbstractProblem
+from ._signal_problem import SignalProblem
+
+
+class AbstractSpace(eqx.Module):
+    """What a problem noises and denoises.
+
+    `of_signals` says that it is signals, from draws of which a denoiser learns.
+    """
+
+    of_signals: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def problem(self, problem: AbstractProblem) -> AbstractProblem:
+        """The problem that samplers and training work on, given that of the user."""
+
+
+@final
+class SignalSpace(AbstractSpace):
+    """The signal is noised: posteriors are as sharp as the known likelihood makes them, and signals have a density.
+
+    For signals of up to some hundred entries. The denoiser learns from draws of the signals, by expectation
+    maximisation from measurements alone: see [`stochinv.StochasticInverseProblem.fit`][].
+
+    **Arguments:**
+
+    - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t` such as
+        [`stochinv.uniform_log_snr`][].
+    """
+
+    sample_time: AnyCallable = uniform_log_snr
+    of_signals: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_callable("SignalSpace: `sample_time`", self.sample_time, "a callable such as `uniform_log_snr`")
+
+    def problem(self, problem: AbstractProblem) -> SignalProblem:
+        return SignalProblem(
+            measure=problem.forward,
+            measurement_noise=problem.noise,
+            denoiser=problem.denoiser,
+            schedule=problem.schedule,
+            objective=DenoisingError(self.sample_time),
+            signal=problem.signal,
+            data_info=problem.data_info,
+        )
+
+
+@final
+class MeasurementSpace(AbstractSpace):
+    """A target measurement is noised: for signals too large or too ambiguous to be drawn first, such as 3D scenes.
+
+    ??? cite "Source"
+
+        Tewari et al. 2023, "Diffusion with forward models", section 3.
+    """
+
+    of_signals: ClassVar[bool] = False
+
+    def problem(self, problem: AbstractProblem) -> AbstractProblem:
+        return problem
+
+
+def as_space(space: Any) -> AbstractSpace | None:
+    """The space that a user gave, `None` to have it chosen by the data.
+
+    **Raises:**
+
+    `ValueError` if it is none, or a class.
+    """
+    if space is None:
+        return None
+    check_instance("`space`", space, AbstractSpace, "`SignalSpace()`, `MeasurementSpace()` or None")
+    return plain(space)

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from ._checks import check_instance, check_integer, check_key
 from ._custom_types import Context, FloatScalar, Key, Observation, Params
 from ._data_info import check_measurement, check_structure
-from ._problem_base import AbstractProblem, trained_denoiser
+from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.base import draw_keys
 from ._sampler.diffrax_terms import reverse_drift
 
@@ -59,11 +59,8 @@ def log_prob(
     check_instance("`stepsize_controller`", stepsize_controller, dfx.AbstractStepSizeController, wanted)
     check_measurement("value", observation)
     check_measurement("params", params)
-    context = problem.as_context(context)
     expected = problem.observation_structure(params)
-    remedy = (
-        "give one signal, or one measurement as `forward` returns it for `params`; map over several with `jax.vmap`"
-    )
+    remedy = "give one signal, or one measurement for `params`; map over several with `jax.vmap`"
     check_structure("value", observation, expected, remedy)
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(expected))
     if num_probes is None and size > EXACT_SIZE:
@@ -71,7 +68,7 @@ def log_prob(
     if key is None and (num_probes is not None or problem.objective.stochastic):
         why = "the denoiser is stochastic" if num_probes is None else f"the divergence is estimated ({size} entries)"
         raise ValueError(f"`key` must be given, since {why}; got None.")
-    observation, params = jax.tree.map(jnp.asarray, (observation, params))
+    context, (observation, params) = problem.as_context(context), jax.tree.map(jnp.asarray, (observation, params))
     options = (num_probes, solver, stepsize_controller, max_steps, num_draws)
     return _log_prob(problem, observation, context, params, key, options)
 
@@ -86,7 +83,7 @@ def _log_prob(problem, observation, context, params, key, options):
         keys = draw_keys(problem, num_draws, draws_key)
         if num_probes is not None:
             probes = jr.rademacher(probe_key, (num_probes, flat.size), flat.dtype)
-    drift = reverse_drift(problem, problem.encode(context), params, keys, unravel, 0.0)
+    drift = reverse_drift(problem, encode_context(problem, context), params, keys, unravel, 0.0)
     weight = 1.0 if num_probes is None else 1 / num_probes
 
     def velocity(t, state, args):
@@ -123,7 +120,7 @@ def sample_measurement(
     flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), struct))
     draws_key = jr.fold_in(key, 1) if draws_key is None else jr.split(draws_key)[1]
     keys = draw_keys(problem, num_draws, draws_key)
-    drift = reverse_drift(problem, problem.encode(context), params, keys, unravel, 0.0)
+    drift = reverse_drift(problem, encode_context(problem, context), params, keys, unravel, 0.0)
     start = jr.normal(key, flat.shape, flat.dtype)
     y = _solve(drift.vector_field, start, solver, stepsize_controller, max_steps)
     return problem.units.destandardise(unravel(y / _final_scale(problem, flat)))

@@ -18,7 +18,7 @@ from ._forward.base import measures_stack
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._noise import add_noise
 from ._numpyro import DensityDistribution, SignalDistribution
-from ._problem_base import AbstractProblem, trained_denoiser
+from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.base import AbstractSampler, as_sampler
 from ._sampler.importance import ImportanceSampling
 from ._sampling import sample
@@ -43,12 +43,13 @@ class Posterior(eqx.Module):
 
     def __check_init__(self):
         trained_denoiser(self.problem)
-        self.problem.noised.as_context(self.context)
+        noised = self.problem.noised
         check_measurement("params", self.params)
         if self.sampler is None:
-            self.problem.noised.observation_structure(self.params)
+            noised.observation_structure(self.params)
         else:
             as_sampler(self.sampler)
+        noised.as_context(self.context)
 
     def __repr__(self) -> str:
         given = "nothing given" if self.context is None else f"given {describe(self.context)}"
@@ -250,7 +251,7 @@ class Posterior(eqx.Module):
 
 @eqx.filter_jit
 def _effective(problem, context, key, number):
-    _, log_weights = ImportanceSampling().propose(problem, problem.encode(context), key, number)
+    _, log_weights = ImportanceSampling().propose(problem, encode_context(problem, context), key, number)
     return jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
 
 

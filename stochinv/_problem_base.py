@@ -55,12 +55,6 @@ class AbstractProblem(eqx.Module):
         """The units of what is noised; without a fit, it is left as it is."""
         return Units() if self.data_info is None else self.data_info.units
 
-    @property
-    def context_units(self) -> AbstractUnits:
-        """The units of a context's measurements."""
-        info = self.data_info
-        return self.units if info is None or info.context_units is None else info.context_units
-
     def observation_structure(self, params: Params) -> Structure:
         """The `jax.ShapeDtypeStruct`s of a measurement with parameters `params`.
 
@@ -77,16 +71,6 @@ class AbstractProblem(eqx.Module):
                 "`jax.ShapeDtypeStruct` of a signal, or use a fitted problem."
             )
         return eqx.filter_eval_shape(self.forward, self.signal, params)
-
-    def encode(self, context: Context) -> Context:
-        """A context in raw units as the denoiser takes it: standardised, and with all that is computed once for all
-        noise levels and draws."""
-        return encode(self.denoiser, standardise_view(self.context_units, context))
-
-    def standardise(self, example: Example) -> Example:
-        """A record in raw units as objectives take it."""
-        target, novel = (standardise_view(self.units, x) for x in (example.target, example.novel))
-        return Example(self.encode(example.context), target, novel)
 
     def denoise(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
@@ -137,7 +121,7 @@ class AbstractProblem(eqx.Module):
         The gradient with respect to `noisy`, in its structure.
         """
         standardised = self.units.standardise(noisy)
-        context = self.encode(context)
+        context = encode_context(self, context)
         predicted = self.denoise(standardised, level, context, params, key=key).observation
         unit = self.units.unit(predicted)
         variance = self.noise.total_variance(level, predicted, unit)
@@ -146,7 +130,25 @@ class AbstractProblem(eqx.Module):
 
     def loss(self, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
         """The training loss of one record in raw units, and a dictionary of its parts."""
-        return self.objective(self, self.standardise(example), key=key)
+        return self.objective(self, standardise_example(self, example), key=key)
+
+
+def context_units(problem: Any) -> AbstractUnits:
+    """The units of a context's measurements."""
+    info = problem.data_info
+    return problem.units if info is None or info.context_units is None else info.context_units
+
+
+def encode_context(problem: Any, context: Context) -> Any:
+    """A context in raw units as a problem's denoiser takes it: standardised, and with all that is computed once for all
+    noise levels and draws."""
+    return encode(problem.denoiser, standardise_view(context_units(problem), context))
+
+
+def standardise_example(problem: Any, example: Example) -> Example:
+    """A record in raw units as a problem's objective takes it."""
+    target, novel = (standardise_view(problem.units, x) for x in (example.target, example.novel))
+    return Example(encode_context(problem, example.context), target, novel)
 
 
 def trained_denoiser(problem: Any) -> AnyCallable:

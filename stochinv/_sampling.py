@@ -8,7 +8,7 @@ import jax.random as jr
 from ._checks import check_integer, check_key
 from ._custom_types import AnyCallable, Context, Key, Params
 from ._data_info import check_measurement
-from ._problem_base import AbstractProblem, trained_denoiser
+from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.ancestral import Ancestral
 from ._sampler.base import AbstractSampler, Sample, as_sampler
 from ._sampler.exponential_adams import ExponentialAdams
@@ -54,7 +54,7 @@ def sample(
 
 @eqx.filter_jit
 def _sample(problem, sampler, context, params, keys, chunk_size):
-    context = problem.encode(context)
+    context = encode_context(problem, context)
     draw = lambda key: sampler(problem, context, params, key=key)
     if chunk_size is None:
         return draw(keys)

@@ -82,7 +82,11 @@ DATA = [
     case(lambda: fit(first(0)), "`data` has no records; give at least one", id="no-records"),
     case(lambda: fit(with_target(np.float32(1))), "`data` has arrays of shapes", id="no-axis"),
     case(lambda: fit(batch_size=25), "`batch_size` is 25, but `data` has 24 records; use at most 24", id="batch-size"),
-    case(lambda: fit(views()), r"`data` is a `View`, so `roles` is needed; give `roles=RandomViews", id="no-roles"),
+    case(
+        lambda: fit(views(), problem=problem_of(space=si.MeasurementSpace())),
+        r"`data` is a `View`, so `roles` is needed; give `roles=RandomViews",
+        id="no-roles",
+    ),
     case(
         lambda: fit(roles=si.RandomViews()),
         "`data` is an `Example`, whose roles are dealt .* leave out",

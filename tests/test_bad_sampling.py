@@ -131,12 +131,10 @@ NUMBERS = [
     case(lambda: log_prob(solver=dfx.Tsit5), "`solver` is the class Tsit5; give an instance", id="solver-class"),
     case(lambda: log_prob(solver="tsit5"), "`solver` must be a diffrax solver", id="solver-name"),
     case(lambda: log_prob(stepsize_controller=1e-3), "`stepsize_controller` must be a diffrax", id="controller"),
-    case(
-        lambda: log_prob(np.ones(3, np.float32)), r"`observation` is float32\[3\], but float32\[2\]", id="observation"
-    ),
-    case(lambda: log_prob(np.ones(2, int)), r"`observation` is int\d+\[2\]", id="observation-ints"),
-    case(lambda: log_prob(np.full(2, NAN)), "`observation` has 2 NaN", id="observation-nan"),
-    case(lambda: log_prob("clip"), "`observation` is 'clip', but must be", id="observation-string"),
+    case(lambda: log_prob(np.ones(3, np.float32)), r"`value` is float32\[3\], but float32\[2\]", id="observation"),
+    case(lambda: log_prob(np.ones(2, int)), r"`value` is int\d+\[2\]", id="observation-ints"),
+    case(lambda: log_prob(np.full(2, NAN)), "`value` has 2 NaN", id="observation-nan"),
+    case(lambda: log_prob("clip"), "`value` is 'clip', but must be", id="observation-string"),
     case(lambda: posterior().to_numpyro("density"), "`of` must be .* got 'density'", id="numpyro-of"),
     case(lambda: posterior().to_numpyro(num_probes=3), "`key` and the options .* leave them out", id="numpyro-options"),
     case(lambda: posterior().to_numpyro("observation", key=1), "`key` must be one PRNG key", id="numpyro-key"),

@@ -158,7 +158,7 @@ def test_large_measurements_take_probes():
 
 def test_errors():
     case = helpers.linear_gaussian(0)
-    with pytest.raises(ValueError, match=r"`observation` is float32\[3\], but float32\[2\] is expected"):
+    with pytest.raises(ValueError, match=r"`value` is float32\[3\], but float32\[2\] is expected"):
         case.problem.posterior(case.context, case.params).log_prob(jnp.zeros(3))
     with pytest.raises(ValueError, match="`num_probes` must be an integer of at least 1"):
         case.problem.posterior(case.context, case.params).log_prob(jnp.zeros(2), num_probes=0)

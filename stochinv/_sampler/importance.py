@@ -22,8 +22,9 @@ from jaxtyping import Array, Float
 from .._checks import check_integer
 from .._custom_types import AnyCallable, Context, FloatScalar, Key, Params
 from .._data_info import destandardise_view
+from .._problem_base import context_units, encode_context
 from .._schedule import NoiseLevel
-from .._view import View, view_mask
+from .._view import View, is_view, view_mask
 from .base import AbstractSampler, Sample
 
 # The classical Runge-Kutta method of order 4.
@@ -67,8 +68,8 @@ class ImportanceSampling(AbstractSampler):
         - `key`: a PRNG key.
         - `number`: how many.
         """
-        view = destandardise_view(problem.context_units, context.view)
-        nothing = problem.encode(View(view.observation, view.params, jnp.zeros_like(view_mask(view))))
+        view = destandardise_view(context_units(problem), view_of(context))
+        nothing = encode_context(problem, View(view.observation, view.params, jnp.zeros_like(view_mask(view))))
         structure = problem.observation_structure(None)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
         flat, unravel = ravel_pytree(zeros)
@@ -81,6 +82,11 @@ class ImportanceSampling(AbstractSampler):
             return signal, problem.log_likelihood(signal, view) + log_prior - log_given
 
         return jax.vmap(one)(jr.split(key, number))
+
+
+def view_of(context: Any) -> View:
+    """The views behind a context, encoded or not."""
+    return context if is_view(context) else context.view
 
 
 def _flow(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, PyTree
 
+from .._problem_base import standardise_example
 from .state import State, deal
 
 
@@ -43,7 +44,7 @@ def _stages(state, batch):
     def one(record, key):
         deal_key, noise_key, draw_key = jr.split(key, 3)
         problem = state.problem
-        example = problem.standardise(deal(record, state.roles, deal_key))
+        example = standardise_example(problem, deal(record, state.roles, deal_key))
         target = example.target.observation
         level = jax.tree.map(lambda x: x.astype(jax.tree.leaves(target)[0].dtype), problem.schedule.level(1.0))
         noisy = jax.tree.map(lambda x: level.sigma * jr.normal(noise_key, x.shape, x.dtype), target)

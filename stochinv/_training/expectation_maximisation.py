@@ -11,7 +11,7 @@ of a Gaussian that the user guesses. Many short rounds do better than a few long
 """
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,13 +20,17 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, Key, Signal
-from .._data_info import DataInfo, destandardise_view, measure_units, standardise_view, witness
+from .._custom_types import AnyCallable, Key, Signal, summary
+from .._data_info import DataInfo, describe, destandardise_view, measure_units, standardise_view, witness
 from .._denoiser.gaussian_prior import signal_scale
 from .._denoiser.gaussian_residual import Measured
 from .._pairs import Pairs, SimulatedContext
+from .._problem_base import context_units, encode_context
+from .._sampler.importance import view_of
 from .._sampling import default_sampler
+from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
+from .._structure import same_structure
 from .._view import Example, View, structure, view_mask
 from .._whitening import Whitening, whitening
 from ..nn import signal_denoiser
@@ -67,7 +71,29 @@ def prepare_signals(problem: Any, data: View, signal: Any, start: Any, standardi
     denoiser = problem.denoiser
     if denoiser is None:
         denoiser = signal_denoiser(problem.forward, signal, info, noise=problem.noise, key=denoiser_key)
-    return dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
+    problem = dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
+    check_denoiser(problem.noised, first)
+    return problem
+
+
+def check_denoiser(problem: Any, views: View):
+    """Raises a `ValueError` if a denoiser does not make a signal of a noised one and a stack of views."""
+    level = NoiseLevel(jnp.ones(()), jnp.ones(()))
+    try:
+        denoised = eqx.filter_eval_shape(
+            lambda signal, views: problem.denoiser(signal, level, encode_context(problem, views), None, key=None),
+            problem.signal,
+            views,
+        )
+    except Exception as error:
+        raise ValueError(
+            f"`denoiser` fails on a noised signal and a context of views ({summary(error)}); in signal space it must "
+            "be a callable (noisy, level, context, None, *, key) -> signal; give `None` to have one made."
+        ) from error
+    if not same_structure(denoised, problem.signal):
+        raise ValueError(
+            f"`denoiser` returns {describe(denoised)}, but `signal` is {describe(problem.signal)}; change one."
+        )
 
 
 def standard_normal(signal: Any) -> Whitening:
@@ -125,26 +151,31 @@ class Rounds:
         self._number = jax.tree.leaves(data)[0].shape[0]
         self._simulate = eqx.filter_jit(self._simulate_traced)
         self._draw = eqx.filter_jit(self._draw_traced)
+        self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
         self._given = eqx.filter_jit(self._encode)(problem, data)
-        self.signals: Signal = eqx.filter_jit(self._first)(problem, self._given, jr.fold_in(key, 0))
+        self.signals: Signal = eqx.filter_jit(self._first)(problem, data, jr.fold_in(key, 0))
 
     def _encode(self, problem, views):
-        return jax.lax.map(problem.encode, views, batch_size=CHUNK)
+        return jax.lax.map(lambda view: encode_context(problem, view), views, batch_size=CHUNK)
 
-    def _first(self, problem, given, key):
+    def _first(self, problem, data, key):
         """Draws of the law to start from, or of the best Gaussian given the measurements."""
+        keys = jr.split(key, self._number)
         if self._start is not None:
-            return jax.vmap(self._start)(jr.split(key, self._number))
+            return jax.vmap(self._start)(keys)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.signal)
         flat, unravel = ravel_pytree(zeros)
+        signal = lambda z: problem.units.destandardise(unravel(z))
 
         def one(inputs):
-            context, key = inputs
-            noise = jr.normal(key, flat.shape, flat.dtype)
-            z = condition(context.precision, context.shift, noise) if problem.data_info.affine else noise
-            return problem.units.destandardise(unravel(z))
+            view, key = inputs
+            z = jr.normal(key, flat.shape, flat.dtype)
+            if problem.data_info.affine and self._measured.noise.every_level:
+                view = standardise_view(self._measured.units, view)
+                z = condition(*self._measured.affine_evidence(signal, flat, view), z)
+            return signal(z)
 
-        return jax.lax.map(one, (given, jr.split(key, self._number)), batch_size=CHUNK)
+        return jax.lax.map(one, (data, keys), batch_size=CHUNK)
 
     def records(self, problem: Any, number: int) -> Example:
         """What the steps of round `number = 0, 1, …` train on: the signals, and contexts simulated from them."""
@@ -168,22 +199,22 @@ class Rounds:
         def one(inputs):
             context, key = inputs
             signal = self._sampler(problem, context, None, key=key).signal
-            return signal, residual(problem, signal, context.view)
+            return signal, residual(problem, self._measured, signal, view_of(context))
 
         signals, (squares, counts) = jax.lax.map(one, (given, jr.split(key, self._number)), batch_size=CHUNK)
         return signals, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
 
 
-def residual(problem: SignalProblem, signal: Signal, views: View) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def residual(
+    problem: SignalProblem, measured: Measured, signal: Signal, views: View
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The sum of squares by which a signal misses views, in standard deviations of the noise, and of how many entries.
 
     Both are 0 where the size of the noise is not known.
     """
-    units = problem.context_units
-    measured = Measured(problem.measure, problem.measurement_noise, cast(Any, units))
-    raw = destandardise_view(units, views)
-    if problem.measurement_noise.std(jax.tree.map(lambda x: x[0], raw.observation)) is None:
+    raw = destandardise_view(context_units(problem), views)
+    if measured.noise.std(jax.tree.map(lambda x: x[0], raw.observation)) is None:
         return jnp.zeros(()), jnp.zeros(())
     misfit = measured.misfit(lambda _: signal, views)(None)
-    count = jnp.sum(view_mask(views)) * (misfit.size / view_mask(views).size)
-    return jnp.sum(misfit**2), count
+    mask = view_mask(views)
+    return jnp.sum(misfit**2), jnp.sum(mask) * (misfit.size / mask.size)

@@ -49,7 +49,7 @@ def best_gaussian(
 def condition(
     precision: Float[Array, "n n"], shift: Float[Array, " n"], noise: Float[Array, " n"]
 ) -> Float[Array, " n"]:
-    """A draw of a standard normal `z` given evidence of it, made of a draw `noise` of a standard normal."""
+    """A draw of a standard normal `z` given `Λ` and `b` of it, made of a draw `noise` of a standard normal."""
     root = jnp.linalg.cholesky(jnp.eye(shift.size, dtype=shift.dtype) + precision)
     half = jax.scipy.linalg.solve_triangular(root, shift, lower=True)
     return jax.scipy.linalg.solve_triangular(root.T, half + noise, lower=False)

@@ -99,6 +99,6 @@ def _linearises(forward, signal, params) -> bool:
     """Whether there are derivatives in forward mode, which encoders of affine measurements linearise with."""
     try:
         jax.jit(lambda s: jax.jvp(lambda x: forward(x, params), (s,), (s,))).lower(signal)  # where it is refused
-    except TypeError:
+    except (TypeError, ValueError, NotImplementedError):
         return False
     return True

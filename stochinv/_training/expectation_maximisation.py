@@ -34,11 +34,9 @@ from .._structure import same_structure
 from .._view import Example, View, structure, view_mask
 from .._whitening import Whitening, whitening
 from ..nn import signal_denoiser
-from .gaussian import GAUSSIAN_ROUNDS, best_gaussian, condition
+from .gaussian import GAUSSIAN_ROUNDS, best_gaussian, condition, in_chunks
 from .probe import is_affine
 
-# Records whose signals are drawn, or whose contexts are encoded, at once.
-CHUNK = 256
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
 LARGEST_EVIDENCE = 2**26
 
@@ -125,7 +123,7 @@ def gaussian_start(measured: Measured, signal: Any, scale: float, data: View, ke
         chosen = jr.permutation(key, number)[:most]
         views = standardise_view(measured.units, jax.tree.map(lambda x: x[chosen], data))
         one = lambda view: measured.affine_evidence(lambda z: unravel(scale * z), flat, view)
-        precision, shift = jax.lax.map(one, views, batch_size=CHUNK)
+        precision, shift = in_chunks(one, views)
         return best_gaussian(precision, shift, GAUSSIAN_ROUNDS)
 
     return jax.jit(whitening)(*find(data, key), scale)
@@ -156,7 +154,7 @@ class Rounds:
         self.signals: Signal = eqx.filter_jit(self._first)(problem, data, jr.fold_in(key, 0))
 
     def _encode(self, problem, views):
-        return jax.lax.map(lambda view: encode_context(problem, view), views, batch_size=CHUNK)
+        return in_chunks(lambda view: encode_context(problem, view), views)
 
     def _first(self, problem, data, key):
         """Draws of the law to start from, or of the best Gaussian given the measurements."""
@@ -175,7 +173,7 @@ class Rounds:
                 z = condition(*self._measured.affine_evidence(signal, flat, view), z)
             return signal(z)
 
-        return jax.lax.map(one, (data, keys), batch_size=CHUNK)
+        return in_chunks(one, (data, keys))
 
     def records(self, problem: Any, number: int) -> Example:
         """What the steps of round `number = 0, 1, …` train on: the signals, and contexts simulated from them."""
@@ -201,7 +199,7 @@ class Rounds:
             signal = self._sampler(problem, context, None, key=key).signal
             return signal, residual(problem, self._measured, signal, view_of(context))
 
-        signals, (squares, counts) = jax.lax.map(one, (given, jr.split(key, self._number)), batch_size=CHUNK)
+        signals, (squares, counts) = in_chunks(one, (given, jr.split(key, self._number)))
         return signals, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
 
 

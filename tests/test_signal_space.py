@@ -283,6 +283,19 @@ def test_draws_explain_what_was_measured(fitted):
     assert "2 rounds, residual" in repr(fitted)
 
 
+def test_training_goes_on(fitted):
+    """In the coordinates of before, from signals that the trained denoiser draws."""
+    data = records(300, seed=3)
+    again = fitted.problem.fit(data, key=jr.key(4), steps=8, rounds=2, batch_size=64, progress=False)
+    np.testing.assert_array_equal(again.problem.data_info.units.root, fitted.problem.data_info.units.root)
+    draws = np.asarray(again.problem.posterior(given(2)).sample(jr.key(1), 500), float)
+    mean, covariance = posterior_of(given(2))
+    assert np.all(np.abs(draws.mean(0) - mean) < 0.5 * np.sqrt(np.diag(covariance)))
+    three = records(300, views=3)
+    with pytest.raises(ValueError, match=r"`data\[0\]` is .* go on with data like those of the first fit"):
+        fitted.problem.fit(three, key=jr.key(4), steps=8, rounds=2, progress=False)
+
+
 def test_a_law_to_start_from():
     draw = lambda key: 3.0 + jr.normal(key, (3,))
     result = fit(records(200), start=draw)

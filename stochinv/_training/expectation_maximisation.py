@@ -21,7 +21,15 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Key, Signal, summary
-from .._data_info import DataInfo, describe, destandardise_view, measure_units, standardise_view, witness
+from .._data_info import (
+    DataInfo,
+    check_structure,
+    describe,
+    destandardise_view,
+    measure_units,
+    standardise_view,
+    witness,
+)
 from .._denoiser.gaussian_prior import signal_scale
 from .._denoiser.gaussian_residual import Measured
 from .._pairs import Pairs, SimulatedContext
@@ -53,6 +61,8 @@ def prepare_signals(problem: Any, data: View, signal: Any, start: Any, standardi
     - `standardise`: whether measurements are standardised.
     - `key`: a PRNG key.
     """
+    if problem.data_info is not None:
+        return trained_before(problem, data)
     probe_key, start_key, denoiser_key = jr.split(key, 3)
     first = jax.tree.map(lambda x: x[0], data)
     params = jax.tree.map(lambda x: x[0], first.params)
@@ -71,6 +81,24 @@ def prepare_signals(problem: Any, data: View, signal: Any, start: Any, standardi
         denoiser = signal_denoiser(problem.forward, signal, info, noise=problem.noise, key=denoiser_key)
     problem = dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
     check_denoiser(problem.noised, first)
+    return problem
+
+
+def trained_before(problem: Any, data: View) -> Any:
+    """A problem whose training goes on, in the units that its denoiser knows.
+
+    **Raises:**
+
+    `ValueError` if it was not trained in signal space, or if the data are not like those of before.
+    """
+    info = problem.data_info
+    if info.context_units is None:
+        raise ValueError(
+            "The problem was trained in measurement space, where denoisers take other arguments; make a new "
+            "`StochasticInverseProblem`, or give `roles`."
+        )
+    record = jax.tree.map(lambda x: x[0], data)
+    check_structure("data[0]", record, info.context, "go on with data like those of the first fit")
     return problem
 
 
@@ -139,9 +167,12 @@ class Rounds:
     - `start`: a callable from a key to a signal, for the first signals, or `None`.
     - `key`: a PRNG key.
     - `length`: the number of optimiser steps in a round.
+    - `trained`: whether the denoiser was trained before, and draws the first signals itself.
     """
 
-    def __init__(self, problem: Any, data: View, start: AnyCallable | None, key: Key, length: int):
+    def __init__(
+        self, problem: Any, data: View, start: AnyCallable | None, key: Key, length: int, *, trained: bool = False
+    ):
         self.length = length
         self._data, self._start, self._key = data, start, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
@@ -151,7 +182,10 @@ class Rounds:
         self._draw = eqx.filter_jit(self._draw_traced)
         self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
         self._given = eqx.filter_jit(self._encode)(problem, data)
-        self.signals: Signal = eqx.filter_jit(self._first)(problem, data, jr.fold_in(key, 0))
+        if trained:
+            self.draw(problem, 0)
+        else:
+            self.signals: Signal = eqx.filter_jit(self._first)(problem, data, jr.fold_in(key, 0))
 
     def _encode(self, problem, views):
         return in_chunks(lambda view: encode_context(problem, view), views)

@@ -127,8 +127,7 @@ class Run:
         records = batches.records if rounds is None else None
         self._sharding = None if options.sharding is None else _automatic(options.sharding)
         if self._sharding is not None:
-            replicated = jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
-            moving, fixed, records = jax.device_put((moving, fixed, records), replicated)
+            moving, fixed, records = jax.device_put((moving, fixed, records), self._replicated())
         self._moving, self._fixed, self._records = moving, fixed, records
         self._options, self._batches, self._start = options, batches, start
         self._rounds, self._public = rounds, public
@@ -158,6 +157,10 @@ class Run:
             self._history = History(**record["history"])
             self._history.interrupted = False
             self._batches.restore(record["batches"], self._step)
+
+    def _replicated(self):
+        assert self._sharding is not None
+        return jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
 
     def _state(self, moving, fixed) -> State:
         return eqx.combine(moving, fixed, self._static)
@@ -245,7 +248,8 @@ class Run:
             bar.drawing(True)
             self._history.residual.append(rounds.draw(self._trained(), number))
             bar.drawing(False)
-        self._records = rounds.records(self._state(self._moving, self._fixed).problem, number)
+        records = rounds.records(self._state(self._moving, self._fixed).problem, number)
+        self._records = records if self._sharding is None else jax.device_put(records, self._replicated())
 
     def _validate(self):
         loss = self._evaluate(self._moving, self._fixed, self._validation, self._validation_key)

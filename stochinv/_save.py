@@ -185,7 +185,7 @@ class _Reader:
     def _check_denoiser(self, denoiser, signal, info):
         """Whether the denoiser makes signals of what the file says of its arguments."""
         arguments = (info.observation, info.context, info.params)
-        if signal is None or is_opaque((signal, arguments)):
+        if signal is None or is_opaque(arguments):
             return
         like = jax.tree.leaves(info.observation)[0].dtype
         level = NoiseLevel(jnp.ones((), like), jnp.ones((), like))

@@ -56,9 +56,11 @@ def refuse(call, message, kind=ValueError, *, compiles=False):
     return caught.value
 
 
-@functools.cache
 def warm_up():
-    """Makes what all cases share, so that its compilation is not counted as theirs."""
+    """Makes what all cases share, so that its compilation is not counted as theirs.
+
+    Anew each time, since what was compiled is forgotten from one file of tests to the next.
+    """
     return key(), examples(), views(), problem(), trained().posterior(record().context, record().target.params)
 
 

@@ -56,12 +56,13 @@ class AbstractProblem(eqx.Module):
         return Units() if self.data_info is None else self.data_info.units
 
     def observation_structure(self, params: Params) -> Structure:
-        """The `jax.ShapeDtypeStruct`s of a measurement with parameters `params`.
+        """The `jax.ShapeDtypeStruct`s of what is noised: a measurement with parameters `params`, or a signal (`None`).
 
         **Raises:**
 
         `ValueError` if the signal is not known, or if `params` are not like those of training.
         """
+        problem = self.noised
         if self.data_info is not None:
             remedy = "give the parameters of one target measurement, as in the training data"
             check_structure("params", params, self.data_info.params, remedy)
@@ -70,31 +71,31 @@ class AbstractProblem(eqx.Module):
                 "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
                 "`jax.ShapeDtypeStruct` of a signal, or use a fitted problem."
             )
-        return eqx.filter_eval_shape(self.forward, self.signal, params)
+        return eqx.filter_eval_shape(problem.forward, self.signal, params)
 
     def denoise(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
     ) -> Sample:
-        """Denoises a measurement by way of the signal.
+        """Denoises what is noised by way of the signal: a measurement, or the signal itself.
 
         **Arguments:**
 
-        - `noisy`: the noisy target `o_t`, in standardised units.
+        - `noisy`: the noisy target `o_t`, or the noisy signal, in standardised units.
         - `level`: its [`stochinv.NoiseLevel`][].
-        - `context`: the context, its measurements in standardised units.
-        - `params`: the parameters `φ` of the target.
+        - `context`: the context, its measurements in standardised units, as the denoiser takes it.
+        - `params`: the parameters `φ` of the target; `None` in signal space.
         - `key`: a PRNG key for a draw of a stochastic denoiser; `None` for a deterministic answer.
 
         **Returns:**
 
-        A [`stochinv.Sample`][]: the signal `ŝ`, and `ô = f(ŝ, φ)` in standardised units.
+        A [`stochinv.Sample`][]: the signal `ŝ`, and in standardised units `ô = f(ŝ, φ)`, or the signal again.
 
         **Raises:**
 
         `ValueError` if the problem is not trained.
         """
         signal = trained_denoiser(self)(noisy, level, context, params, key=key)
-        return Sample(signal, self.units.standardise(self.forward(signal, params)))
+        return Sample(signal, self.units.standardise(self.noised.forward(signal, params)))
 
     def measured(
         self, noisy: Observation, level: NoiseLevel, observation: Observation, *, key: Key | None = None
@@ -103,16 +104,16 @@ class AbstractProblem(eqx.Module):
 
         All in standardised units; see [`stochinv.AbstractNoise.conditional`][].
         """
-        return self.noise.conditional(noisy, level, observation, self.units.unit(observation), key=key)
+        return self.noised.noise.conditional(noisy, level, observation, self.units.unit(observation), key=key)
 
     def score(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
     ) -> Observation:
-        """The score `∇ log p_t(o_t | c)` of the noisy target measurement.
+        """The score `∇ log p_t(o_t | c)` of the noisy target measurement, or of the noisy signal.
 
         **Arguments:**
 
-        - `noisy`: the noisy target in raw units: `mean + std · o_t`, where `o_t = α o + σ ε` is standardised.
+        - `noisy`: it in raw units: `mean + std · o_t`, where `o_t = α o + σ ε` is standardised.
         - `level`, `params`, `key`: as in `denoise`.
         - `context`: the context in raw units.
 
@@ -120,17 +121,19 @@ class AbstractProblem(eqx.Module):
 
         The gradient with respect to `noisy`, in its structure.
         """
-        standardised = self.units.standardise(noisy)
-        context = encode_context(self, context)
-        predicted = self.denoise(standardised, level, context, params, key=key).observation
-        unit = self.units.unit(predicted)
-        variance = self.noise.total_variance(level, predicted, unit)
-        score = lambda o, x, v, s: (level.alpha * o - x) / v / s
-        return jax.tree.map(score, predicted, standardised, variance, unit)
+        problem = self.noised
+        standardised, pull_back = jax.vjp(self.units.standardise, noisy)
+        context = encode_context(self, problem.as_context(context))
+        predicted = problem.denoise(standardised, level, context, params, key=key).observation
+        variance = problem.noise.total_variance(level, predicted, self.units.unit(predicted))
+        score = lambda o, x, v: (level.alpha * o - x) / v
+        (raw,) = pull_back(jax.tree.map(score, predicted, standardised, variance))
+        return raw
 
     def loss(self, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:
         """The training loss of one record in raw units, and a dictionary of its parts."""
-        return self.objective(self, standardise_example(self, example), key=key)
+        problem = self.noised
+        return problem.objective(problem, standardise_example(problem, example), key=key)
 
 
 def context_units(problem: Any) -> AbstractUnits:

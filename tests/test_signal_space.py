@@ -96,6 +96,22 @@ def test_the_density_is_that_of_the_signal():
     assert law.sample(jr.key(0), (4,)).shape == (4, 3)
 
 
+def test_the_score_is_that_of_the_signal():
+    """In raw units, of the noised signal given two views, where the network is as it was made."""
+    start, context = fit(steps=1, rounds=1).problem, given(2)
+    units, level = start.data_info.units, si.NoiseLevel(jnp.float32(0.8), jnp.float32(0.6))
+    prior = np.asarray(units.root @ units.root.T, float)
+    mean, covariance = posterior_of(context, np.asarray(units.mean, float), prior)
+    # `mean + W (α z + σ ε)`, with `s = mean + W z`.
+    total = 0.8**2 * covariance + 0.6**2 * prior
+    centre = units.mean + 0.8 * (mean - units.mean)
+    noisy = jnp.array([0.3, 0.2, 1.0])
+    got = start.score(noisy, level, context, None)
+    np.testing.assert_allclose(got, np.linalg.solve(total, centre - noisy), rtol=1e-3, atol=1e-3)
+    assert start.observation_structure(None) == SIGNAL
+    assert jnp.isfinite(start.loss(si.Example(start.noised.as_context(context), si.View(noisy)), key=jr.key(0))[0])
+
+
 def test_one_view_needs_no_axis_and_masked_views_say_nothing(fitted):
     context = given(2)
     one = si.View(context.observation[0], context.params[0])

@@ -163,15 +163,26 @@ def find_signal(problem: AbstractProblem, example: Example) -> Structure:
             )
     else:
         target = structure(example.target)
-        signal = problem.signal
-        if signal is None:
-            signal = known_signal_structure(problem.forward, target.observation, target.params)
-        if signal is None:
-            raise ValueError(
-                "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
-                "`jax.ShapeDtypeStruct` of a signal, or a denoiser."
-            )
+        signal = known_signal(problem, target.observation, target.params)
     check_signal(signal)
+    return signal
+
+
+def known_signal(problem: AbstractProblem, observation: Structure, params: Structure) -> Structure:
+    """The structure of the signal, as given or as the forward model knows it from that of a measurement.
+
+    **Raises:**
+
+    `ValueError` if neither tells it.
+    """
+    signal = problem.signal
+    if signal is None:
+        signal = known_signal_structure(problem.forward, observation, params)
+    if signal is None:
+        raise ValueError(
+            "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
+            "`jax.ShapeDtypeStruct` of a signal, or a denoiser."
+        )
     return signal
 
 

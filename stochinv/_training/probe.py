@@ -100,5 +100,6 @@ def _linearises(forward, signal, params) -> bool:
     try:
         jax.jit(lambda s: jax.jvp(lambda x: forward(x, params), (s,), (s,))).lower(signal)  # where it is refused
     except (TypeError, ValueError, NotImplementedError):
+        # Of a `custom_vjp`, of a callback, and of an operation without a rule; `forward` itself was called before.
         return False
     return True

@@ -15,7 +15,7 @@ import optax
 from .._checks import check_arrays, check_callable, check_finite, check_integer, check_key
 from .._custom_types import AnyCallable, Key, Structure
 from .._data_info import describe
-from .._forward.base import known_signal_structure, measures_stack
+from .._forward.base import measures_stack
 from .._structure import same_structure
 from .._view import View, check_signal, structure, view_mask
 from .batches import ArrayBatches
@@ -23,7 +23,7 @@ from .checks import FILL, check_closures, check_number_of_records, check_trainin
 from .ema import AbstractEMA
 from .expectation_maximisation import Rounds, prepare_signals
 from .loop import Options, Run, check_options, seed_of
-from .prepare import check_output
+from .prepare import check_output, known_signal
 from .state import start_state
 
 # Dense matrices of n × n numbers are kept for every record.
@@ -103,14 +103,7 @@ def check_views(problem: Any, data: View, batch_size: int):
 def find_signal(problem: Any, data: View) -> Structure:
     """The structure of the signal, as given or as the forward model knows it, with which `forward` measures."""
     one = structure(jax.tree.map(lambda x: x[0, 0], View(data.observation, data.params)))
-    signal = problem.signal
-    if signal is None:
-        signal = known_signal_structure(problem.forward, one.observation, one.params)
-    if signal is None:
-        raise ValueError(
-            "`signal` is not known: give `StochasticInverseProblem(signal=...)` the PyTree of "
-            "`jax.ShapeDtypeStruct` of a signal."
-        )
+    signal = known_signal(problem, one.observation, one.params)
     check_signal(signal)
     size = sum(x.size for x in jax.tree.leaves(signal))
     if size > LARGEST_SIGNAL:

@@ -1,6 +1,6 @@
 r"""Records whose signals are known, or drawn: pairs of a signal and measurements of it."""
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import jax.random as jr
 from ._custom_types import Key, Signal
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
-from ._view import Example, View, num_views, take_views, view_mask
+from ._view import View, num_views, take_views, view_mask
 
 # How often nothing is given, so that the denoiser of the prior is learned too.
 SHARE_OF_PRIOR = 0.15
@@ -31,10 +31,10 @@ class Pairs(eqx.Module):
 
 @final
 class SimulatedContext(eqx.Module):
-    """Turns pairs into training records of signal space: the signal is the target, the context is simulated afresh.
+    """Makes the contexts that a denoiser of signals is trained with: measurements of a signal, simulated afresh.
 
-    The parameters of a context are those of another record, and a random number of its views is given: in
-    `SHARE_OF_PRIOR` of all records none, in the others from one to all.
+    The parameters are those of another record, and a random number of its views is given: in `SHARE_OF_PRIOR` of all
+    records none, in the others from one to all.
 
     **Arguments:**
 
@@ -45,32 +45,28 @@ class SimulatedContext(eqx.Module):
     forward: AbstractForwardModel
     noise: AbstractNoise
 
-    def __call__(self, pairs: Pairs, *, key: Key) -> Example:
-        """Deals a batch of records.
+    def deal(self, views: View, key: Key) -> View:
+        """A random number of the views of a record, in random order.
 
         **Arguments:**
 
-        - `pairs`: a batch of pairs.
+        - `views`: a stack of views.
         - `key`: a PRNG key.
 
         **Returns:**
 
-        [`stochinv.Example`][]s with a leading record axis.
+        A stack of as many, with a mask.
         """
-        number = jax.tree.leaves(pairs.signal)[0].shape[0]
-        order_key, deal_key = jr.split(key)
-        views = take_views(pairs.view, jr.permutation(order_key, number))
-        return jax.vmap(self._one)(pairs.signal, views, jr.split(deal_key, number))
-
-    def _one(self, signal: Any, views: View, key: Key) -> Example:
-        order_key, number_key, none_key, noise_key = jr.split(key, 4)
-        capacity = num_views(views)
+        order_key, number_key, none_key = jr.split(key, 3)
         # Views that count come first, in random order.
-        order = jnp.argsort(jr.uniform(order_key, (capacity,)) + ~view_mask(views))
+        order = jnp.argsort(jr.uniform(order_key, (num_views(views),)) + ~view_mask(views))
         views = take_views(View(views.observation, views.params, view_mask(views)), order)
         number = jr.randint(number_key, (), 1, jnp.maximum(jnp.sum(view_mask(views)), 1) + 1)
         number = jnp.where(jr.bernoulli(none_key, SHARE_OF_PRIOR), 0, number)
-        clean = jax.vmap(lambda p: self.forward(signal, p), axis_size=capacity)(views.params)
-        observation = jax.vmap(self.noise.sample)(jr.split(noise_key, capacity), clean)
-        mask = view_mask(views) & (jnp.arange(capacity) < number)
-        return Example(View(observation, views.params, mask), View(signal), None)
+        return View(views.observation, views.params, view_mask(views) & (jnp.arange(num_views(views)) < number))
+
+    def observe(self, signal: Signal, views: View, key: Key) -> View:
+        """Measurements of a signal, noise included, with the parameters and the mask of `views`."""
+        clean = jax.vmap(lambda p: self.forward(signal, p), axis_size=num_views(views))(views.params)
+        observation = jax.vmap(self.noise.sample)(jr.split(key, num_views(views)), clean)
+        return View(observation, views.params, views.mask)

@@ -16,13 +16,14 @@ import jax
 
 from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Structure
 from ._data_info import AbstractUnits, DataInfo, Units, check_structure, standardise_view
-from ._denoiser.base import AbstractDenoiser, encode
+from ._denoiser import base as denoising
+from ._denoiser.base import AbstractDenoiser
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
 from ._objective.base import AbstractObjective
 from ._sampler.base import Sample
 from ._schedule import AbstractNoiseSchedule, NoiseLevel
-from ._view import Example
+from ._view import Example, View
 
 
 class AbstractProblem(eqx.Module):
@@ -145,7 +146,12 @@ def context_units(problem: Any) -> AbstractUnits:
 def encode_context(problem: Any, context: Context) -> Any:
     """A context in raw units as a problem's denoiser takes it: standardised, and with all that is computed once for all
     noise levels and draws."""
-    return encode(problem.denoiser, standardise_view(context_units(problem), context))
+    return denoising.encode(problem.denoiser, standardise_view(context_units(problem), context))
+
+
+def encode_again(problem: Any, context: Any, view: View) -> Any:
+    """`encode_context` of a view in raw units that differs from an encoded context in its measured values alone."""
+    return denoising.encode_again(problem.denoiser, context, standardise_view(context_units(problem), view))
 
 
 def standardise_example(problem: Any, example: Example) -> Example:

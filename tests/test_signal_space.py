@@ -11,8 +11,9 @@ from scipy import stats
 
 import stochinv as si
 from refusals import without_annotations
-from stochinv._denoiser.gaussian_residual import Measured, levenberg_marquardt
-from stochinv._pairs import Pairs, SimulatedContext
+from stochinv._denoiser.evidence import Measured
+from stochinv._denoiser.least_squares import levenberg_marquardt
+from stochinv._pairs import SimulatedContext
 from stochinv._problem_base import encode_context
 from stochinv._training.gaussian import best_gaussian
 
@@ -174,7 +175,7 @@ def rebuilt(denoiser, whitening, measured):
         measured.forward,
         measured.noise,
         measured.units,
-        affine=True,
+        form=denoiser.form,
         network=denoiser.network,
         embedding=denoiser.embedding,
     )
@@ -215,9 +216,8 @@ def test_simulated_contexts_are_measurements_of_the_signals():
     data = si.View(data.observation, data.params, jnp.ones((500, 2), bool).at[:250, 1].set(False))
     signals = jr.normal(jr.key(0), (500, 3))
     roles = SimulatedContext(si.ForwardFunction(measure), si.GaussianNoise(NOISE))
-    examples = roles(Pairs(signals, data), key=jr.key(1))
-    context = examples.context
-    np.testing.assert_array_equal(examples.target.observation, signals)
+    views = jax.vmap(roles.deal)(data, jr.split(jr.key(1), 500))
+    context = jax.vmap(roles.observe)(signals, views, jr.split(jr.key(2), 500))
     rest = np.asarray(context.observation - jnp.einsum("nvij,nj->nvi", context.params, signals))
     assert abs(rest.std() / NOISE - 1) < 4 / np.sqrt(2 * rest.size)
     number = np.asarray(context.mask.sum(1))

@@ -13,7 +13,7 @@ from .._checks import check_callable
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
 from .._frozen import count_trained
 from .._schedule import NoiseLevel
-from .._view import is_view
+from .._view import View, is_view
 
 
 class AbstractDenoiser(eqx.Module):
@@ -76,6 +76,13 @@ class AbstractEncodingDenoiser(AbstractDenoiser):
         """What a context says, its measurements in standardised units."""
 
     @abc.abstractmethod
+    def encode_again(self, context: PyTree, view: View) -> PyTree:
+        """What `encode` makes of a context that differs from an encoded one in the values of its measurements alone.
+
+        For affine forward models and noise whose size does not depend on what is measured.
+        """
+
+    @abc.abstractmethod
     def normalised_error(
         self, noisy: Observation, level: NoiseLevel, context: PyTree, clean: Observation
     ) -> Float[Array, " n"]:
@@ -93,6 +100,11 @@ def encode(denoiser: Any, context: Context) -> Any:
     """What a denoiser takes in the place of a context: what it makes of its views, or the context itself."""
     encodes = isinstance(denoiser, AbstractEncodingDenoiser) and is_view(context)
     return denoiser.encode(context) if encodes else context
+
+
+def encode_again(denoiser: Any, context: Any, view: View) -> Any:
+    """What a denoiser takes in the place of a context that differs from one it took in the values of measurements."""
+    return denoiser.encode_again(context, view) if isinstance(denoiser, AbstractEncodingDenoiser) else view
 
 
 def normalised_error(

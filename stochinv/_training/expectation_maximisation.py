@@ -17,7 +17,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable, Key, Signal, summary
@@ -27,30 +26,33 @@ from .._data_info import (
     describe,
     destandardise_view,
     measure_units,
-    standardise_view,
     witness,
 )
-from .._denoiser.gaussian_prior import signal_scale
-from .._denoiser.gaussian_residual import Measured
-from .._pairs import Pairs, SimulatedContext
-from .._problem_base import context_units, encode_context
+from .._denoiser.evidence import Measured
+from .._pairs import SimulatedContext
+from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.importance import view_of
-from .._sampling import default_sampler
+from .._sampling import sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import same_structure
-from .._view import Example, View, structure, view_mask
-from .._whitening import Whitening, whitening
+from .._view import Example, View, structure, take_views, view_mask
 from ..nn import signal_denoiser
-from .gaussian import GAUSSIAN_ROUNDS, best_gaussian, condition, in_chunks
+from .gaussian import CHUNK, in_chunks
+from .gaussian_start import Start, find_start, first_signal
 from .probe import is_affine
 
-# The most numbers that the evidence of the records may take from which the Gaussian is found.
-LARGEST_EVIDENCE = 2**26
+# The most numbers that are kept of what contexts say: 1 GB in single precision.
+LARGEST_BANK = 2**28
+# A draw takes about as long as the gradients of so many examples.
+EXAMPLES_PER_DRAW = 4
 
 
-def prepare_signals(problem: Any, data: View, signal: Any, start: Any, standardise: bool, key: Key) -> Any:
-    """A problem that knows the structure and the units of its data, and has a denoiser.
+def prepare_signals(
+    problem: Any, data: View, signal: Any, start: Any, standardise: bool, key: Key
+) -> tuple[Any, Start | None]:
+    """A problem that knows the structure and the units of its data, and has a denoiser; and where it starts, which is
+    `None` where it was trained before.
 
     **Arguments:**
 
@@ -62,26 +64,22 @@ def prepare_signals(problem: Any, data: View, signal: Any, start: Any, standardi
     - `key`: a PRNG key.
     """
     if problem.data_info is not None:
-        return trained_before(problem, data)
+        return trained_before(problem, data), None
     probe_key, start_key, denoiser_key = jr.split(key, 3)
     first = jax.tree.map(lambda x: x[0], data)
     params = jax.tree.map(lambda x: x[0], first.params)
     affine = is_affine(problem.forward, signal, params, probe_key)
     units = measure_units(data.observation, standardise=standardise)
-    coordinates = standard_normal(signal)
-    if start is not None:
-        coordinates = gaussian_of(start, start_key)
-    elif affine and problem.noise.every_level:
-        scale = signal_scale(problem.forward, signal, params, units)
-        coordinates = gaussian_start(Measured(problem.forward, problem.noise, units), signal, scale, data, start_key)
+    begin = find_start(problem, data, signal, units, start, affine, start_key)
     seen = witness(problem.forward, signal, params)
-    info = DataInfo(signal, None, structure(first), coordinates, affine, seen, units)
+    info = DataInfo(signal, None, structure(first), begin.coordinates, affine, seen, units)
     denoiser = problem.denoiser
     if denoiser is None:
-        denoiser = signal_denoiser(problem.forward, signal, info, noise=problem.noise, key=denoiser_key)
+        parts = (problem.forward, problem.noise, signal, info)
+        denoiser = signal_denoiser(*parts, form=begin.form, key=denoiser_key)
     problem = dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
     check_denoiser(problem.noised, first)
-    return problem
+    return problem, begin
 
 
 def trained_before(problem: Any, data: View) -> Any:
@@ -122,118 +120,114 @@ def check_denoiser(problem: Any, views: View):
         )
 
 
-def standard_normal(signal: Any) -> Whitening:
-    """Signals as they are: the start where nothing is known."""
-    flat, _ = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal))
-    return whitening(flat, jnp.eye(flat.size, dtype=flat.dtype))
-
-
-def gaussian_of(start: AnyCallable, key: Key) -> Whitening:
-    """The Gaussian with the moments of a law."""
-
-    @jax.jit
-    def find(key):
-        draws = jax.vmap(lambda k: ravel_pytree(start(k))[0])(jr.split(key, 4096))
-        mean, scale = jnp.mean(draws, 0), jnp.max(jnp.std(draws, 0))
-        return whitening(mean / scale, jnp.atleast_2d(jnp.cov((draws - mean) / scale, rowvar=False)), scale)
-
-    return find(key)
-
-
-def gaussian_start(measured: Measured, signal: Any, scale: float, data: View, key: Key) -> Whitening:
-    """The best Gaussian of measurements through an affine forward model, `scale` being about its size."""
-    flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal))
-    number = jax.tree.leaves(data)[0].shape[0]
-    most = min(number, max(256, LARGEST_EVIDENCE // flat.size**2))
-
-    @jax.jit
-    def find(data, key):
-        chosen = jr.permutation(key, number)[:most]
-        views = standardise_view(measured.units, jax.tree.map(lambda x: x[chosen], data))
-        one = lambda view: measured.affine_evidence(lambda z: unravel(scale * z), flat, view)
-        precision, shift = in_chunks(one, views)
-        return best_gaussian(precision, shift, GAUSSIAN_ROUNDS)
-
-    return jax.jit(whitening)(*find(data, key), scale)
-
-
 class Rounds:
     """The rounds of expectation maximisation: what their steps train on.
+
+    For affine forward models and Gaussian noise, what contexts say of a Gaussian signal is decomposed once for all
+    rounds: it depends on the parameters alone. Up to `LARGEST_BANK` numbers of it are kept.
 
     **Arguments:**
 
     - `problem`: the prepared problem of signals.
     - `data`: records of views, with a mask.
-    - `start`: a callable from a key to a signal, for the first signals, or `None`.
+    - `begin`: where the first signals are drawn from, or `None` to have the denoiser draw them, which was trained
+        before.
+    - `guess`: a callable from a key to a signal, for the first signals, or `None`.
     - `key`: a PRNG key.
     - `length`: the number of optimiser steps in a round.
-    - `trained`: whether the denoiser was trained before, and draws the first signals itself.
+    - `batch_size`: the number of records in a step.
     """
 
     def __init__(
-        self, problem: Any, data: View, start: AnyCallable | None, key: Key, length: int, *, trained: bool = False
+        self,
+        problem: Any,
+        data: View,
+        begin: Start | None,
+        guess: AnyCallable | None,
+        key: Key,
+        length: int,
+        batch_size: int,
     ):
         self.length = length
-        self._data, self._start, self._key = data, start, key
+        self._data, self._begin, self._guess, self._key = data, begin, guess, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
-        self._sampler = default_sampler(problem)
+        self._sampler = sampler_of_rounds(problem)
         self._number = jax.tree.leaves(data)[0].shape[0]
+        # A draw costs as much as the gradients of some examples: drawing takes less time than training.
+        self._drawn = min(self._number, max(CHUNK, length * batch_size // EXAMPLES_PER_DRAW))
+        self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
+        self._bank = None
+        if problem.data_info.affine and problem.measurement_noise.every_level:
+            self._bank = eqx.filter_jit(self._make_bank)(problem, data, jr.fold_in(key, 1))
         self._simulate = eqx.filter_jit(self._simulate_traced)
         self._draw = eqx.filter_jit(self._draw_traced)
-        self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
-        self._given = eqx.filter_jit(self._encode)(problem, data)
-        if trained:
-            self.draw(problem, 0)
+        if begin is None and guess is None:
+            self.signals: Signal = jax.tree.map(lambda x: jnp.zeros((self._number, *x.shape), x.dtype), problem.signal)
+            self.draw(problem, 0, everything=True)
         else:
-            self.signals: Signal = eqx.filter_jit(self._first)(problem, data, jr.fold_in(key, 0))
+            self.signals = eqx.filter_jit(self._first)(problem, data, jr.fold_in(key, 0))
 
-    def _encode(self, problem, views):
+    def _make_bank(self, problem, data, key):
+        """Encoded contexts of the number and parameters of views that steps train on, whatever was measured."""
+        order_key, deal_key = jr.split(key)
+        size = sum(x.size for x in jax.tree.leaves(problem.signal))
+        entries = sum(x.size for x in jax.tree.leaves(data.observation)) // self._number
+        most = max(CHUNK, LARGEST_BANK // (size * min(size, entries)))
+        order = jr.permutation(order_key, self._number)[:most]
+        views = jax.vmap(self._roles.deal)(take_views(data, order), jr.split(deal_key, order.size))
         return in_chunks(lambda view: encode_context(problem, view), views)
 
     def _first(self, problem, data, key):
         """Draws of the law to start from, or of the best Gaussian given the measurements."""
         keys = jr.split(key, self._number)
-        if self._start is not None:
-            return jax.vmap(self._start)(keys)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.signal)
-        flat, unravel = ravel_pytree(zeros)
-        signal = lambda z: problem.units.destandardise(unravel(z))
-
-        def one(inputs):
-            view, key = inputs
-            z = jr.normal(key, flat.shape, flat.dtype)
-            if problem.data_info.affine and self._measured.noise.every_level:
-                view = standardise_view(self._measured.units, view)
-                z = condition(*self._measured.affine_evidence(signal, flat, view), z)
-            return signal(z)
-
+        if self._guess is not None:
+            return jax.vmap(self._guess)(keys)
+        one = lambda inputs: first_signal(self._begin, self._measured, problem.signal, *inputs)
         return in_chunks(one, (data, keys))
 
     def records(self, problem: Any, number: int) -> Example:
         """What the steps of round `number = 0, 1, …` train on: the signals, and contexts simulated from them."""
-        return self._simulate(problem, self.signals, self._data, jr.fold_in(self._key, 2 * number + 1))
+        return self._simulate(problem, self.signals, self._data, self._bank, jr.fold_in(self._key, 2 * number + 3))
 
-    def _simulate_traced(self, problem, signals, data, key):
-        examples = self._roles(Pairs(signals, data), key=key)
-        return Example(self._encode(problem, examples.context), examples.target)
+    def _simulate_traced(self, problem, signals, data, bank, key):
+        order_key, deal_key, noise_key = jr.split(key, 3)
+        order = jr.permutation(order_key, self._number)
+        if bank is None:
+            views = jax.vmap(self._roles.deal)(take_views(data, order), jr.split(deal_key, self._number))
+            views = jax.vmap(self._roles.observe)(signals, views, jr.split(noise_key, self._number))
+            context = in_chunks(lambda view: encode_context(problem, view), views)
+            return Example(context, View(signals), None)
+        number = jax.tree.leaves(bank)[0].shape[0]
+        signals = jax.tree.map(lambda x: x[order[:number]], signals)
 
-    def draw(self, problem: Any, number: int) -> float:
-        """Draws all records' signals anew, for round `number = 1, 2, …`.
+        def one(inputs):
+            signal, encoded, key = inputs
+            view = self._roles.observe(signal, view_of(encoded), key)
+            return encode_again(problem, encoded, view)
+
+        return Example(in_chunks(one, (signals, bank, jr.split(noise_key, number))), View(signals), None)
+
+    def draw(self, problem: Any, number: int, *, everything: bool = False) -> float:
+        """Draws records' signals anew, for round `number = 1, 2, …`: as many as take less time than the round's steps.
 
         **Returns:**
 
         The root mean square by which they miss the given measurements, in standard deviations of the noise.
         """
-        self.signals, residual = self._draw(problem, self._given, jr.fold_in(self._key, 2 * number))
+        key, draw_key = jr.split(jr.fold_in(self._key, 2 * number + 2))
+        index = jr.permutation(key, self._number)[: self._number if everything else self._drawn]
+        self.signals, residual = self._draw(problem, self.signals, self._data, index, draw_key)
         return float(residual)
 
-    def _draw_traced(self, problem, given, key):
+    def _draw_traced(self, problem, signals, data, index, key):
         def one(inputs):
-            context, key = inputs
+            view, key = inputs
+            context = encode_context(problem, view)
             signal = self._sampler(problem, context, None, key=key).signal
             return signal, residual(problem, self._measured, signal, view_of(context))
 
-        signals, (squares, counts) = in_chunks(one, (given, jr.split(key, self._number)))
+        drawn, (squares, counts) = in_chunks(one, (take_views(data, index), jr.split(key, index.size)))
+        signals = jax.tree.map(lambda x, new: x.at[index].set(new), signals, drawn)
         return signals, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
 
 

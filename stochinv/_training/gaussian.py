@@ -1,30 +1,39 @@
 r"""The best Gaussian: the law `N(m, S)` of signals under which noisy measurements of them are most likely.
 
 By expectation maximisation in closed form (Dempster, Laird and Rubin 1977). In coordinates in which the present
-Gaussian is white, `s = m + W z`, the measurements of record `i` say `Λ_i` and `b_i` of it (see `gaussian_residual`).
-Given them `z_i` has the covariance `C_i = (I + Λ_i)⁻¹` and the mean `C_i b_i`. The next Gaussian has the mean of the
-means, and the mean of `C_i` plus the covariance of the means. No round makes the measurements less likely.
+Gaussian is white, `s = m + W z`, the measurements of record `i` say `Λ_i` and `b_i` of it (see `evidence`). Given them
+`z_i` has the covariance `C_i = (I + Λ_i)⁻¹` and the mean `C_i b_i`. The next Gaussian has the mean of the means, and
+the mean of `C_i` plus the covariance of the means. No round makes the measurements less likely.
+
+Where fewer entries are measured than the signal has, `C_i = I − Bᵀ (I + B Bᵀ)⁻¹ B` with the `m × n` matrix
+`B = R^(−1/2) A`, in `n² m` operations. Where single entries of large signals are measured, the moments of those that
+were measured together are nearly as good, and need no rounds.
 """
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from .._custom_types import AnyCallable
+from .._custom_types import AnyCallable, Key
 
 GAUSSIAN_ROUNDS = 50
+# Rounds for large signals, which start from smooth images.
+FEW_ROUNDS = 10
 # Records are conditioned in chunks of as many, so that memory does not grow with their number.
 CHUNK = 256
+# The covariance of two entries that were measured together in so many records is halved: the fewer, the less is known.
+HALF_TRUST = 20
 
 
-def in_chunks(function: AnyCallable, records: PyTree) -> PyTree:
-    """Maps a function over records, `CHUNK` at a time.
+def in_chunks(function: AnyCallable, records: PyTree, size: int = CHUNK) -> PyTree:
+    """Maps a function over records, `size` at a time.
 
     All chunks are of one size, the last one filled up with the first records: two programs for factorisations that run
     at the same time, as for a shorter last chunk, can wait for each other for ever on a processor of few cores.
     """
     number = jax.tree.leaves(records)[0].shape[0]
-    chunk = min(CHUNK, number)
+    chunk = min(size, number)
     index = jnp.arange(-(-number // chunk) * chunk) % number
     mapped = jax.lax.map(function, jax.tree.map(lambda x: x[index], records), batch_size=chunk)
     return jax.tree.map(lambda x: x[:number], mapped)
@@ -61,6 +70,78 @@ def best_gaussian(
     return mean, root @ root.T
 
 
+def best_gaussian_of_few(
+    rows: Float[Array, "records m n"], rest: Float[Array, "records m"], covariance: Float[Array, "n n"], rounds: int
+) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """The best Gaussian of records that measure few entries, starting from one of mean 0.
+
+    **Arguments:**
+
+    - `rows`, `rest`: `B` of each record, and what was measured beyond a signal of zeros, in standard deviations of the
+        noise.
+    - `covariance`: that of the start, up to a factor, which is found.
+    - `rounds`: the number of rounds.
+    """
+    number, entries, size = rows.shape
+    identity = jnp.eye(entries, dtype=rows.dtype)
+    seen = jnp.sum(jnp.any(rows != 0, -1))
+    spread = jax.lax.map(lambda matrix: jnp.sum((matrix @ covariance) * matrix), rows)
+    covariance = covariance * jnp.maximum(jnp.sum(rest**2) - seen, 1e-3 * seen) / jnp.sum(spread)
+
+    def condition(mean, covariance, inputs):
+        matrix, rest = inputs
+        across = matrix @ covariance
+        factor = jnp.linalg.cholesky(identity + across @ matrix.T)
+        both = jnp.concatenate([across, (rest - matrix @ mean)[:, None]], 1)
+        both = jax.scipy.linalg.solve_triangular(factor, both, lower=True)
+        half, rest = both[:, :-1], both[:, -1]
+        return half, half.T @ rest
+
+    def one_round(carry, _):
+        mean, covariance = carry
+
+        def add(sums, inputs):
+            gained, first, second = sums
+            half, centre = jax.vmap(lambda *x: condition(mean, covariance, x))(*inputs)
+            half = half.reshape(-1, size)
+            return (gained + half.T @ half, first + jnp.sum(centre, 0), second + centre.T @ centre), None
+
+        chunk = min(32, number)
+        used = number // chunk * chunk
+        chunks = jax.tree.map(lambda x: x[:used].reshape(-1, chunk, *x.shape[1:]), (rows, rest))
+        start = (jnp.zeros_like(covariance), jnp.zeros_like(mean), jnp.zeros_like(covariance))
+        (gained, first, second), _ = jax.lax.scan(add, start, chunks)
+        centre = first / used
+        new = covariance + (second - gained) / used - jnp.outer(centre, centre)
+        return (mean + centre, 0.5 * (new + new.T)), None
+
+    start = (jnp.zeros(size, rows.dtype), covariance)
+    return jax.lax.scan(one_round, start, None, length=rounds)[0]
+
+
+def pairwise_gaussian(
+    values: Float[Array, "records n"], shift: Float[Array, "records n"]
+) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """The moments of entries that were measured together, less what noise adds to them.
+
+    **Arguments:**
+
+    - `values`, `shift`: the diagonals of `Λ_i`, and `b_i`, of each record.
+    """
+    seen = values > 0
+    mask = seen.astype(values.dtype)
+    measured = jnp.where(seen, shift / jnp.where(seen, values, 1), 0)
+    number = jnp.maximum(jnp.sum(mask, 0), 1)
+    mean = jnp.sum(measured, 0) / number
+    centred = mask * (measured - mean)
+    together = mask.T @ mask
+    covariance = centred.T @ centred / jnp.maximum(together, 1)
+    noise = jnp.sum(jnp.where(seen, 1 / jnp.where(seen, values, 1), 0), 0) / number
+    diagonal = jnp.diag(covariance)
+    off = covariance * (1 - jnp.eye(mean.size, dtype=mean.dtype)) * together / (together + HALF_TRUST)
+    return mean, off + jnp.diag(jnp.maximum(diagonal - noise, 0))
+
+
 def condition(
     precision: Float[Array, "n n"], shift: Float[Array, " n"], noise: Float[Array, " n"]
 ) -> Float[Array, " n"]:
@@ -68,3 +149,38 @@ def condition(
     root = jnp.linalg.cholesky(jnp.eye(shift.size, dtype=shift.dtype) + precision)
     half = jax.scipy.linalg.solve_triangular(root, shift, lower=True)
     return jax.scipy.linalg.solve_triangular(root.T, half + noise, lower=False)
+
+
+def condition_few(rows: Float[Array, "m n"], rest: Float[Array, " m"], key: Key) -> Float[Array, " n"]:
+    """A draw of a standard normal `z` given `rest = B z + noise` with standard normal noise.
+
+    A draw of the two together is corrected by its difference to what was measured (Matheron's rule).
+    """
+    z_key, noise_key = jr.split(key)
+    z = jr.normal(z_key, rows.shape[1:], rows.dtype)
+    rest = rest - rows @ z - jr.normal(noise_key, rest.shape, rest.dtype)
+    factor = jnp.linalg.cholesky(jnp.eye(rest.size, dtype=rest.dtype) + rows @ rows.T)
+    return z + rows.T @ jax.scipy.linalg.cho_solve((factor, True), rest)
+
+
+def condition_entries(
+    covariance: Float[Array, "n n"],
+    values: Float[Array, " n"],
+    shift: Float[Array, " n"],
+    z: Float[Array, " n"],
+    noise: Float[Array, " n"],
+) -> Float[Array, " n"]:
+    """A draw of `N(0, covariance)` given measurements of single entries, made of a draw `z` of it.
+
+    By conjugate gradients: products with one matrix, which many records share.
+
+    **Arguments:**
+
+    - `values`, `shift`: the diagonal of `Λ`, and `b`.
+    - `noise`: a draw of a standard normal.
+    """
+    scale = jnp.sqrt(values)
+    rest = jnp.where(values > 0, shift / jnp.where(values > 0, scale, 1), 0) - scale * z - noise
+    product = lambda x: x + scale * (covariance @ (scale * x))
+    solution, _ = jax.scipy.sparse.linalg.cg(product, rest, tol=1e-3, maxiter=100)
+    return z + covariance @ (scale * solution)

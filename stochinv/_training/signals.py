@@ -26,8 +26,8 @@ from .loop import Options, Run, check_options, seed_of
 from .prepare import check_output, known_signal
 from .state import start_state
 
-# Dense matrices of n × n numbers are kept for every record.
-LARGEST_SIGNAL = 256
+# The covariance of the signal is kept in full.
+LARGEST_SIGNAL = 2048
 
 
 def train_signals(
@@ -58,13 +58,13 @@ def train_signals(
     signal = find_signal(problem, data)
     data = jax.tree.map(jnp.asarray, View(data.observation, data.params, np.asarray(_masks(data))))
     prepare_key, rounds_key, train_key = jr.split(key, 3)
-    start, trained = as_start(start, signal), problem.data_info is not None and start is None
-    problem = prepare_signals(problem, data, signal, start, standardise, prepare_key)
+    guess = as_start(start, signal)
+    problem, begin = prepare_signals(problem, data, signal, guess, standardise, prepare_key)
     check_closures(problem.denoiser)
     seed = seed_of(key)
     length = -(-options.steps // rounds)
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
-    schedule = Rounds(state.problem, data, start, rounds_key, length, trained=trained)
+    schedule = Rounds(state.problem, data, begin, guess, rounds_key, length, options.batch_size)
     batches = ArrayBatches(data, options.batch_size, seed)
     configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip, "rounds": rounds}
     configuration |= {"measurement_noise": problem.noise}

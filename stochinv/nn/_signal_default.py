@@ -7,41 +7,55 @@ import jax.random as jr
 
 from .._custom_types import Key, Structure
 from .._data_info import DataInfo, Units
-from .._denoiser.gaussian_residual import GaussianResidual
+from .._denoiser.evidence import Form
+from .._denoiser.gaussian_residual import GaussianResidual, ImageCorrection, VectorCorrection
+from .._denoiser.network import is_image
 from .._forward.base import AbstractForwardModel
 from .._noise import AbstractNoise
-from .._whitening import Whitening
 from ._embedding import NoiseEmbedding
 from ._mlp import MLP
+from ._unet import UNet
 
 _EMBEDDING_SIZE = 128
+# What the network is told of each pixel.
+_PARTS = 5
+# Smaller images are as well corrected by a perceptron.
+SMALLEST_IMAGE = 16**2
 
 
 def signal_denoiser(
-    forward: AbstractForwardModel, signal: Structure, info: DataInfo, *, noise: AbstractNoise, key: Key
+    forward: AbstractForwardModel, noise: AbstractNoise, signal: Structure, info: DataInfo, *, form: Form, key: Key
 ) -> GaussianResidual:
-    """A perceptron that corrects the exact denoiser of a Gaussian signal.
+    """A network that corrects the exact denoiser of a Gaussian signal: a U-Net on blocks of 2×2 pixels for an image of
+    at least 256 pixels, a perceptron for any other signal.
 
     **Arguments:**
 
     - `forward`, `noise`: the forward model and the noise of measurements.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
     - `info`: the [`stochinv.DataInfo`][] of a fit in signal space.
+    - `form`: how what is measured is told, see [`stochinv.GaussianResidual`][].
     - `key`: a PRNG key.
     """
     network_key, embedding_key = jr.split(key)
     size = sum(x.size for x in jax.tree.leaves(signal))
-    view = info.context
-    given = sum(x.size for x in jax.tree.leaves((view.observation, view.params, view.mask)))
-    width = 128 if size <= 16 else 512
-    network = MLP(3 * size + given, size, embedding_size=_EMBEDDING_SIZE, width=width, key=network_key)
+    options = {"embedding_size": _EMBEDDING_SIZE, "key": network_key}
+    leaves = jax.tree.leaves(signal)
+    if len(leaves) == 1 and is_image(signal) and leaves[0].shape[0] * leaves[0].shape[1] >= SMALLEST_IMAGE:
+        height, width, channels = leaves[0].shape
+        unet = UNet(_PARTS * channels, channels, channels=(48, 96), patch=2, **options)
+        network = ImageCorrection(unet, height, width)
+    else:
+        view = info.context
+        given = sum(x.size for x in jax.tree.leaves((view.observation, view.params, view.mask)))
+        network = VectorCorrection(MLP(3 * size + given, size, width=128 if size <= 16 else 512, **options))
     return GaussianResidual(
-        cast(Whitening, info.units),
+        info.units,
         signal,
         forward,
         noise,
         cast(Units, info.context_units),
-        affine=info.affine,
+        form=form,
         network=network,
         embedding=NoiseEmbedding(_EMBEDDING_SIZE, key=embedding_key),
     )

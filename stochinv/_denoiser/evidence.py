@@ -1,0 +1,229 @@
+r"""What a context says of a Gaussian signal.
+
+In coordinates `z` in which the best Gaussian is white, measurements `c = f(s, φ) + noise` through an affine forward
+model with `A = ∂f/∂z` and the noise's covariance `R` say of the signal
+
+`Λ = Aᵀ R⁻¹ A`,  `b = Aᵀ R⁻¹ (c − f(m, φ))`,
+
+summed over the views that count, `m` being the signal of `z = 0`. `Λ = E diag(λ) Eᵀ` is decomposed once per context.
+Where measurements have fewer entries than the signal, `E` has as few columns; where each entry measures one entry of
+the signal alone, as masks and windows do, `Λ` is diagonal.
+"""
+
+import abc
+from typing import Literal, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from .._custom_types import AnyCallable, FloatScalar
+from .._data_info import AbstractUnits
+from .._forward.base import AbstractForwardModel
+from .._noise import AbstractNoise
+from .._view import View, num_views, view_mask
+from .least_squares import levenberg_marquardt
+
+# The least noise that a measurement is taken to have, in its standard deviations: without any, `Λ` would be infinite.
+LEAST_NOISE = 1e-3
+# Eigenvalues of `Λ` below this share of the largest are lost to rounding.
+ROUNDING = 1e-6
+
+Form = Literal["diagonal", "dense", "laplace"]
+
+
+class AbstractEvidence(eqx.Module):
+    """What a context says of a Gaussian signal, and the context: `view`, its measurements in standardised units."""
+
+    view: eqx.AbstractVar[View]
+
+    @abc.abstractmethod
+    def estimate(self, precision: FloatScalar, shift: Float[Array, " n"]) -> Float[Array, " n"]:
+        """`(p I + Λ)⁻¹ (b + shift)` for a scalar `p`."""
+
+    @abc.abstractmethod
+    def apply(self, function: AnyCallable, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """`E diag(h(λ)) Eᵀ x` for a function `h` of eigenvalues."""
+
+    @abc.abstractmethod
+    def diagonal(self, function: AnyCallable) -> Float[Array, " n"]:
+        """The diagonal of `E diag(h(λ)) Eᵀ`."""
+
+    @abc.abstractmethod
+    def update(self, view: View, shift: Float[Array, " n"]) -> "AbstractEvidence":
+        """That of other measurements with the same parameters, mask and noise, for which `b` is `shift`."""
+
+
+@final
+class DenseEvidence(AbstractEvidence):
+    """That of any measurements.
+
+    **Arguments:**
+
+    - `view`: the context.
+    - `vectors`, `values`: the columns of `E` whose eigenvalues are not zero, and these. Columns of zeros fill up.
+    - `shift`: `Eᵀ b`.
+    """
+
+    view: View
+    vectors: Float[Array, "n k"]
+    values: Float[Array, " k"]
+    shift: Float[Array, " k"]
+
+    def estimate(self, precision: FloatScalar, shift: Float[Array, " n"]) -> Float[Array, " n"]:
+        along = self.vectors.T @ shift
+        # What is measured well is told apart from the rest before it is scaled: `b` can be very large.
+        inside = (self.shift + along) / (precision + self.values) - along / precision
+        return shift / precision + self.vectors @ inside
+
+    def apply(self, function: AnyCallable, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        rest = function(jnp.zeros((), x.dtype))
+        return rest * x + self.vectors @ ((function(self.values) - rest) * (self.vectors.T @ x))
+
+    def diagonal(self, function: AnyCallable) -> Float[Array, " n"]:
+        rest = function(jnp.zeros((), self.values.dtype))
+        return rest + self.vectors**2 @ (function(self.values) - rest)
+
+    def update(self, view: View, shift: Float[Array, " n"]) -> "DenseEvidence":
+        return DenseEvidence(view, self.vectors, self.values, self.vectors.T @ shift)
+
+
+@final
+class DiagonalEvidence(AbstractEvidence):
+    """That of measurements of single entries of the signal.
+
+    **Arguments:**
+
+    - `view`: the context.
+    - `values`: `λ`, one for each entry of the signal.
+    - `shift`: `b`.
+    """
+
+    view: View
+    values: Float[Array, " n"]
+    shift: Float[Array, " n"]
+
+    def estimate(self, precision: FloatScalar, shift: Float[Array, " n"]) -> Float[Array, " n"]:
+        return (self.shift + shift) / (precision + self.values)
+
+    def apply(self, function: AnyCallable, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        return function(self.values) * x
+
+    def diagonal(self, function: AnyCallable) -> Float[Array, " n"]:
+        return function(self.values)
+
+    def update(self, view: View, shift: Float[Array, " n"]) -> "DiagonalEvidence":
+        return DiagonalEvidence(view, self.values, shift)
+
+
+class Measured(eqx.Module):
+    """How signals are measured: what is known without training.
+
+    **Arguments:**
+
+    - `forward`: the forward model.
+    - `noise`: the noise of measurements.
+    - `units`: the [`stochinv.Units`][] of measurements.
+    """
+
+    forward: AbstractForwardModel
+    noise: AbstractNoise
+    units: AbstractUnits
+
+    def misfit(self, signal: AnyCallable, views: View, least: float = LEAST_NOISE) -> AnyCallable:
+        """The difference of measured and predicted values in standard deviations of the noise, as a function of
+        coordinates, with an axis of views and one of entries.
+
+        **Arguments:**
+
+        - `signal`: from coordinates to a signal in raw units.
+        - `views`: a stack of views, its measurements in standardised units. Those that do not count are 0.
+        - `least`: the least noise, in standardised units.
+        """
+        flat = lambda o: jax.vmap(lambda x: ravel_pytree(x)[0])(o)
+        raw = jax.vmap(self.units.destandardise)(views.observation)
+        relative = lambda o: jax.tree.map(jnp.divide, self.noise.std(o), self.units.unit(o))
+        scale = 1 / jnp.maximum(flat(jax.vmap(relative)(raw)), least)
+        scale = jnp.where(view_mask(views)[:, None], scale, 0)
+        observed = flat(views.observation)
+
+        def function(z):
+            known = signal(z)
+            measure = lambda p: ravel_pytree(self.units.standardise(self.forward(known, p)))[0]
+            return scale * (observed - jax.vmap(measure, axis_size=num_views(views))(views.params))
+
+        return function
+
+    def shift(self, signal: AnyCallable, zeros: Float[Array, " n"], views: View) -> Float[Array, " n"]:
+        """`b` of views through an affine forward model, in coordinates that start at `zeros`."""
+        rest, pull_back = jax.vjp(self.misfit(signal, views), zeros)
+        return -pull_back(rest)[0]
+
+    def rows(
+        self, signal: AnyCallable, zeros: Float[Array, " n"], views: View, least: float = LEAST_NOISE
+    ) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
+        """The matrix `R^(−1/2) A` of an affine forward model, and `R^(−1/2) (c − f(m, φ))`."""
+
+        def one(observation, params, counts):
+            view = jax.tree.map(lambda x: x[None], View(observation, params, counts))
+            rest, pull_back = jax.vjp(lambda z: self.misfit(signal, view, least)(z)[0], zeros)
+            return -jax.vmap(pull_back)(jnp.eye(rest.size, dtype=rest.dtype))[0], rest
+
+        matrix, rest = jax.vmap(one)(views.observation, views.params, view_mask(views))
+        return matrix.reshape(-1, zeros.size), rest.ravel()
+
+    def precision(
+        self, signal: AnyCallable, zeros: Float[Array, " n"], views: View
+    ) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
+        """`Λ` and `b` of views through an affine forward model, in coordinates that start at `zeros`."""
+        misfit = lambda z: jnp.ravel(self.misfit(signal, views)(z))
+        rest, linear = jax.linearize(misfit, zeros)
+        matrix = jax.vmap(linear, out_axes=1)(jnp.eye(zeros.size, dtype=zeros.dtype))
+        return matrix.T @ matrix, -matrix.T @ rest
+
+    def laplace(
+        self, signal: AnyCallable, zeros: Float[Array, " n"], views: View
+    ) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
+        """`Λ` and `b` of any forward model, linearised at the most likely signal that Gauss-Newton steps find.
+
+        An estimate that does not explain what was measured is trusted less, by the square of its misfit.
+        """
+        found, rest, matrix = levenberg_marquardt(lambda z: jnp.ravel(self.misfit(signal, views)(z)), zeros)
+        known = jnp.sum(view_mask(views)) * (rest.size // num_views(views))
+        trust = 1 / jnp.maximum(jnp.sum(rest**2) / jnp.maximum(known, 1), 1) ** 2
+        precision = trust * matrix.T @ matrix
+        shift = precision @ found - trust * matrix.T @ rest
+        good = jnp.all(jnp.isfinite(precision)) & jnp.all(jnp.isfinite(shift))
+        return jnp.where(good, precision, 0), jnp.where(good, shift, 0)
+
+    def diagonal(
+        self, signal: AnyCallable, zeros: Float[Array, " n"], views: View, least: float = LEAST_NOISE
+    ) -> DiagonalEvidence:
+        """The evidence of views through an affine forward model for which `Λ` is diagonal."""
+        rest, linear = jax.linearize(self.misfit(signal, views, least), zeros)
+        transpose = jax.linear_transpose(linear, zeros)
+        return DiagonalEvidence(views, transpose(linear(jnp.ones_like(zeros)))[0], -transpose(rest)[0])
+
+    def evidence(
+        self, form: Form, signal: AnyCallable, zeros: Float[Array, " n"], views: View
+    ) -> DenseEvidence | DiagonalEvidence:
+        """What views say of a signal, by whichever way suits the forward model."""
+        if form == "diagonal":
+            return self.diagonal(signal, zeros, views)
+        entries = sum(x.size for x in jax.tree.leaves(views.observation))
+        if form == "dense" and entries < zeros.size:
+            return thin(views, *self.rows(signal, zeros, views))
+        precision, shift = (self.laplace if form == "laplace" else self.precision)(signal, zeros, views)
+        values, vectors = jnp.linalg.eigh(precision)
+        return DenseEvidence(views, vectors, jnp.maximum(values, 0), vectors.T @ shift)
+
+
+def thin(views: View, matrix: Float[Array, "m n"], rest: Float[Array, " m"]) -> DenseEvidence:
+    """The evidence of fewer entries than the signal has, in `m² n + 10 m³` operations."""
+    values, vectors = jnp.linalg.eigh(matrix @ matrix.T)
+    kept = values > ROUNDING * values[-1]
+    values = jnp.where(kept, values, 0)
+    along = jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0)
+    return DenseEvidence(views, matrix.T @ along, values, jnp.sqrt(values) * (vectors.T @ rest))

@@ -1,0 +1,208 @@
+r"""Where training in signal space starts: the best Gaussian of the measurements, and draws of it given each record."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from .._custom_types import AnyCallable, Key, Signal, Structure
+from .._data_info import AbstractUnits, Units, standardise_view
+from .._denoiser.evidence import Form, Measured
+from .._denoiser.gaussian_prior import signal_scale
+from .._denoiser.network import is_image
+from .._view import View
+from .._whitening import Whitening, whitening
+from .gaussian import (
+    FEW_ROUNDS,
+    GAUSSIAN_ROUNDS,
+    best_gaussian,
+    best_gaussian_of_few,
+    condition,
+    condition_entries,
+    condition_few,
+    in_chunks,
+    pairwise_gaussian,
+)
+
+# The most numbers that the evidence of the records may take from which the Gaussian is found.
+LARGEST_EVIDENCE = 2**26
+# The largest signal for which dense evidence is kept in full.
+LARGEST_DENSE = 256
+# The least noise, in standard deviations of measurements, that the first draws take measurements to have.
+LEAST_NOISE_OF_START = 0.1
+
+
+class Start(eqx.Module):
+    """Where training starts.
+
+    **Arguments:**
+
+    - `coordinates`: the units in which signals are noised.
+    - `gaussian`: the coordinates in which the Gaussian is white from which the first signals are drawn given what was
+        measured, or `None` to draw them given nothing.
+    - `form`: how what is measured is told, see [`stochinv.GaussianResidual`][].
+    """
+
+    coordinates: AbstractUnits
+    gaussian: Whitening | None
+    form: Form = eqx.field(static=True)
+
+
+def find_start(
+    problem: Any, data: View, signal: Structure, units: Units, guess: AnyCallable | None, affine: bool, key: Key
+) -> Start:
+    """The [`Start`][] for a forward model and data.
+
+    **Arguments:**
+
+    - `problem`: the problem.
+    - `data`: records of views, with a mask.
+    - `signal`: the structure of a signal.
+    - `units`: the units of measurements.
+    - `guess`: a callable from a key to a signal, from whose law to start, or `None`.
+    - `affine`: whether the forward model is.
+    - `key`: a PRNG key.
+    """
+    measured = Measured(problem.forward, problem.noise, units)
+    size = sum(x.size for x in jax.tree.leaves(signal))
+    known = affine and problem.noise.every_level
+    params = jax.tree.map(lambda x: x[0, 0], data.params)
+    scale = signal_scale(problem.forward, signal, params, units) if known else 1.0
+    form: Form = "dense" if affine else "laplace"
+    if known and size > LARGEST_DENSE and _single_entries(measured, signal, scale, data, key):
+        form = "diagonal"
+    if guess is not None:
+        gaussian = gaussian_of(guess, key)
+    elif known:
+        gaussian = gaussian_of_data(measured, signal, scale, data, form, key)
+    else:
+        gaussian = standard_normal(signal)
+    coordinates = _scalar_units(gaussian, signal) if form == "diagonal" else gaussian
+    return Start(coordinates, gaussian if known and guess is None else None, form)
+
+
+def zeros_of(signal: Structure) -> tuple[Float[Array, " n"], AnyCallable]:
+    """The signal of zeros as a vector, and the way back."""
+    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal))
+
+
+def standard_normal(signal: Structure) -> Whitening:
+    """Signals as they are: the start where nothing is known."""
+    flat, _ = zeros_of(signal)
+    return whitening(flat, jnp.eye(flat.size, dtype=flat.dtype))
+
+
+def gaussian_of(guess: AnyCallable, key: Key) -> Whitening:
+    """The Gaussian with the moments of a law."""
+
+    @jax.jit
+    def find(key):
+        draws = jax.vmap(lambda k: ravel_pytree(guess(k))[0])(jr.split(key, 4096))
+        mean, scale = jnp.mean(draws, 0), jnp.max(jnp.std(draws, 0))
+        return whitening(mean / scale, jnp.atleast_2d(jnp.cov((draws - mean) / scale, rowvar=False)), scale)
+
+    return find(key)
+
+
+def gaussian_of_data(
+    measured: Measured, signal: Structure, scale: float, data: View, form: Form, key: Key
+) -> Whitening:
+    """The best Gaussian of measurements through an affine forward model, `scale` being about the signal's size."""
+    flat, unravel = zeros_of(signal)
+    number, capacity = jax.tree.leaves(data.observation)[0].shape[:2]
+    entries = sum(x.size for x in jax.tree.leaves(data.observation)) // number
+    few = form == "dense" and flat.size > LARGEST_DENSE and entries < flat.size
+    each = flat.size if form == "diagonal" else entries * flat.size if few else flat.size**2
+    most = min(number, max(256, LARGEST_EVIDENCE // each))
+    sketch = lambda z: unravel(scale * z)
+
+    @jax.jit
+    def find(data, key):
+        chosen = jr.permutation(key, number)[:most]
+        views = standardise_view(measured.units, jax.tree.map(lambda x: x[chosen], data))
+        if form == "diagonal":
+            said = in_chunks(lambda view: _entries(measured, sketch, flat, view), views)
+            return pairwise_gaussian(*said)
+        if few:
+            rows, rest = in_chunks(lambda view: measured.rows(sketch, flat, view), views, 64)
+            return best_gaussian_of_few(rows, rest, _smooth(signal), FEW_ROUNDS)
+        precision, shift = in_chunks(lambda view: measured.precision(sketch, flat, view), views)
+        return best_gaussian(precision, shift, GAUSSIAN_ROUNDS)
+
+    return jax.jit(whitening)(*find(data, key), scale)
+
+
+def first_signal(start: Start, measured: Measured, signal: Structure, view: View, key: Key) -> Signal:
+    """A draw of the start given what was measured of a record, in raw units."""
+    flat, unravel = zeros_of(signal)
+    gaussian = start.gaussian
+    z_key, noise_key = jr.split(key)
+    z = jr.normal(z_key, flat.shape, flat.dtype)
+    if gaussian is None:
+        return start.coordinates.destandardise(unravel(z))
+    view = standardise_view(measured.units, view)
+    white = lambda z: gaussian.destandardise(unravel(z))
+    if start.form == "diagonal":
+        # In units of one number, in which the covariance is not too large or small to be squared.
+        unit = jnp.max(jnp.linalg.norm(gaussian.root, axis=1))
+        root = gaussian.root / unit
+        sketch = lambda z: unravel(gaussian.mean + unit * z)
+        values, shift = _entries(measured, sketch, flat, view)
+        noise = jr.normal(noise_key, flat.shape, flat.dtype)
+        drawn = condition_entries(root @ root, values, shift, root @ z, noise)
+        # What was measured with less noise than was assumed is repeated as well as it was measured.
+        known = measured.diagonal(sketch, flat, view)
+        share = jnp.where(known.values > values, 1 - values / jnp.where(known.values > 0, known.values, 1), 0)
+        exact = known.shift / jnp.where(known.values > 0, known.values, 1)
+        return sketch(drawn + share * (exact - drawn))
+    if sum(x.size for x in jax.tree.leaves(view.observation)) < flat.size:
+        return white(condition_few(*measured.rows(white, flat, view), key))
+    return white(condition(*measured.precision(white, flat, view), z))
+
+
+def _entries(measured, signal, flat, view):
+    evidence = measured.diagonal(signal, flat, view, LEAST_NOISE_OF_START)
+    return evidence.values, evidence.shift
+
+
+def _single_entries(measured: Measured, signal: Structure, scale: float, data: View, key: Key) -> bool:
+    """Whether each entry that is measured is one of the signal: then `Λ` is diagonal, and `Λ v = v · Λ 1`."""
+    flat, unravel = zeros_of(signal)
+
+    @jax.jit
+    def look(views, key):
+        misfit = measured.misfit(lambda z: unravel(scale * z), standardise_view(measured.units, views))
+        _, linear = jax.linearize(misfit, flat)
+        transpose = jax.linear_transpose(linear, flat)
+        signs = jr.rademacher(key, flat.shape, flat.dtype)
+        diagonal, image = (transpose(linear(x))[0] for x in (jnp.ones_like(flat), signs))
+        return jnp.max(jnp.abs(image - signs * diagonal)) <= 1e-3 * jnp.max(jnp.abs(diagonal))
+
+    keys = jr.split(key, 2)
+    few = jax.tree.map(lambda x: x[: len(keys)], data)
+    return bool(jnp.all(jax.lax.map(lambda x: look(*x), (few, keys))))
+
+
+def _scalar_units(gaussian: Whitening, signal: Structure) -> Units:
+    """One mean and one standard deviation for each leaf of a signal."""
+    _, unravel = zeros_of(signal)
+    mean = jax.tree.map(jnp.mean, unravel(gaussian.mean))
+    variance = jax.tree.map(
+        lambda x, v: jnp.var(x) + jnp.mean(v), *(unravel(x) for x in (gaussian.mean, jnp.sum(gaussian.root**2, 1)))
+    )
+    return Units(mean, jax.tree.map(jnp.sqrt, variance))
+
+
+def _smooth(signal: Structure) -> Float[Array, "n n"]:
+    """The covariance of smooth images, correlated over some pixels; of independent entries for other signals."""
+    flat, _ = zeros_of(signal)
+    if not is_image(signal) or len(jax.tree.leaves(signal)) > 1:
+        return jnp.eye(flat.size, dtype=flat.dtype)
+    height, width, channels = jax.tree.leaves(signal)[0].shape
+    near = lambda n: jnp.exp(-0.125 * (jnp.arange(n)[:, None] - jnp.arange(n)) ** 2)
+    smooth = jnp.kron(jnp.kron(near(height), near(width)), jnp.eye(channels))
+    return (smooth + 0.02 * jnp.eye(flat.size)).astype(flat.dtype)

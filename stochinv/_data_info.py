@@ -144,7 +144,8 @@ class DataInfo(eqx.Module):
     - `units`: those of what is noised.
     - `affine`: whether the forward model was found to be affine in the signal.
     - `witness`: a measurement by which to tell the forward model from another, or `None`.
-    - `context_units`: those of a context's measurements; `None` if they are `units` too.
+    - `context_units`: those of a context's measurements, in signal space; `None` elsewhere.
+    - `form`: how a context is told, in signal space (see [`stochinv.GaussianResidual`][]); `None` elsewhere.
     """
 
     observation: Structure
@@ -154,6 +155,7 @@ class DataInfo(eqx.Module):
     affine: bool = False
     witness: Witness | None = None
     context_units: Units | None = None
+    form: str | None = None
 
     @property
     def measurement(self) -> View:

@@ -56,6 +56,14 @@ def uniform_log_snr(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
     return schedule.inverse(jr.uniform(key, minval=schedule.log_snr(1.0), maxval=schedule.log_snr(0.0)))
 
 
+def middle_log_snr(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
+    """Noise levels of training: most where images take shape, the log signal-to-noise ratio normal with mean -0.5 and
+    standard deviation 2 within the schedule's range (Karras et al. 2022, "Elucidating the design space of
+    diffusion-based generative models", section 5)."""
+    log_snr = 2 * jr.normal(key) - 0.5
+    return schedule.inverse(jnp.clip(log_snr, schedule.log_snr(1.0), schedule.log_snr(0.0)))
+
+
 def pure_noise(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
     """Noise levels of training: `t = 1` alone, for samples in one step."""
     return jnp.ones(())

@@ -34,7 +34,8 @@ class SimulatedContext(eqx.Module):
     """Makes the contexts that a denoiser of signals is trained with: measurements of a signal, simulated afresh.
 
     The parameters are those of another record, and a random number of its views is given: in `SHARE_OF_PRIOR` of all
-    records none, in the others from one to all.
+    records none, in the others from one to all, `n` in inverse proportion to `n`: the fewer are given, the more there
+    is to learn.
 
     **Arguments:**
 
@@ -61,7 +62,9 @@ class SimulatedContext(eqx.Module):
         # Views that count come first, in random order.
         order = jnp.argsort(jr.uniform(order_key, (num_views(views),)) + ~view_mask(views))
         views = take_views(View(views.observation, views.params, view_mask(views)), order)
-        number = jr.randint(number_key, (), 1, jnp.maximum(jnp.sum(view_mask(views)), 1) + 1)
+        sizes = jnp.arange(num_views(views))
+        most = jnp.maximum(jnp.sum(view_mask(views)), 1)
+        number = 1 + jr.categorical(number_key, jnp.where(sizes < most, -jnp.log1p(sizes.astype(float)), -jnp.inf))
         number = jnp.where(jr.bernoulli(none_key, SHARE_OF_PRIOR), 0, number)
         return View(views.observation, views.params, view_mask(views) & (jnp.arange(num_views(views)) < number))
 

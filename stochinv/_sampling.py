@@ -31,7 +31,7 @@ def default_sampler(problem: AbstractProblem) -> AbstractSampler:
 def sampler_of_rounds(problem: AbstractProblem) -> AbstractSampler:
     """The sampler of expectation maximisation's rounds, whose draws are learned from, not looked at."""
     size = sum(x.size for x in jax.tree.leaves(problem.signal))
-    return ExponentialAdams(12) if size > LARGEST_CORRECTED else default_sampler(problem)
+    return ExponentialAdams(8) if size > LARGEST_CORRECTED else default_sampler(problem)
 
 
 def sample(

@@ -2,7 +2,7 @@ r"""Saved problems: one file with the arrays that training determined, and the r
 
 import importlib.metadata
 import os
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -15,6 +15,7 @@ from ._checks import check_path
 from ._custom_types import summary
 from ._data_info import DataInfo, Units, Witness, describe as shapes
 from ._denoiser.base import encode
+from ._denoiser.evidence import Form
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
 from ._noise import AbstractNoise, GaussianNoise, PoissonNoise
@@ -82,7 +83,7 @@ def save(problem: AbstractProblem, path: str | os.PathLike):
         content["data_info"] = kept | {
             "affine": info.affine,
             "witness": info.witness is not None,
-            "signals": info.context_units is not None,
+            "form": info.form,
         }
         arrays |= _units(info)
         if info.witness is not None:
@@ -93,9 +94,11 @@ def save(problem: AbstractProblem, path: str | os.PathLike):
 def _units(info: Any) -> dict[str, Any]:
     """The arrays of the units, by their names."""
     units, arrays = info.units, {}
-    if info.context_units is not None:
+    if info.form == "diagonal":
+        arrays = _named(info.units.mean, "signal_mean") | _named(info.units.std, "signal_std")
+    elif info.form is not None:
         arrays = {"signal_mean": info.units.mean, "root": info.units.root, "inverse": info.units.inverse}
-        units = info.context_units
+    units = units if info.form is None else info.context_units
     return arrays | _named(units.mean, "mean") | _named(units.std, "std")
 
 
@@ -149,7 +152,7 @@ class _Reader:
             if info is None:
                 raise ValueError(f"`path`: {self._path} does not say what its denoiser was made for; give `denoiser=`.")
             # The arrays are overwritten; making them costs less than a second way to make a denoiser.
-            make = make_denoiser if info.context_units is None else signal_denoiser
+            make = make_denoiser if info.form is None else signal_denoiser
             denoiser = make(problem.forward, signal, info, noise=found["noise"], key=jr.key(0))
         different = differences(self._content["denoiser"], _without_arrays(denoiser), "denoiser")
         if different:
@@ -215,21 +218,30 @@ class _Reader:
         observation, params, context = (
             decode_structure(content[x], CONTAINERS, name=x) for x in ("observation", "params", "context")
         )
-        affine, kept, signals = content["affine"], content["witness"], content["signals"]
-        if not all(x is True or x is False for x in (affine, kept, signals)):
+        affine, kept, form = content["affine"], content["witness"], content["form"]
+        if not all(x is True or x is False for x in (affine, kept)):
             raise ValueError(f"`path`: {self._path} has no truth value where there must be one; use another copy.")
+        if form not in (None, *get_args(Form)):
+            raise ValueError(f"`path`: {self._path} tells evidence in a form that there is not; use another copy.")
         one = View(observation, params)
-        if signals:
-            one = DataInfo(observation, params, context, Units(), affine, None, Units()).measurement
-        scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), one.observation)
-        units = Units(self._fill(scalars, "mean"), self._fill(scalars, "std"))
+        if form is not None:
+            one = DataInfo(observation, params, context, Units(), affine, None, Units(), form).measurement
+        units = self._scalar_units(one.observation, "")
+        seen = Witness(self._fill(one.params, "params"), self._take("witness")) if kept else None
+        if form is None:
+            return DataInfo(observation, params, context, units, affine, seen)
+        diagonal = form == "diagonal"
+        coordinates = self._scalar_units(observation, "signal_") if diagonal else self._whitening(observation)
+        return DataInfo(observation, params, context, coordinates, affine, seen, units, form)
+
+    def _scalar_units(self, like, prefix):
+        """One mean and one standard deviation for each leaf of `like`."""
+        scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), like)
+        units = Units(self._fill(scalars, prefix + "mean"), self._fill(scalars, prefix + "std"))
         values = jax.tree.leaves((units.mean, units.std))
         if not all(bool(jnp.isfinite(x)) for x in values) or any(bool(x <= 0) for x in jax.tree.leaves(units.std)):
             raise ValueError(f"`path`: {self._path} has a mean or standard deviation out of range; use another copy.")
-        seen = Witness(self._fill(one.params, "params"), self._take("witness")) if kept else None
-        if not signals:
-            return DataInfo(observation, params, context, units, affine, seen)
-        return DataInfo(observation, params, context, self._whitening(observation), affine, seen, units)
+        return units
 
     def _whitening(self, signal):
         """The coordinates in which a signal is noised."""

@@ -23,10 +23,10 @@ from .._forward.base import AbstractForwardModel
 from .._frozen import Frozen
 from .._noise import AbstractNoise
 from .._schedule import NoiseLevel
-from .._view import View, view_mask
+from .._view import View
 from .base import AbstractEncodingDenoiser
+from .correction import AbstractCorrection
 from .evidence import AbstractEvidence, DenseEvidence, Form, Measured
-from .flatten import flatten
 
 
 @final
@@ -46,16 +46,14 @@ class GaussianResidual(AbstractEncodingDenoiser):
     - `forward`, `noise`, `units`: the forward model, the noise, and the units of measurements.
     - `form`: `"diagonal"` where each entry measured is one of the signal, `"dense"` for any affine forward model, and
         `"laplace"` for all others.
-    - `network`: a callable `(parts, view, embedding) -> output`, which starts at zero. `parts` of shape `(5, n)` are
-        the noised signal, `g` and the logarithms of its standard deviations, and both again without the noised signal;
-        `view` is the context.
+    - `network`: a [`stochinv.VectorCorrection`][] or a [`stochinv.ImageCorrection`][].
     - `embedding`: a callable from the log-SNR to a vector.
     """
 
     known: Frozen
     signal: Structure
     form: Form = eqx.field(static=True)
-    network: AnyCallable
+    network: AbstractCorrection
     embedding: AnyCallable
 
     def __init__(
@@ -67,7 +65,7 @@ class GaussianResidual(AbstractEncodingDenoiser):
         units: AbstractUnits,
         *,
         form: Form,
-        network: AnyCallable,
+        network: AbstractCorrection,
         embedding: AnyCallable,
     ):
         self.known = Frozen((coordinates, Measured(forward, noise, units)))
@@ -117,50 +115,9 @@ class GaussianResidual(AbstractEncodingDenoiser):
     ) -> Float[Array, " n"]:
         estimate, precision, output = self._residual(ravel_pytree(noisy)[0], level, context)
         error = estimate - ravel_pytree(clean)[0]
-        return output + context.apply(lambda values: jnp.sqrt(precision + values), error)
+        error = context.apply(lambda values: jnp.sqrt(precision + values), error)
+        return self.network.weigh(output + error)
 
 
 def _first_raw(units: AbstractUnits, views: View) -> Observation:
     return units.destandardise(jax.tree.map(lambda x: x[0], views.observation))
-
-
-def features(view: View, like: Float[Array, "..."]) -> Float[Array, " features"]:
-    """A stack of views as one vector: measurements and parameters, zero where they do not count, and the mask."""
-    mask = view_mask(view)
-    rows = jax.vmap(lambda o, p: jnp.concatenate([flatten(o, like), flatten(p, like)]))(view.observation, view.params)
-    return jnp.concatenate([jnp.ravel(jnp.where(mask[:, None], rows, 0)), mask.astype(like.dtype)])
-
-
-@final
-class VectorCorrection(eqx.Module):
-    """The correction of a signal as a vector, by all that is known of it.
-
-    **Arguments:**
-
-    - `network`: a callable `(input, embedding) -> output` on vectors.
-    """
-
-    network: AnyCallable
-
-    def __call__(self, parts: Float[Array, "parts n"], view: View, embedding: Array) -> Float[Array, " n"]:
-        return self.network(jnp.concatenate([jnp.ravel(parts[:3]), features(view, parts)]), embedding)
-
-
-@final
-class ImageCorrection(eqx.Module):
-    """The correction of an image, by what is known of its pixels.
-
-    **Arguments:**
-
-    - `network`: a callable `(image, embedding) -> image` on channels-last images.
-    - `height`, `width`: the size of the image.
-    """
-
-    network: AnyCallable
-    height: int = eqx.field(static=True)
-    width: int = eqx.field(static=True)
-
-    def __call__(self, parts: Float[Array, "parts n"], view: View, embedding: Array) -> Float[Array, " n"]:
-        pixels = parts.reshape(parts.shape[0], self.height, self.width, -1)
-        image = jnp.moveaxis(pixels, 0, -1).reshape(self.height, self.width, -1)
-        return jnp.ravel(self.network(image, embedding))

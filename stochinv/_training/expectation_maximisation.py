@@ -72,11 +72,10 @@ def prepare_signals(
     units = measure_units(data.observation, standardise=standardise)
     begin = find_start(problem, data, signal, units, start, affine, start_key)
     seen = witness(problem.forward, signal, params)
-    info = DataInfo(signal, None, structure(first), begin.coordinates, affine, seen, units)
+    info = DataInfo(signal, None, structure(first), begin.coordinates, affine, seen, units, begin.form)
     denoiser = problem.denoiser
     if denoiser is None:
-        parts = (problem.forward, problem.noise, signal, info)
-        denoiser = signal_denoiser(*parts, form=begin.form, key=denoiser_key)
+        denoiser = signal_denoiser(problem.forward, signal, info, noise=problem.noise, key=denoiser_key)
     problem = dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
     check_denoiser(problem.noised, first)
     return problem, begin
@@ -172,7 +171,8 @@ class Rounds:
         order_key, deal_key = jr.split(key)
         size = sum(x.size for x in jax.tree.leaves(problem.signal))
         entries = sum(x.size for x in jax.tree.leaves(data.observation)) // self._number
-        most = max(CHUNK, LARGEST_BANK // (size * min(size, entries)))
+        each = size if problem.data_info.form == "diagonal" else size * min(size, entries)
+        most = max(CHUNK, LARGEST_BANK // each)
         order = jr.permutation(order_key, self._number)[:most]
         views = jax.vmap(self._roles.deal)(take_views(data, order), jr.split(deal_key, order.size))
         return in_chunks(lambda view: encode_context(problem, view), views)
@@ -183,7 +183,7 @@ class Rounds:
         if self._guess is not None:
             return jax.vmap(self._guess)(keys)
         one = lambda inputs: first_signal(self._begin, self._measured, problem.signal, *inputs)
-        return in_chunks(one, (data, keys))
+        return self._begin.clip(in_chunks(one, (data, keys)))
 
     def records(self, problem: Any, number: int) -> Example:
         """What the steps of round `number = 0, 1, …` train on: the signals, and contexts simulated from them."""
@@ -227,6 +227,7 @@ class Rounds:
             return signal, residual(problem, self._measured, signal, view_of(context))
 
         drawn, (squares, counts) = in_chunks(one, (take_views(data, index), jr.split(key, index.size)))
+        drawn = drawn if self._begin is None else self._begin.clip(drawn)
         signals = jax.tree.map(lambda x, new: x.at[index].set(new), signals, drawn)
         return signals, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
 

@@ -73,7 +73,7 @@ def best_gaussian(
 def best_gaussian_of_few(
     rows: Float[Array, "records m n"], rest: Float[Array, "records m"], covariance: Float[Array, "n n"], rounds: int
 ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
-    """The best Gaussian of records that measure few entries, starting from one of mean 0.
+    """The best Gaussian of records that measure few entries, starting from the mean that fits all of them best.
 
     **Arguments:**
 
@@ -85,8 +85,13 @@ def best_gaussian_of_few(
     number, entries, size = rows.shape
     identity = jnp.eye(entries, dtype=rows.dtype)
     seen = jnp.sum(jnp.any(rows != 0, -1))
+    every = rows.reshape(-1, size)
+    normal = every.T @ every
+    ridge = 1e-2 * jnp.trace(normal) / size * jnp.eye(size, dtype=rows.dtype)
+    mean = jnp.linalg.solve(normal + ridge, every.T @ rest.ravel())
+    left = rest - rows @ mean
     spread = jax.lax.map(lambda matrix: jnp.sum((matrix @ covariance) * matrix), rows)
-    covariance = covariance * jnp.maximum(jnp.sum(rest**2) - seen, 1e-3 * seen) / jnp.sum(spread)
+    covariance = covariance * jnp.maximum(jnp.sum(left**2) - seen, 1e-3 * seen) / jnp.sum(spread)
 
     def condition(mean, covariance, inputs):
         matrix, rest = inputs
@@ -115,8 +120,7 @@ def best_gaussian_of_few(
         new = covariance + (second - gained) / used - jnp.outer(centre, centre)
         return (mean + centre, 0.5 * (new + new.T)), None
 
-    start = (jnp.zeros(size, rows.dtype), covariance)
-    return jax.lax.scan(one_round, start, None, length=rounds)[0]
+    return jax.lax.scan(one_round, (mean, covariance), None, length=rounds)[0]
 
 
 def pairwise_gaussian(

@@ -45,11 +45,17 @@ class Start(eqx.Module):
     - `gaussian`: the coordinates in which the Gaussian is white from which the first signals are drawn given what was
         measured, or `None` to draw them given nothing.
     - `form`: how what is measured is told, see [`stochinv.GaussianResidual`][].
+    - `range`: the smallest and the largest values of each leaf of the signals, or `None` where they are not known.
     """
 
     coordinates: AbstractUnits
     gaussian: Whitening | None
     form: Form = eqx.field(static=True)
+    range: tuple[Signal, Signal] | None = None
+
+    def clip(self, signals: Signal) -> Signal:
+        """Signals within their range."""
+        return signals if self.range is None else jax.tree.map(jnp.clip, signals, *self.range)
 
 
 def find_start(
@@ -82,7 +88,8 @@ def find_start(
     else:
         gaussian = standard_normal(signal)
     coordinates = _scalar_units(gaussian, signal) if form == "diagonal" else gaussian
-    return Start(coordinates, gaussian if known and guess is None else None, form)
+    bounds = _range(measured, signal, scale, data) if form == "diagonal" else None
+    return Start(coordinates, gaussian if known and guess is None else None, form, bounds)
 
 
 def zeros_of(signal: Structure) -> tuple[Float[Array, " n"], AnyCallable]:
@@ -167,6 +174,22 @@ def first_signal(start: Start, measured: Measured, signal: Structure, view: View
 def _entries(measured, signal, flat, view):
     evidence = measured.diagonal(signal, flat, view, LEAST_NOISE_OF_START)
     return evidence.values, evidence.shift
+
+
+def _range(measured: Measured, signal: Structure, scale: float, data: View) -> tuple[Signal, Signal]:
+    """The smallest and the largest values that were measured of each leaf's entries."""
+    flat, unravel = zeros_of(signal)
+
+    def one(view):
+        view = standardise_view(measured.units, view)
+        evidence = measured.diagonal(lambda z: unravel(scale * z), flat, view)
+        seen = evidence.values > 0
+        value = scale * evidence.shift / jnp.where(seen, evidence.values, 1)
+        ends = ((jnp.min, jnp.where(seen, value, jnp.inf)), (jnp.max, jnp.where(seen, value, -jnp.inf)))
+        return tuple(jax.tree.map(end, unravel(x)) for end, x in ends)
+
+    lowest, highest = jax.jit(lambda data: in_chunks(one, data))(data)
+    return jax.tree.map(jnp.min, lowest), jax.tree.map(jnp.max, highest)
 
 
 def _single_entries(measured: Measured, signal: Structure, scale: float, data: View, key: Key) -> bool:

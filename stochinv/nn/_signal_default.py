@@ -3,15 +3,19 @@ r"""The denoiser of signal space that is made where none is given."""
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 
 from .._custom_types import Key, Structure
 from .._data_info import DataInfo, Units
+from .._denoiser.correction import ImageCorrection, VectorCorrection
 from .._denoiser.evidence import Form
-from .._denoiser.gaussian_residual import GaussianResidual, ImageCorrection, VectorCorrection
+from .._denoiser.gaussian_residual import GaussianResidual
 from .._denoiser.network import is_image
 from .._forward.base import AbstractForwardModel
+from .._frozen import Frozen
 from .._noise import AbstractNoise
+from .._whitening import Whitening
 from ._embedding import NoiseEmbedding
 from ._mlp import MLP
 from ._unet import UNet
@@ -24,7 +28,7 @@ SMALLEST_IMAGE = 16**2
 
 
 def signal_denoiser(
-    forward: AbstractForwardModel, noise: AbstractNoise, signal: Structure, info: DataInfo, *, form: Form, key: Key
+    forward: AbstractForwardModel, signal: Structure, info: DataInfo, *, noise: AbstractNoise, key: Key
 ) -> GaussianResidual:
     """A network that corrects the exact denoiser of a Gaussian signal: a U-Net on blocks of 2×2 pixels for an image of
     at least 256 pixels, a perceptron for any other signal.
@@ -34,7 +38,6 @@ def signal_denoiser(
     - `forward`, `noise`: the forward model and the noise of measurements.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
     - `info`: the [`stochinv.DataInfo`][] of a fit in signal space.
-    - `form`: how what is measured is told, see [`stochinv.GaussianResidual`][].
     - `key`: a PRNG key.
     """
     network_key, embedding_key = jr.split(key)
@@ -43,8 +46,13 @@ def signal_denoiser(
     leaves = jax.tree.leaves(signal)
     if len(leaves) == 1 and is_image(signal) and leaves[0].shape[0] * leaves[0].shape[1] >= SMALLEST_IMAGE:
         height, width, channels = leaves[0].shape
-        unet = UNet(_PARTS * channels, channels, channels=(48, 96), patch=2, **options)
-        network = ImageCorrection(unet, height, width)
+        root = None
+        if info.form == "dense":
+            root = cast(Whitening, info.units).root
+            root = root / jnp.sqrt(jnp.mean(jnp.sum(root**2, 1)))
+        parts = _PARTS if root is None else _PARTS + 2
+        unet = UNet(parts * channels, channels, channels=(32, 64), patch=2, **options)
+        network = ImageCorrection(unet, height, width, Frozen(root))
     else:
         view = info.context
         given = sum(x.size for x in jax.tree.leaves((view.observation, view.params, view.mask)))
@@ -55,7 +63,7 @@ def signal_denoiser(
         forward,
         noise,
         cast(Units, info.context_units),
-        form=form,
+        form=cast(Form, info.form),
         network=network,
         embedding=NoiseEmbedding(_EMBEDDING_SIZE, key=embedding_key),
     )

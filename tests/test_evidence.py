@@ -1,0 +1,139 @@
+"""What contexts say of Gaussian signals, in each of its forms, against NumPy in double precision."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import stochinv as si
+from stochinv._denoiser.evidence import Measured
+from stochinv._training.gaussian import (
+    best_gaussian,
+    best_gaussian_of_few,
+    condition_entries,
+    condition_few,
+    pairwise_gaussian,
+)
+
+SIZE, VIEWS, ENTRIES, NOISE = 12, 2, 3, 0.3
+
+
+def project(signal, matrix):
+    return matrix @ signal
+
+
+def mask(signal, kept):
+    return kept * signal
+
+
+def views(params, counts, seed=0):
+    rng = np.random.default_rng(seed)
+    observation = rng.normal(size=params.shape[:2]).astype(np.float32)
+    return si.View(jnp.asarray(observation), jnp.asarray(params, jnp.float32), jnp.asarray(counts))
+
+
+def cases():
+    rng = np.random.default_rng(1)
+    matrices = rng.normal(size=(VIEWS, ENTRIES, SIZE))
+    kept = (rng.random((VIEWS, SIZE)) < 0.5).astype(float)
+    yield "dense", project, matrices, matrices
+    yield "laplace", project, matrices, matrices
+    yield "diagonal", mask, kept, kept[:, :, None] * np.eye(SIZE)
+
+
+@pytest.mark.parametrize("counts", [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize(("form", "forward", "params", "matrices"), list(cases()), ids=["dense", "laplace", "diagonal"])
+def test_what_a_context_says(form, forward, params, matrices, counts):
+    context = views(params, counts)
+    measured = Measured(si.ForwardFunction(forward), si.GaussianNoise(NOISE), si.Units())
+    zeros = jnp.zeros(SIZE)
+    evidence = jax.jit(lambda view: measured.evidence(form, lambda z: z, zeros, view))(context)
+    used = np.asarray(counts, float)[:, None, None] * matrices
+    precision = np.einsum("vki,vkj->ij", used, used) / NOISE**2
+    shift = np.einsum("vki,vk->i", used, np.asarray(context.observation, float)) / NOISE**2
+    x = jnp.asarray(np.random.default_rng(2).normal(size=SIZE), jnp.float32)
+    inverse = np.linalg.inv(1.7 * np.eye(SIZE) + precision)
+    close = {"rtol": 2e-3, "atol": 2e-3 * np.abs(shift).max() + 1e-4}
+    np.testing.assert_allclose(evidence.estimate(jnp.float32(1.7), x), inverse @ (shift + x), atol=2e-3)
+    np.testing.assert_allclose(evidence.apply(lambda v: 1 / (1.7 + v), x), inverse @ x, atol=2e-3)
+    np.testing.assert_allclose(evidence.diagonal(lambda v: 1 / (1.7 + v)), np.diag(inverse), atol=2e-3)
+    np.testing.assert_allclose(measured.shift(lambda z: z, zeros, context), shift, **close)
+    # Other measurements with the same parameters.
+    other = views(params, counts, seed=3)
+    again = evidence.update(other, measured.shift(lambda z: z, zeros, other))
+    afresh = measured.evidence(form, lambda z: z, zeros, other)
+    np.testing.assert_allclose(again.estimate(jnp.ones(()), zeros), afresh.estimate(jnp.ones(()), zeros), atol=2e-3)
+
+
+def test_exact_measurements_are_repeated():
+    """Without noise `b` is a million times what is told apart."""
+    rng = np.random.default_rng(0)
+    context = views(rng.normal(size=(VIEWS, ENTRIES, SIZE)), (True, True))
+    measured = Measured(si.ForwardFunction(project), si.GaussianNoise(0.0), si.Units())
+    evidence = measured.evidence("dense", lambda z: z, jnp.zeros(SIZE), context)
+    found = evidence.estimate(jnp.float32(1.0), jnp.zeros(SIZE))
+    np.testing.assert_allclose(jnp.einsum("vki,i->vk", context.params, found), context.observation, atol=1e-3)
+
+
+def few(number=3000, seed=0):
+    """One measurement of two projections of three correlated entries each."""
+    rng = np.random.default_rng(seed)
+    covariance = np.array([[1.0, 0.8, 0.3], [0.8, 1.0, 0.5], [0.3, 0.5, 1.0]])
+    signals = rng.multivariate_normal([1.0, -1.0, 0.5], covariance, size=number)
+    rows = rng.normal(size=(number, 2, 3)) / NOISE
+    rest = np.einsum("nki,ni->nk", rows, signals) + rng.normal(size=(number, 2))
+    return jnp.asarray(rows, jnp.float32), jnp.asarray(rest, jnp.float32)
+
+
+def test_the_best_gaussian_of_few_entries_is_the_best_gaussian():
+    rows, rest = few()
+    precision, shift = jnp.einsum("nki,nkj->nij", rows, rows), jnp.einsum("nki,nk->ni", rows, rest)
+    mean, covariance = jax.jit(best_gaussian, static_argnums=2)(precision, shift, 100)
+    found = jax.jit(best_gaussian_of_few, static_argnums=3)(rows, rest, jnp.eye(3), 100)
+    # It leaves out the records that do not fill a chunk of 32.
+    np.testing.assert_allclose(found[0], mean, atol=0.01)
+    np.testing.assert_allclose(found[1], covariance, atol=0.02)
+
+
+def test_draws_given_few_entries():
+    rows, rest = (x[0] for x in few(1))
+    draws = np.asarray(jax.vmap(lambda key: condition_few(rows, rest, key))(jr.split(jr.key(0), 4000)), float)
+    check_law(draws, np.asarray(rows, float).T @ rows, np.asarray(rows, float).T @ rest, np.eye(3))
+
+
+def test_draws_given_single_entries():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(4, 4))
+    covariance = root @ root.T
+    values, shift = np.array([9.0, 0.0, 25.0, 0.0]), np.array([5.0, 0.0, -30.0, 0.0])
+
+    def draw(key):
+        z, noise = jr.normal(key, (2, 4))
+        arrays = (jnp.asarray(x, jnp.float32) for x in (covariance, values, shift, root @ np.eye(4)))
+        law, values_, shift_, root_ = arrays
+        return condition_entries(law, values_, shift_, root_ @ z, noise)
+
+    draws = np.asarray(jax.vmap(draw)(jr.split(jr.key(0), 4000)), float)
+    check_law(draws, np.diag(values), shift, covariance)
+
+
+def check_law(draws, precision, shift, prior):
+    covariance = np.linalg.inv(np.linalg.inv(prior) + precision)
+    spread = np.sqrt(np.diag(covariance))
+    assert np.all(np.abs(draws.mean(0) - covariance @ shift) < 4 * spread / np.sqrt(len(draws)))
+    errors = 4 * np.sqrt(2 / len(draws)) * np.outer(spread, spread)
+    assert np.all(np.abs(np.cov(draws.T) - covariance) < errors)
+
+
+def test_moments_of_entries_that_were_measured_together():
+    rng = np.random.default_rng(0)
+    covariance = np.array([[1.0, 0.8, 0.3], [0.8, 1.0, 0.5], [0.3, 0.5, 1.0]])
+    signals = rng.multivariate_normal([1.0, -1.0, 0.5], covariance, size=20_000)
+    kept = rng.random(signals.shape) < 0.6
+    noisy = signals + NOISE * rng.normal(size=signals.shape)
+    values = jnp.asarray(kept / NOISE**2, jnp.float32)
+    mean, found = pairwise_gaussian(values, jnp.asarray(kept * noisy / NOISE**2, jnp.float32))
+    # 7,200 records have any two of them.
+    np.testing.assert_allclose(mean, [1.0, -1.0, 0.5], atol=4 / np.sqrt(12_000))
+    np.testing.assert_allclose(found, covariance, atol=4 * np.sqrt(2 / 7200) + 0.003)

@@ -1,0 +1,120 @@
+"""Signal space for images: what is given is repeated, and an untrained network draws from the Gaussian's posterior."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import stochinv as si
+
+SIZE, NOISE = 17, 0.1
+IMAGE = jax.ShapeDtypeStruct((SIZE, SIZE, 1), jnp.float32)
+
+
+def covariance():
+    """Smooth images, by NumPy."""
+    distance = (np.arange(SIZE)[:, None] - np.arange(SIZE)) ** 2
+    line = np.exp(-distance / 18)
+    return np.kron(line, line) + 0.05 * np.eye(SIZE**2)
+
+
+def images(rng, number):
+    root = np.linalg.cholesky(covariance())
+    return (2.0 + rng.normal(size=(number, SIZE**2)) @ root.T).reshape(number, *IMAGE.shape)
+
+
+def mask(image, kept):
+    return kept * image
+
+
+def project(image, rows):
+    return rows @ image.ravel()
+
+
+def noisy(rng, clean):
+    return np.float32(clean + NOISE * rng.normal(size=clean.shape))
+
+
+def masked(rng, number):
+    kept = (rng.random((number, 2, *IMAGE.shape)) < 0.3).astype(np.float32)
+    return si.View(np.float32(kept * noisy(rng, images(rng, number)[:, None])), kept)
+
+
+def projected(rng, number):
+    rows = rng.normal(size=(number, 2, 4, SIZE**2)).astype(np.float32) / SIZE
+    return si.View(noisy(rng, np.einsum("nvki,ni->nvk", rows, images(rng, number).reshape(number, -1))), rows)
+
+
+def fit(forward, data):
+    problem = si.StochasticInverseProblem(forward, noise=NOISE, signal=IMAGE)
+    return problem.fit(data, key=jr.key(0), steps=1, rounds=1, batch_size=8, progress=False).problem
+
+
+@pytest.fixture(scope="module")
+def of_projections():
+    return fit(project, projected(np.random.default_rng(0), 256))
+
+
+@pytest.fixture(scope="module")
+def of_masks():
+    return fit(mask, masked(np.random.default_rng(0), 256))
+
+
+def first(views):
+    return jax.tree.map(lambda x: x[0], views)
+
+
+def test_posteriors_given_few_projections(of_projections):
+    """The Gaussian that was found is conditioned by NumPy; looked at along the projections, and across them."""
+    assert of_projections.data_info.form == "dense"
+    units, context = of_projections.data_info.units, first(projected(np.random.default_rng(1), 1))
+    prior = np.asarray(units.root, float) @ np.asarray(units.root, float).T
+    rows = context.params.reshape(-1, SIZE**2).astype(float)
+    across = rows @ prior
+    gain = np.linalg.solve(across @ rows.T + NOISE**2 * np.eye(len(rows)), across)
+    mean = np.asarray(units.mean, float) + gain.T @ (context.observation.ravel() - rows @ np.asarray(units.mean, float))
+    law = prior - gain.T @ across
+    draws = np.asarray(of_projections.posterior(context).sample(jr.key(0), 400), float).reshape(400, -1)
+    looks = np.concatenate([rows, np.random.default_rng(2).normal(size=(4, SIZE**2)) / SIZE])
+    spread = np.sqrt(np.einsum("ki,ij,kj->k", looks, law, looks))
+    seen = draws @ looks.T
+    assert np.all(np.abs(seen.mean(0) - looks @ mean) < (4 / np.sqrt(400) + 0.05) * spread)
+    np.testing.assert_allclose(seen.std(0), spread, rtol=4 / np.sqrt(800) + 0.03)
+
+
+def test_the_gaussian_of_few_projections_is_near_the_true_one(of_projections):
+    """How much of the variance of fresh images it explains, by the expected log-likelihood of NumPy's law."""
+    units = of_projections.data_info.units
+    found = np.asarray(units.root, float) @ np.asarray(units.root, float).T
+    truth = covariance()
+    np.testing.assert_allclose(np.trace(found) / np.trace(truth), 1, atol=0.15)
+    leading = np.linalg.eigh(truth)[1][:, -8:]
+    shares = np.diag(leading.T @ found @ leading) / np.diag(leading.T @ truth @ leading)
+    # 256 records of 8 numbers tell the leading variances to some 25 %.
+    np.testing.assert_allclose(shares, 1, atol=0.6)
+    assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.9
+
+
+def test_masks_are_told_pixel_by_pixel_and_what_is_given_is_repeated(of_masks):
+    assert of_masks.data_info.form == "diagonal"
+    context = first(masked(np.random.default_rng(1), 1))
+    draws = np.asarray(of_masks.posterior(context).sample(jr.key(0), 64), float)
+    twice = (context.params.sum(0) == 2)[None]
+    once = context.params.sum(0) == 1
+    known = (context.params * context.observation).sum(0) / np.maximum(context.params.sum(0), 1)
+    residual = (draws - known)[:, once] / NOISE
+    assert np.abs(residual.mean()) < 0.2
+    np.testing.assert_allclose(residual.std(), 1, atol=0.1)
+    np.testing.assert_allclose((draws - known)[np.broadcast_to(twice, draws.shape)].std() / NOISE, 0.5**0.5, atol=0.1)
+    # Pixels that were not measured vary as much as images do.
+    np.testing.assert_allclose(draws[:, context.params.sum(0) == 0].std(), np.sqrt(1.05), rtol=0.2)
+
+
+@pytest.mark.parametrize("which", ["of_masks", "of_projections"])
+def test_saved_and_loaded(request, which, tmp_path):
+    problem = request.getfixturevalue(which)
+    problem.save(tmp_path / "image.si")
+    loaded = si.load(tmp_path / "image.si", forward=mask if which == "of_masks" else project)
+    draw = lambda problem: np.asarray(problem.posterior().sample(jr.key(0), 2))
+    np.testing.assert_array_equal(draw(loaded), draw(problem))

@@ -74,6 +74,7 @@ from ._sampler.grid import (
     UniformLogSNR as UniformLogSNR,
     UniformTime as UniformTime,
 )
+from ._sampler.guidance import Guidance as Guidance
 from ._sampler.importance import ImportanceSampling as ImportanceSampling
 from ._sampler.probability_flow import ProbabilityFlow as ProbabilityFlow
 from ._sampler.reverse_sde import ReverseSDE as ReverseSDE

@@ -6,18 +6,15 @@ import math
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 
-import stochinv as si
-
 KEYS = {
     "energy_score",
     "energy_score_marginal",
-    "energy_score_regressor",
+    "energy_score_mean",
     "context_rmse",
     "coverage_50",
     "coverage_80",
@@ -39,9 +36,7 @@ def quickstart():
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_runs_at_tiny_sizes(quickstart, tmp_path):
-    sizes = (
-        "--steps 3 --batch-size 8 --draws 2 --width 16 --train 64 --digits 3 --unseen 2 --samples 4 --sampler-steps 2"
-    )
+    sizes = "--steps 4 --rounds 2 --batch-size 8 --train 64 --digits 3 --unseen 2 --samples 4 --sampler-steps 3"
     picture, figures_file = tmp_path / "picture.png", tmp_path / "figures.json"
     files = ["--out", str(picture), "--json", str(figures_file)]
     figures = quickstart.main([*sizes.split(), *files])
@@ -60,36 +55,16 @@ def test_coverage_of_equal_laws_is_its_level(quickstart):
     assert np.all(np.abs(coverage - levels) < 5 * np.sqrt(levels * (1 - levels) / 20_000))
 
 
-@pytest.mark.parametrize("context_snr, error", [(None, 0.5), (1e6, 0.003)])
-def test_a_trusted_context_is_repeated(context_snr, error):
-    """Whatever the network says, the signal keeps to a context whose SNR is large."""
-    shape = jax.ShapeDtypeStruct((6, 6, 1), jnp.float32)
-    window = si.forward.Window(shape.shape, (3, 3))
-    encoder = si.BackProjection(window, shape, context_snr=context_snr)
-    network = lambda image, embedding: jnp.ones(shape.shape)
-    denoiser = si.NetworkDenoiser(
-        encoder, network, lambda log_snr: jnp.zeros(4), embedding_size=4, signal=shape, key=jr.key(0)
-    )
-    corners = jnp.array([[1, 2]])
-    context = si.View(jr.normal(jr.key(1), (1, 3, 3, 1)), corners)
-    noisy = jr.normal(jr.key(2), (3, 3, 1))
-    level = si.CosineSchedule().level(jnp.asarray(0.9))
-    signal = denoiser(noisy, level, context, jnp.array([0, 0]), key=jr.key(3))
-    difference = jnp.max(jnp.abs(window(signal, corners[0]) - context.observation[0]))
-    assert difference < error
-    assert context_snr is not None or difference > 0.1
-
-
 @pytest.mark.parametrize(
     "sizes",
     [
-        pytest.param("--steps 150 --digits 100", marks=pytest.mark.slow),
+        pytest.param("--steps 300 --rounds 5 --digits 40", marks=pytest.mark.slow),
         pytest.param("", marks=pytest.mark.guarantee, id="its own"),
     ],
 )
 def test_beats_both_simpler_answers(quickstart, sizes, tmp_path):
     figures = quickstart.main([*sizes.split(), "--out", str(tmp_path / "picture.png")])
-    assert figures["energy_score"] < (1.0 if sizes else 0.9) * figures["energy_score_regressor"]
+    assert figures["energy_score"] < 0.95 * figures["energy_score_mean"]
     assert figures["energy_score"] < 0.75 * figures["energy_score_marginal"]
     assert abs(figures["coverage_90"] - 0.9) < 0.1
     assert figures["context_rmse"] < 0.01

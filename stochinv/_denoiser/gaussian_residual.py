@@ -74,12 +74,17 @@ class GaussianResidual(AbstractEncodingDenoiser):
         self.network = network
         self.embedding = embedding
 
+    @property
+    def coordinates(self) -> AbstractUnits:
+        """Those in which the signal is noised."""
+        return self.known.value[0]
+
     def _zeros(self):
         return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.signal))
 
     def _signal(self, flat):
         """The signal in raw units behind raveled coordinates."""
-        return self.known.value[0].destandardise(self._zeros()[1](flat))
+        return self.coordinates.destandardise(self._zeros()[1](flat))
 
     def encode(self, context: Context) -> PyTree:
         _, measured = self.known.value

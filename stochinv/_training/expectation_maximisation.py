@@ -164,7 +164,7 @@ class Rounds:
             self.signals: Signal = jax.tree.map(lambda x: jnp.zeros((self._number, *x.shape), x.dtype), problem.signal)
             self.draw(problem, 0, everything=True)
         else:
-            self.signals = eqx.filter_jit(self._first)(problem, data, jr.fold_in(key, 0))
+            self.signals = eqx.filter_jit(self._first)(problem, data, begin, jr.fold_in(key, 0))
 
     def _make_bank(self, problem, data, key):
         """Encoded contexts of the number and parameters of views that steps train on, whatever was measured."""
@@ -177,13 +177,13 @@ class Rounds:
         views = jax.vmap(self._roles.deal)(take_views(data, order), jr.split(deal_key, order.size))
         return in_chunks(lambda view: encode_context(problem, view), views)
 
-    def _first(self, problem, data, key):
+    def _first(self, problem, data, begin, key):
         """Draws of the law to start from, or of the best Gaussian given the measurements."""
         keys = jr.split(key, self._number)
         if self._guess is not None:
             return jax.vmap(self._guess)(keys)
-        one = lambda inputs: first_signal(self._begin, self._measured, problem.signal, *inputs)
-        return self._begin.clip(in_chunks(one, (data, keys)))
+        one = lambda inputs: first_signal(begin, self._measured, problem.signal, *inputs)
+        return begin.clip(in_chunks(one, (data, keys)))
 
     def records(self, problem: Any, number: int) -> Example:
         """What the steps of round `number = 0, 1, …` train on: the signals, and contexts simulated from them."""

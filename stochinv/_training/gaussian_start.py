@@ -72,10 +72,19 @@ def find_start(
     - `guess`: a callable from a key to a signal, from whose law to start, or `None`.
     - `affine`: whether the forward model is.
     - `key`: a PRNG key.
+
+    **Raises:**
+
+    `ValueError` if the signal is too large for them.
     """
     measured = Measured(problem.forward, problem.noise, units)
     size = sum(x.size for x in jax.tree.leaves(signal))
     known = affine and problem.noise.every_level
+    if size > LARGEST_DENSE and not known:
+        raise ValueError(
+            f"`signal` has {size} entries, but signal space takes up to {LARGEST_DENSE} where `forward` is not "
+            "affine or `noise` not Gaussian; deal the views by `roles=RandomViews(...)`, to train in measurement space."
+        )
     params = jax.tree.map(lambda x: x[0, 0], data.params)
     scale = signal_scale(problem.forward, signal, params, units) if known else 1.0
     form: Form = "dense" if affine else "laplace"

@@ -34,6 +34,12 @@ def sampler_of_rounds(problem: AbstractProblem) -> AbstractSampler:
     return ExponentialAdams(8) if size > LARGEST_CORRECTED else default_sampler(problem)
 
 
+def records_per_draw(problem: AbstractProblem) -> int:
+    """On how many records training takes as long as a draw of `sampler_of_rounds`."""
+    size = sum(x.size for x in jax.tree.leaves(problem.signal))
+    return 3 if size > LARGEST_CORRECTED else 3 * (size + 1)
+
+
 def sample(
     problem: AbstractProblem,
     context: Context,

@@ -32,7 +32,7 @@ from .._denoiser.evidence import Measured
 from .._pairs import SimulatedContext
 from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.importance import view_of
-from .._sampling import sampler_of_rounds
+from .._sampling import records_per_draw, sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import same_structure
@@ -44,8 +44,6 @@ from .probe import is_affine
 
 # The most numbers that are kept of what contexts say: 1 GB in single precision.
 LARGEST_BANK = 2**28
-# A draw takes about as long as the gradients of so many examples.
-EXAMPLES_PER_DRAW = 4
 
 
 def prepare_signals(
@@ -152,8 +150,7 @@ class Rounds:
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._sampler = sampler_of_rounds(problem)
         self._number = jax.tree.leaves(data)[0].shape[0]
-        # A draw costs as much as the gradients of some examples: drawing takes less time than training.
-        self._drawn = min(self._number, max(CHUNK, length * batch_size // EXAMPLES_PER_DRAW))
+        self._drawn = min(self._number, max(CHUNK, length * batch_size // records_per_draw(problem)))
         self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
         self._bank = None
         if problem.data_info.affine and problem.measurement_noise.every_level:
@@ -161,7 +158,7 @@ class Rounds:
         self._simulate = eqx.filter_jit(self._simulate_traced)
         self._draw = eqx.filter_jit(self._draw_traced)
         if begin is None and guess is None:
-            self.signals: Signal = jax.tree.map(lambda x: jnp.zeros((self._number, *x.shape), x.dtype), problem.signal)
+            self.signals: Signal = None
             self.draw(problem, 0, everything=True)
         else:
             self.signals = eqx.filter_jit(self._first)(problem, data, begin, jr.fold_in(key, 0))
@@ -208,7 +205,10 @@ class Rounds:
         return Example(in_chunks(one, (signals, bank, jr.split(noise_key, number))), View(signals), None)
 
     def draw(self, problem: Any, number: int, *, everything: bool = False) -> float:
-        """Draws records' signals anew, for round `number = 1, 2, …`: as many as take less time than the round's steps.
+        """Draws records' signals anew, for round `number = 1, 2, …`.
+
+        No more, of records chosen at random, than take as long as the round's steps. They stand in for the others,
+        whose signals were drawn when the denoiser knew less: which record a signal came from does not matter.
 
         **Returns:**
 
@@ -216,10 +216,10 @@ class Rounds:
         """
         key, draw_key = jr.split(jr.fold_in(self._key, 2 * number + 2))
         index = jr.permutation(key, self._number)[: self._number if everything else self._drawn]
-        self.signals, residual = self._draw(problem, self.signals, self._data, index, draw_key)
+        self.signals, residual = self._draw(problem, self._data, index, draw_key)
         return float(residual)
 
-    def _draw_traced(self, problem, signals, data, index, key):
+    def _draw_traced(self, problem, data, index, key):
         def one(inputs):
             view, key = inputs
             context = encode_context(problem, view)
@@ -228,7 +228,8 @@ class Rounds:
 
         drawn, (squares, counts) = in_chunks(one, (take_views(data, index), jr.split(key, index.size)))
         drawn = drawn if self._begin is None else self._begin.clip(drawn)
-        signals = jax.tree.map(lambda x, new: x.at[index].set(new), signals, drawn)
+        repeated = jnp.arange(self._number) % index.size
+        signals = jax.tree.map(lambda x: x[repeated], drawn)
         return signals, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
 
 

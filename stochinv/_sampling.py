@@ -18,10 +18,20 @@ from ._sampler.importance import ImportanceSampling
 LARGEST_CORRECTED = 16
 
 
-def default_sampler(problem: AbstractProblem) -> AbstractSampler:
-    """The sampler that suits a problem, as [`stochinv.StochasticInverseProblem.sample`][] says."""
-    size = sum(x.size for x in jax.tree.leaves(problem.signal))
-    if problem.likelihood_known and size <= LARGEST_CORRECTED:
+def corrects(problem: AbstractProblem) -> bool:
+    """Whether draws given a context are chosen by importance weights."""
+    return problem.likelihood_known and sum(x.size for x in jax.tree.leaves(problem.signal)) <= LARGEST_CORRECTED
+
+
+def default_sampler(problem: AbstractProblem, *, given: bool = True) -> AbstractSampler:
+    """The sampler that suits a problem, as [`stochinv.StochasticInverseProblem.sample`][] says.
+
+    **Arguments:**
+
+    - `problem`: the problem of what is noised.
+    - `given`: whether there is a context; without one there is no likelihood to correct draws by.
+    """
+    if given and corrects(problem):
         return ImportanceSampling()
     if not problem.noise.every_level:
         return Ancestral(1)
@@ -45,7 +55,7 @@ def sample(
     if num_samples is not None:
         check_integer("`num_samples`", num_samples)
     check_integer("`chunk_size`", chunk_size)
-    sampler = default_sampler(problem) if sampler is None else as_sampler(sampler)
+    sampler = default_sampler(problem, given=context is not None) if sampler is None else as_sampler(sampler)
     check_measurement("params", params)
     context, params = problem.as_context(context), jax.tree.map(jnp.asarray, params)
     keys = key if num_samples is None else jr.split(key, num_samples)

@@ -45,7 +45,7 @@ class ImportanceSampling(AbstractSampler):
     """
 
     num_proposals: int = 4
-    num_steps: int = 8
+    num_steps: int = 5
 
     def __check_init__(self):
         check_integer("ImportanceSampling: `num_proposals`", self.num_proposals, 2)

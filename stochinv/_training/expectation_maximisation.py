@@ -35,18 +35,20 @@ from .._denoiser.gaussian_residual import Measured
 from .._pairs import Pairs, SimulatedContext
 from .._problem_base import context_units, encode_context
 from .._sampler.importance import view_of
-from .._sampling import default_sampler
+from .._sampling import corrects, default_sampler
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import same_structure
 from .._view import Example, View, structure, view_mask
 from .._whitening import Whitening, whitening
 from ..nn import signal_denoiser
-from .gaussian import GAUSSIAN_ROUNDS, best_gaussian, condition, in_chunks
+from .gaussian import CHUNK, GAUSSIAN_ROUNDS, best_gaussian, condition, in_chunks
 from .probe import is_affine
 
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
 LARGEST_EVIDENCE = 2**26
+# A corrected draw of a signal with n entries takes as long as the training on some 3 (n + 1) records.
+CORRECTION = 3
 
 
 def prepare_signals(problem: Any, data: View, signal: Any, start: Any, standardise: bool, key: Key) -> Any:
@@ -167,17 +169,30 @@ class Rounds:
     - `start`: a callable from a key to a signal, for the first signals, or `None`.
     - `key`: a PRNG key.
     - `length`: the number of optimiser steps in a round.
+    - `batch_size`: the number of records in a step. Where draws are corrected, a round draws no more signals, of
+        records chosen at random, than take as long as its steps.
     - `trained`: whether the denoiser was trained before, and draws the first signals itself.
     """
 
     def __init__(
-        self, problem: Any, data: View, start: AnyCallable | None, key: Key, length: int, *, trained: bool = False
+        self,
+        problem: Any,
+        data: View,
+        start: AnyCallable | None,
+        key: Key,
+        length: int,
+        batch_size: int,
+        *,
+        trained: bool = False,
     ):
         self.length = length
         self._data, self._start, self._key = data, start, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._sampler = default_sampler(problem)
-        self._number = jax.tree.leaves(data)[0].shape[0]
+        self._number = self._drawn = jax.tree.leaves(data)[0].shape[0]
+        if corrects(problem):
+            size = sum(x.size for x in jax.tree.leaves(problem.signal))
+            self._drawn = min(self._number, max(length * batch_size // (CORRECTION * (size + 1)), CHUNK))
         self._simulate = eqx.filter_jit(self._simulate_traced)
         self._draw = eqx.filter_jit(self._draw_traced)
         self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
@@ -218,7 +233,9 @@ class Rounds:
         return Example(self._encode(problem, examples.context), examples.target)
 
     def draw(self, problem: Any, number: int) -> float:
-        """Draws all records' signals anew, for round `number = 1, 2, …`.
+        """Draws the records' signals anew, for round `number = 1, 2, …`.
+
+        Where not all are, those that are repeat: which record a signal came from does not matter to training.
 
         **Returns:**
 
@@ -233,7 +250,14 @@ class Rounds:
             signal = self._sampler(problem, context, None, key=key).signal
             return signal, residual(problem, self._measured, signal, view_of(context))
 
-        signals, (squares, counts) = in_chunks(one, (given, jr.split(key, self._number)))
+        chosen_key, draw_key = jr.split(key)
+        chosen = jnp.arange(self._number)
+        if self._drawn < self._number:
+            chosen = jr.permutation(chosen_key, self._number)[: self._drawn]
+        given = jax.tree.map(lambda x: x[chosen], given)
+        signals, (squares, counts) = in_chunks(one, (given, jr.split(draw_key, self._drawn)))
+        repeated = jnp.arange(self._number) % self._drawn
+        signals = jax.tree.map(lambda x: x[repeated], signals)
         return signals, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
 
 

@@ -64,7 +64,7 @@ def train_signals(
     seed = seed_of(key)
     length = -(-options.steps // rounds)
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
-    schedule = Rounds(state.problem, data, start, rounds_key, length, trained=trained)
+    schedule = Rounds(state.problem, data, start, rounds_key, length, options.batch_size, trained=trained)
     batches = ArrayBatches(data, options.batch_size, seed)
     configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip, "rounds": rounds}
     configuration |= {"measurement_noise": problem.noise}

@@ -1,252 +1,139 @@
 """How near to the truth posteriors are that were learned from measurements alone.
 
-Each row is a problem whose posterior is known: in closed form, by quadrature, by NUTS, or from the reference samples
-of the benchmark `sbibm`. Columns: the distance of samples to the reference with each objective, at several numbers of
-sampler steps, and the distance of two sets of reference samples to each other (the floor). Simulators and references
-are NumPy and SciPy; nothing of the library makes a measurement.
+    python benchmarks/posterior_accuracy.py [--problems pendulum null_space] [--quick] [--json PATH]
 
-    python benchmarks/posterior_accuracy.py [--problems circle null_space] [--quick] [--json PATH]
+Problems are trained in signal space, with the defaults of `fit` unless `Case.settings` says otherwise. Their posteriors
+are known: in closed form, by Gibbs sampling, or by sequential Monte Carlo with the true law of signals. Nothing of the
+library makes a measurement or a reference. Columns: what was measured on held-out records, what exact posteriors have,
+the bar, and the seconds of training with compilation, on the clock and of all cores together.
 
-The problems of `sbibm` need the reference files of that package, which is not installed for it:
+With `--space measurement`, what `measurement_accuracy.py` says instead: distances to references by objective and number
+of sampler steps. The problems of `sbibm` need the reference files of that package, which is not installed for it:
 
     pip download --no-deps sbibm==1.1.0 && unzip sbibm-1.1.0-*.whl -d sbibm-files
-    python benchmarks/posterior_accuracy.py --problems two_moons slcp gaussian_mixture --sbibm sbibm-files
+    python benchmarks/posterior_accuracy.py --space measurement --problems two_moons --sbibm sbibm-files
 
 With `--npse PYTHON`, the Python of a virtual environment where `sbi` is installed, its score estimation is trained on
 the same simulations and printed beside.
 """
 
 import json
-import subprocess
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.random as jr
-import numpy as np
-import optax
+import measurement_accuracy
+import signal_closed_forms as closed
+import signal_problems as problems
 import tyro
-from posterior_problems import PROBLEMS, transport
+from signal_case import Case, Sizes
 
 import stochinv as si
+
+SIGNAL_PROBLEMS: dict[str, Callable[[Sizes], Case]] = {
+    "pendulum": problems.make_pendulum(1),
+    "pendulum_three_clips": problems.make_pendulum(3),
+    "lotka_volterra": problems.lotka_volterra,
+    "jumps": problems.jumps,
+    "null_space": closed.null_space,
+    "manifold": closed.manifold,
+    "noisy_circle": closed.noisy_circle,
+    "banana": closed.banana,
+    "concentrations": closed.concentrations,
+    "sigmoid": closed.sigmoid,
+    "spectra": problems.spectra,
+    "density": closed.density,
+}
+MEASUREMENT_PROBLEMS = (
+    *("circle", "null_space", "noisy_linear", "noisy_circle"),
+    *("banana", "concentrations", "sigmoid", "manifold"),
+)
 
 
 @dataclass(frozen=True)
 class Options:
     """Posterior samples against references."""
 
-    problems: tuple[str, ...] = (
-        "circle",
-        "null_space",
-        "noisy_linear",
-        "noisy_circle",
-        "banana",
-        "concentrations",
-        "sigmoid",
-        "manifold",
-    )
-    """Which problems; also two_moons, slcp, gaussian_mixture (with `sbibm`)."""
-    objectives: tuple[str, ...] = ("squared error", "energy score")
-    """Which objectives."""
-    steps: tuple[int, ...] = (1, 4, 16, 64)
-    """Numbers of sampler steps."""
-    samples: int = 4000
-    """Samples per context, as many as of the reference."""
-    training: float = 1.0
-    """The number of training steps, in units of what each problem asks for."""
+    problems: tuple[str, ...] = ()
+    """Which problems; all by default. In measurement space also two_moons, slcp, gaussian_mixture (with `sbibm`)."""
+    space: Literal["signal", "measurement"] = "signal"
+    """What is noised in training."""
     seed: int = 0
     """Seed of training."""
-    sbibm: Path | None = None
-    """The folder with the unpacked files of sbibm."""
-    npse: Path | None = None
-    """A Python interpreter with `sbi`, to compare with on the problems of sbibm."""
     quick: bool = False
     """Tiny sizes: that everything runs, and nothing else."""
     json: Path | None = None
     """Also write the figures to this file."""
+    objectives: tuple[str, ...] = ("squared error", "energy score")
+    """In measurement space, which objectives."""
+    steps: tuple[int, ...] = (1, 4, 16, 64)
+    """In measurement space, numbers of sampler steps."""
+    samples: int = 4000
+    """In measurement space, samples per context, as many as of the reference."""
+    training: float = 1.0
+    """In measurement space, the number of training steps, in units of what each problem asks for."""
+    sbibm: Path | None = None
+    """In measurement space, the folder with the unpacked files of sbibm."""
+    npse: Path | None = None
+    """In measurement space, a Python interpreter with `sbi`, to compare with on the problems of sbibm."""
 
 
-def stream(data, batch, seed):
-    """Batches without end, of fresh signals."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield data(rng, batch)
+def run_signals(name: str, options: Options) -> dict:
+    case = SIGNAL_PROBLEMS[name](Sizes(options.quick, options.seed))
+    settings: dict[str, Any] = dict(case.settings)
+    if options.quick:
+        settings |= {"steps": 4, "rounds": 2, "batch_size": 32}
+    start, cpu = time.perf_counter(), time.process_time()
+    fit = case.problem.fit(case.data, key=jr.key(options.seed), **settings)
+    seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    figures = [asdict(x) | {"met": bool(x.met)} for x in case.assess(fit.problem)]
+    return {"problem": name, **seconds, "residual": fit.history.residual, "figures": figures}
 
 
-class KeepBest:
-    """Remembers the problem with the lowest validation loss.
-
-    It does not stop training: the loss falls most while the learning rate does, at the end.
-    """
-
-    def __init__(self):
-        self.problem, self.seen, self.best = None, 0, np.inf
-
-    def __call__(self, progress):
-        losses = progress.history.validation_loss
-        if len(losses) == self.seen:
-            return False
-        self.seen = len(losses)
-        if losses[-1] < self.best:
-            self.best, self.problem = losses[-1], progress.current_problem()
-        return False
-
-
-def train(case, options):
-    steps = max(int(case.training_steps * options.training), 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, case.learning_rate, max(steps // 50, 1), steps, 1e-5)
-    optimizer = optax.adamw(schedule, b2=0.99, weight_decay=case.weight_decay)
-    settings: dict[str, Any] = {"key": jr.key(options.seed), "steps": steps, "optimizer": optimizer}
-    start = time.perf_counter()
-    batch_size = 16 if options.quick else case.batch_size
-    if callable(case.data):
-        data = stream(case.data, batch_size, options.seed)
-        problem = case.problem.fit(data, roles=case.roles, **settings).problem
-    elif case.validation is None:
-        problem = case.problem.fit(case.data, roles=case.roles, batch_size=batch_size, **settings).problem
-    else:
-        keep = KeepBest()
-        every = max(steps // 40, 1)
-        problem = case.problem.fit(
-            case.data,
-            batch_size=batch_size,
-            validation=case.validation,
-            validation_every=every,
-            log_every=every,
-            callbacks=[keep],
-            **settings,
-        ).problem
-        problem = problem if keep.problem is None else keep.problem
-    return problem, time.perf_counter() - start
-
-
-def draw(case, problem, index, steps, samples):
-    """Samples as rows; those outside the prior's bounds are drawn again."""
-    context, params = case.contexts[index]
-    sampler = case.sampler(steps) if isinstance(problem.objective, si.SquaredError) else si.Ancestral(steps)
-    rows = np.zeros((0, 1))
-    for attempt in range(20):
-        key = jr.fold_in(jr.key(100 + index), attempt)
-        sample = problem.sample(context, params, key=key, sampler=sampler, num_samples=samples, chunk_size=samples)
-        new = case.rows(sample.signal)
-        new = new[np.all(np.abs(new) <= case.bound, -1)]
-        rows = new if attempt == 0 else np.concatenate([rows, new])
-        if len(rows) >= samples:
-            break
-    return rows[:samples]
-
-
-def distance(case, a, b, index):
-    n = min(len(a), len(b))
-    if case.distance == "C2ST":
-        return si.diagnostics.c2st(b[:n], a[:n])
-    if case.distance == "W2²":
-        return transport(a, b)
-    return float(si.diagnostics.sliced_wasserstein(a[:n], b[:n], key=jr.key(index), num_projections=200))
-
-
-def compare(case, problem, steps, options):
-    """Means over the contexts of the distance and of the other figures; the floor where there is no problem."""
-    n = options.samples
-    if problem is None:
-        return score(case, lambda index, rng: case.reference(index, rng, n), n)
-    return score(case, lambda index, rng: draw(case, problem, index, steps, n), n)
-
-
-def score(case, rows_of, n):
-    collected = []
-    for index in range(len(case.contexts)):
-        rng = np.random.default_rng(1000 + index)
-        reference = case.reference(index, rng, n)
-        rows = rows_of(index, rng)
-        figures = case.figures(rows, reference)
-        collected.append({"distance": distance(case, rows, reference, index)} | figures)
-    return {name: float(np.mean([x[name] for x in collected])) for name in collected[0]}
-
-
-def estimate_scores(case, options):
-    """Figures and times of neural posterior score estimation by `sbi`, in an interpreter of its own."""
-    records = jax.tree.map(lambda *x: np.concatenate(x), case.data, case.validation)
-    with tempfile.TemporaryDirectory() as folder:
-        source, destination = Path(folder) / "simulations.npz", Path(folder) / "samples.npz"
-        np.savez(
-            source,
-            theta=records.target.observation,
-            x=records.context,
-            observed=np.stack([context for context, _ in case.contexts]),
-            bound=case.bound,
-            samples=options.samples,
-        )
-        script = Path(__file__).with_name("npse.py")
-        subprocess.run([options.npse, script, source, destination], check=True, stdout=subprocess.DEVNULL)
-        with np.load(destination) as found:
-            samples, training, sampling = found["samples"], float(found["training"]), float(found["sampling"])
-    figures = score(case, lambda index, rng: samples[index], options.samples)
-    return figures | {"seconds": training, "sampling_seconds": sampling}
-
-
-def make_objective(name):
-    return si.ProperScore() if name == "energy score" else si.SquaredError()
-
-
-def run(name, options):
-    figures: dict[str, Any] = {"problem": name}
-    for objective in options.objectives:
-        case = PROBLEMS[name](options, make_objective(objective))
-        if options.quick:
-            case = replace(case, contexts=case.contexts[:2])
-        if "floor" not in figures:
-            figures |= {"metric": case.distance, "floor": compare(case, None, 0, options)}
-        problem, seconds = train(case, options)
-        figures[objective] = {"seconds": seconds} | {
-            str(steps): compare(case, problem, steps, options) for steps in options.steps
-        }
-    if options.npse is not None and case.validation is not None:
-        figures["npse"] = estimate_scores(case, options)
-    return figures
-
-
-def print_table(results, options):
-    header = ["problem", "metric", "objective", *(f"{x} steps" for x in options.steps), "floor", "training"]
-    rows = [header]
+def print_table(results: Sequence[dict]):
+    rows = [["problem", "measured", "value", "truth", "bar", "", "training", "CPU"]]
     for result in results:
-        for objective in options.objectives:
-            of = result[objective]
-            cells = [f"{of[str(x)]['distance']:.4f}" for x in options.steps]
+        for x in result["figures"]:
+            low, high = x["bar"]
+            bar = f"<= {high:g}" if low == 0 else f"{low:g} to {high:g}"
+            numbers = [f"{x['value']:.4f}", f"{x['truth']:.3g}", bar, "met" if x["met"] else "missed"]
             rows.append(
                 [
                     result["problem"],
-                    result["metric"],
-                    objective,
-                    *cells,
-                    f"{result['floor']['distance']:.4f}",
-                    f"{of['seconds']:.0f} s",
+                    x["measured"],
+                    *numbers,
+                    f"{result['seconds']:.0f} s",
+                    f"{result['cpu_seconds']:.0f} s",
                 ]
             )
-        if "npse" in result:
-            cells = [*[""] * (len(options.steps) - 1), f"{result['npse']['distance']:.4f}"]
-            row = [result["problem"], result["metric"], "NPSE (sbi)", *cells, f"{result['floor']['distance']:.4f}"]
-            rows.append([*row, f"{result['npse']['seconds']:.0f} s"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(x.ljust(w) if i < 3 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))))
+        print("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip())
 
 
 def main(argv: Sequence[str] | None = None):
     options = tyro.cli(Options, args=argv)
+    signals = options.space == "signal"
+    names = options.problems or (tuple(SIGNAL_PROBLEMS) if signals else MEASUREMENT_PROBLEMS)
     if options.quick:
         options = replace(options, steps=(1, 2), samples=100, training=1e-3)
     print(f"stochinv {si.__version__}, jax {jax.__version__}, {jax.default_backend()}")
     results = []
-    for name in options.problems:
-        results.append(run(name, options))
+    for name in names:
+        results.append(run_signals(name, options) if signals else measurement_accuracy.run(name, options))
+        if signals:
+            print_table(results[-1:])
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=2))
-    print_table(results, options)
+    if signals:
+        print()
+        print_table(results)
+    else:
+        measurement_accuracy.print_table(results, options)
     return results
 
 

@@ -16,28 +16,38 @@ from ._sampler.importance import ImportanceSampling
 
 # The largest signal, in entries, whose draws are chosen by importance weights.
 LARGEST_CORRECTED = 16
+# Signals with more entries are images, whose networks are dear.
+LARGEST_VECTOR = 256
 
 
-def default_sampler(problem: AbstractProblem) -> AbstractSampler:
-    """The sampler that suits a problem, as [`stochinv.StochasticInverseProblem.sample`][] says."""
-    size = sum(x.size for x in jax.tree.leaves(problem.signal))
-    if problem.likelihood_known and size <= LARGEST_CORRECTED:
+def corrects(problem: AbstractProblem) -> bool:
+    """Whether draws given a context are chosen by importance weights."""
+    return problem.likelihood_known and sum(x.size for x in jax.tree.leaves(problem.signal)) <= LARGEST_CORRECTED
+
+
+def default_sampler(problem: AbstractProblem, *, given: bool = True) -> AbstractSampler:
+    """The sampler that suits a problem, as [`stochinv.StochasticInverseProblem.sample`][] says.
+
+    **Arguments:**
+
+    - `problem`: the problem of what is noised.
+    - `given`: whether there is a context; without one there is no likelihood to correct draws by.
+    """
+    if given and corrects(problem):
         return ImportanceSampling()
     if not problem.noise.every_level:
         return Ancestral(1)
     return Ancestral() if problem.objective.stochastic else ExponentialAdams()
 
 
-def sampler_of_rounds(problem: AbstractProblem) -> AbstractSampler:
-    """The sampler of expectation maximisation's rounds, whose draws are learned from, not looked at."""
+def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
+    """The sampler of expectation maximisation's rounds, whose draws are learned from, not looked at, and on how many
+    records training takes as long as one draw."""
     size = sum(x.size for x in jax.tree.leaves(problem.signal))
-    return ExponentialAdams(8) if size > LARGEST_CORRECTED else default_sampler(problem)
-
-
-def records_per_draw(problem: AbstractProblem) -> int:
-    """On how many records training takes as long as a draw of `sampler_of_rounds`."""
-    size = sum(x.size for x in jax.tree.leaves(problem.signal))
-    return 3 if size > LARGEST_CORRECTED else 3 * (size + 1)
+    if corrects(problem):
+        return ImportanceSampling(), 3 * (size + 1)
+    steps = 8 if size > LARGEST_VECTOR else 24
+    return ExponentialAdams(steps), steps // 3
 
 
 def sample(
@@ -57,7 +67,7 @@ def sample(
     if num_samples is not None:
         check_integer("`num_samples`", num_samples)
     check_integer("`chunk_size`", chunk_size)
-    sampler = default_sampler(problem) if sampler is None else as_sampler(sampler)
+    sampler = default_sampler(problem, given=context is not None) if sampler is None else as_sampler(sampler)
     check_measurement("params", params)
     context, params = problem.as_context(context), jax.tree.map(jnp.asarray, params)
     keys = key if num_samples is None else jr.split(key, num_samples)

@@ -45,8 +45,19 @@ def test_training(run):
 
 @pytest.mark.slow
 def test_posterior_accuracy(run):
-    figures, printed = run("posterior_accuracy", "--problems", "noisy_circle", "manifold")
-    assert [x["problem"] for x in figures] == ["noisy_circle", "manifold"]
+    """Closed forms, sequential Monte Carlo and Gibbs sampling as references; counts, dynamics and masks."""
+    names = ["pendulum", "jumps", "spectra", "density"]
+    figures, printed = run("posterior_accuracy", "--problems", *names)
+    assert [x["problem"] for x in figures] == names
+    assert all(np.isfinite(x["value"]) and "truth" in x for row in figures for x in row["figures"])
+    assert "energy score / truth's" in printed
+
+
+@pytest.mark.slow
+def test_posterior_accuracy_in_measurement_space(run):
+    names = ["noisy_circle", "manifold"]
+    figures, printed = run("posterior_accuracy", "--space", "measurement", "--problems", *names)
+    assert [x["problem"] for x in figures] == names
     assert all(np.isfinite(x["energy score"]["2"]["distance"]) for x in figures)
     assert "noisy_circle" in printed
 

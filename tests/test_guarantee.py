@@ -15,7 +15,8 @@ import pytest
 import stochinv as si
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import posterior_accuracy as accuracy
+import measurement_accuracy as accuracy
+import posterior_accuracy
 import posterior_problems as problems
 
 ENERGY_SCORE = si.ProperScore()
@@ -23,7 +24,7 @@ ENERGY_SCORE = si.ProperScore()
 
 @functools.cache
 def trained(name, objective, *, training=1.0, noise=None):
-    options = accuracy.Options(training=training)
+    options = posterior_accuracy.Options(training=training)
     case = problems.PROBLEMS[name](options, objective)
     if noise is not None:
         case = replace(case, problem=replace(case.problem, noise=noise))
@@ -31,7 +32,7 @@ def trained(name, objective, *, training=1.0, noise=None):
 
 
 def figures(case, problem, steps, samples):
-    return accuracy.compare(case, problem, steps, accuracy.Options(samples=samples))
+    return accuracy.compare(case, problem, steps, posterior_accuracy.Options(samples=samples))
 
 
 @pytest.mark.guarantee

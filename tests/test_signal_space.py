@@ -15,6 +15,8 @@ from stochinv._denoiser.evidence import Measured
 from stochinv._denoiser.least_squares import levenberg_marquardt
 from stochinv._pairs import SimulatedContext
 from stochinv._problem_base import encode_context
+from stochinv._sampling import default_sampler
+from stochinv._training.expectation_maximisation import Rounds
 from stochinv._training.gaussian import best_gaussian
 
 NOISE = 0.2
@@ -297,6 +299,30 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, stop):
 def test_draws_explain_what_was_measured(fitted):
     assert abs(fitted.history.residual[0] - 1) < 0.1
     assert "2 rounds, residual" in repr(fitted)
+
+
+def test_a_round_draws_what_it_has_time_for(fitted):
+    """Fewer signals than there are records, of records chosen at random, and each as often as the others."""
+    data = records(2000)
+    data = jax.tree.map(jnp.asarray, si.View(data.observation, data.params, np.ones((2000, 2), bool)))
+    rounds = Rounds(fitted.problem.noised, data, None, None, jr.key(0), 60, 64)
+    first = rounds.signals
+    residual = rounds.draw(fitted.problem.noised, 1)
+    drawn = np.asarray(rounds.signals, float)
+    assert first.shape == drawn.shape and abs(residual - 1) < 0.1
+    found, counts = np.unique(drawn, axis=0, return_counts=True)
+    # 60 steps of 64 records, each draw worth 3 (3 + 1) of them.
+    assert len(found) == 320 and set(counts) == {6, 7}
+    np.testing.assert_allclose(drawn.mean(0), MEAN, atol=4 / np.sqrt(320) + 0.05)
+    np.testing.assert_allclose(np.cov(drawn.T), COVARIANCE, atol=4 * np.sqrt(2 / 320) + 0.05)
+
+
+def test_only_draws_given_something_are_corrected(fitted):
+    noised = fitted.problem.noised
+    assert default_sampler(noised) == si.ImportanceSampling()
+    assert default_sampler(noised, given=False) == si.ExponentialAdams()
+    prior, plain = fitted.problem.posterior(), fitted.problem.posterior(sampler=si.ExponentialAdams())
+    np.testing.assert_array_equal(prior.sample(jr.key(0), 4), plain.sample(jr.key(0), 4))
 
 
 def test_training_goes_on(fitted):

@@ -32,7 +32,7 @@ from .._denoiser.evidence import Measured
 from .._pairs import SimulatedContext
 from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.importance import view_of
-from .._sampling import records_per_draw, sampler_of_rounds
+from .._sampling import sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import same_structure
@@ -132,7 +132,7 @@ class Rounds:
     - `guess`: a callable from a key to a signal, for the first signals, or `None`.
     - `key`: a PRNG key.
     - `length`: the number of optimiser steps in a round.
-    - `batch_size`: the number of records in a step.
+    - `batch_size`: the number of records in a step. A round draws no more signals than take as long as its steps.
     """
 
     def __init__(
@@ -148,9 +148,9 @@ class Rounds:
         self.length = length
         self._data, self._begin, self._guess, self._key = data, begin, guess, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
-        self._sampler = sampler_of_rounds(problem)
+        self._sampler, cost = sampler_of_rounds(problem)
         self._number = jax.tree.leaves(data)[0].shape[0]
-        self._drawn = min(self._number, max(CHUNK, length * batch_size // records_per_draw(problem)))
+        self._drawn = min(self._number, max(CHUNK, length * batch_size // cost))
         self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
         self._bank = None
         if problem.data_info.affine and problem.measurement_noise.every_level:

@@ -61,6 +61,7 @@ from ._objective.rules import (
     SumOfRules as SumOfRules,
 )
 from ._objective.squared_error import SquaredError as SquaredError, snr_weight as snr_weight
+from ._pairs import Pairs as Pairs
 from ._posterior import Posterior as Posterior
 from ._problem import Fit as Fit, StochasticInverseProblem as StochasticInverseProblem
 from ._sampler.ancestral import Ancestral as Ancestral

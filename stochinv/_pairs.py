@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from ._checks import check_instance
 from ._custom_types import Key, Signal
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
@@ -16,17 +17,29 @@ from ._view import Example, View, num_views, take_views, view_mask
 SHARE_OF_PRIOR = 0.15
 
 
+@final
 class Pairs(eqx.Module):
-    """Signals and measurements of them.
+    """Records whose signals are known, such as labels or the draws of a simulator.
+
+    Training makes measurements of its own of each signal, at the parameters of these views and of those of other
+    records. What the views observed gives the units.
 
     **Arguments:**
 
-    - `signal`: the signal, in raw units.
-    - `view`: a [`stochinv.View`][] with a views axis, and a mask where the number of views varies.
+    - `signal`: the signals in raw units; for `fit` with a leading record axis.
+    - `view`: the measurements of each, a [`stochinv.View`][] with a views axis; for `fit` with leading (record, views)
+        axes, and a mask where the number of views varies.
+
+    **Raises:**
+
+    `ValueError` if `view` is not a `View`.
     """
 
     signal: Signal
     view: View
+
+    def __check_init__(self):
+        check_instance("Pairs: `view`", self.view, View, "a `View` such as `View(observation, params)`")
 
 
 @final
@@ -74,3 +87,8 @@ class SimulatedContext(eqx.Module):
         observation = jax.vmap(self.noise.sample)(jr.split(noise_key, capacity), clean)
         mask = view_mask(views) & (jnp.arange(capacity) < number)
         return Example(View(observation, views.params, mask), View(signal), None)
+
+
+def holds_signals(data: Any) -> bool:
+    """Whether training data hold signals, so that none has to be drawn."""
+    return isinstance(data, Pairs)

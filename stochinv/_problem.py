@@ -20,6 +20,7 @@ from ._frozen import count_trained
 from ._noise import AbstractNoise, as_noise
 from ._objective.base import AbstractObjective
 from ._objective.default import as_objective
+from ._pairs import Pairs, holds_signals
 from ._posterior import Posterior
 from ._problem_base import AbstractProblem
 from ._sampler.base import AbstractSampler, Sample
@@ -122,9 +123,10 @@ class StochasticInverseProblem(AbstractProblem):
 
     def fit(
         self,
-        data: Example | View | Iterable[Any],
+        data: View | Pairs | Example | Iterable[Any],
         *,
         key: Key,
+        known: Pairs | None = None,
         steps: int = 10_000,
         batch_size: int = 64,
         roles: RandomViews | None = None,
@@ -152,16 +154,18 @@ class StochasticInverseProblem(AbstractProblem):
 
         **Arguments:**
 
-        - `data`: in signal space a [`stochinv.View`][] with leading (record, views) axes, one view each or more. In
-            measurement space an [`stochinv.Example`][] whose arrays have a leading record axis; or a `View` and
-            `roles`; or any iterable of batches of either kind and of equal shapes, such as a grain dataset. Units are
-            taken from all arrays in memory, or from the first batch of an iterable.
+        - `data`: in signal space a [`stochinv.View`][] with leading (record, views) axes, one view each or more; or
+            [`stochinv.Pairs`][], whose signals are known. In measurement space an [`stochinv.Example`][] whose arrays
+            have a leading record axis; or a `View` and `roles`; or any iterable of batches of either kind and of equal
+            shapes, such as a grain dataset. Units are taken from all arrays in memory, or from the first batch of an
+            iterable.
         - `key`: a PRNG key.
+        - `known`: in signal space, further records like those of `data`, whose signals are known.
         - `steps`: the number of optimiser steps, at least 1.
         - `batch_size`: records per step, for arrays in memory.
         - `roles`: in measurement space, how the views of a record are dealt, anew at each step.
-        - `rounds`: in signal space, how often the training's signals are drawn, the first time included; each round
-            has an equal share of `steps`.
+        - `rounds`: in signal space, how often the training's signals are drawn where they are unknown, the first time
+            included, and measurements of them simulated; each round has an equal share of `steps`.
         - `start`: in signal space, a law of signals to start from: a NumPyro distribution, or a callable from a key to
             a signal. By default it is the best Gaussian where the forward model is affine and the noise Gaussian, and
             the standard normal elsewhere.
@@ -207,13 +211,13 @@ class StochasticInverseProblem(AbstractProblem):
             sharding=sharding,
         )
         given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "standardise": standardise}
-        space = choose_space(self.space, data, roles)
+        space = choose_space(self.space, data, known, roles)
         problem = dataclasses.replace(self, space=space)
         if space.of_signals:
-            views = cast(View, data)
-            trained = train_signals(problem, views, key=key, options=options, rounds=rounds, start=start, **given)
+            given |= {"known": known, "rounds": rounds, "start": start}
+            trained = train_signals(problem, cast(View | Pairs, data), key=key, options=options, **given)
         else:
-            trained = train(problem, data, key=key, options=options, **given)
+            trained = train(problem, cast(Any, data), key=key, options=options, **given)
         return Fit(cast(StochasticInverseProblem, trained[0]), trained[1])
 
     def posterior(
@@ -296,22 +300,29 @@ class Fit:
         return f"Fit({self.history!r},\n{self.problem!r})"
 
 
-def choose_space(space: AbstractSpace | None, data: Any, roles: Any) -> AbstractSpace:
+def choose_space(space: AbstractSpace | None, data: Any, known: Any, roles: Any) -> AbstractSpace:
     """The space of a fit: as given, or by the data.
 
     **Raises:**
 
     `ValueError` if the data are not those of the space that was given.
     """
-    signals = is_view(data) and roles is None
+    signals = (is_view(data) and roles is None) or holds_signals(data)
+    if holds_signals(data) and roles is not None:
+        raise ValueError(f"`roles` is for measurements alone, but `data` is a {type(data).__name__}; leave it out.")
     if space is not None and space.of_signals and not signals:
         raise ValueError(
             "`space` is `SignalSpace()`, whose `data` must be a `View` with leading (record, views) axes, without "
-            "`roles`; give such, or `MeasurementSpace()`."
+            "`roles`, or `Pairs`; give such, or `MeasurementSpace()`."
         )
-    if space is not None:
-        return space
-    return SignalSpace() if signals else MeasurementSpace()
+    if space is None:
+        space = SignalSpace() if signals else MeasurementSpace()
+    if not space.of_signals and (known is not None or holds_signals(data)):
+        raise ValueError(
+            "Known signals are learned from in signal space alone, but the problem is in measurement space; leave out "
+            "`roles` and `space`, or the signals."
+        )
+    return space
 
 
 def default_validation(steps: Any) -> Any:

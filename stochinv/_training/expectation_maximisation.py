@@ -31,7 +31,7 @@ from .._data_info import (
     witness,
 )
 from .._denoiser.gaussian_prior import signal_scale
-from .._denoiser.gaussian_residual import Measured
+from .._denoiser.gaussian_residual import LEAST_NOISE, Measured
 from .._pairs import Pairs, SimulatedContext
 from .._problem_base import context_units, encode_context
 from .._sampler.importance import view_of
@@ -43,24 +43,27 @@ from .._view import Example, View, structure, view_mask
 from .._whitening import Whitening, whitening
 from ..nn import signal_denoiser
 from .gaussian import GAUSSIAN_ROUNDS, best_gaussian, condition, in_chunks
+from .known_signals import AbstractRounds, encode_records
 from .probe import is_affine
+from .records import Records, count
 
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
 LARGEST_EVIDENCE = 2**26
 
 
-def prepare_signals(problem: Any, data: View, signal: Any, start: Any, standardise: bool, key: Key) -> Any:
+def prepare_signals(problem: Any, records: Records, signal: Any, start: Any, standardise: bool, key: Key) -> Any:
     """A problem that knows the structure and the units of its data, and has a denoiser.
 
     **Arguments:**
 
     - `problem`: a [`stochinv.StochasticInverseProblem`][].
-    - `data`: records of views, with a mask.
+    - `records`: the training records.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
     - `start`: a callable from a key to a signal, from whose law to start, or `None`.
     - `standardise`: whether measurements are standardised.
     - `key`: a PRNG key.
     """
+    data = records.views
     if problem.data_info is not None:
         return trained_before(problem, data)
     probe_key, start_key, denoiser_key = jr.split(key, 3)
@@ -71,9 +74,11 @@ def prepare_signals(problem: Any, data: View, signal: Any, start: Any, standardi
     coordinates = standard_normal(signal)
     if start is not None:
         coordinates = gaussian_of(start, start_key)
-    elif affine and problem.noise.every_level:
+    elif affine and problem.noise.every_level and records.unknown:
         scale = signal_scale(problem.forward, signal, params, units)
-        coordinates = gaussian_start(Measured(problem.forward, problem.noise, units), signal, scale, data, start_key)
+        coordinates = gaussian_start(Measured(problem.forward, problem.noise, units), signal, scale, records, start_key)
+    elif records.signals is not None:
+        coordinates = gaussian_of_signals(records.signals)
     seen = witness(problem.forward, signal, params)
     info = DataInfo(signal, None, structure(first), coordinates, affine, seen, units)
     denoiser = problem.denoiser
@@ -140,30 +145,54 @@ def gaussian_of(start: AnyCallable, key: Key) -> Whitening:
     return find(key)
 
 
-def gaussian_start(measured: Measured, signal: Any, scale: float, data: View, key: Key) -> Whitening:
-    """The best Gaussian of measurements through an affine forward model, `scale` being about its size."""
+@jax.jit
+def gaussian_of_signals(signals: Signal) -> Whitening:
+    """The Gaussian with the moments of known signals, as many of which as a signal has entries are shrunk to a ball."""
+    flat = jax.vmap(lambda x: ravel_pytree(x)[0])(signals)
+    number, size = flat.shape
+    mean, spread = jnp.mean(flat, 0), jnp.sqrt(jnp.mean(jnp.var(flat, 0)))
+    spread = jnp.where(spread > 0, spread, 1)
+    white = (flat - mean) / spread
+    covariance = (white.T @ white + size * jnp.eye(size, dtype=flat.dtype)) / (number + size)
+    return whitening(mean / spread, covariance, spread)
+
+
+def gaussian_start(measured: Measured, signal: Any, scale: float, records: Records, key: Key) -> Whitening:
+    """The best Gaussian of measurements through an affine forward model, `scale` being about its size.
+
+    A known signal counts as a measurement of all its entries, with next to no noise.
+    """
     flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal))
-    number = jax.tree.leaves(data)[0].shape[0]
+    number, unknown = count(records.views), records.unknown
     most = min(number, max(256, LARGEST_EVIDENCE // flat.size**2))
 
+    def evidence(inputs):
+        view, known, exact = inputs
+        precision, shift = measured.affine_evidence(lambda z: unravel(scale * z), flat, view)
+        sure = jnp.eye(flat.size, dtype=flat.dtype) / LEAST_NOISE**2
+        return jnp.where(exact, sure, precision), jnp.where(exact, sure @ known, shift)
+
     @jax.jit
-    def find(data, key):
+    def find(records, key):
         chosen = jr.permutation(key, number)[:most]
-        views = standardise_view(measured.units, jax.tree.map(lambda x: x[chosen], data))
-        one = lambda view: measured.affine_evidence(lambda z: unravel(scale * z), flat, view)
-        precision, shift = in_chunks(one, views)
+        views = standardise_view(measured.units, jax.tree.map(lambda x: x[chosen], records.views))
+        known = jnp.zeros((number, flat.size), flat.dtype)
+        if records.signals is not None:
+            known = known.at[unknown:].set(jax.vmap(lambda x: ravel_pytree(x)[0])(records.signals) / scale)
+        precision, shift = in_chunks(evidence, (views, known[chosen], chosen >= unknown))
         return best_gaussian(precision, shift, GAUSSIAN_ROUNDS)
 
+    data = Records(records.views, records.signals)
     return jax.jit(whitening)(*find(data, key), scale)
 
 
-class Rounds:
+class Rounds(AbstractRounds):
     """The rounds of expectation maximisation: what their steps train on.
 
     **Arguments:**
 
     - `problem`: the prepared problem of signals.
-    - `data`: records of views, with a mask.
+    - `records`: the training records. Signals that are known are not drawn.
     - `start`: a callable from a key to a signal, for the first signals, or `None`.
     - `key`: a PRNG key.
     - `length`: the number of optimiser steps in a round.
@@ -171,24 +200,29 @@ class Rounds:
     """
 
     def __init__(
-        self, problem: Any, data: View, start: AnyCallable | None, key: Key, length: int, *, trained: bool = False
+        self, problem: Any, records: Records, start: AnyCallable | None, key: Key, length: int, *, trained: bool = False
     ):
         self.length = length
-        self._data, self._start, self._key = data, start, key
+        self._data, self._known, self._start, self._key = records.views, records.signals, start, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._sampler = default_sampler(problem)
-        self._number = jax.tree.leaves(data)[0].shape[0]
+        self._number = records.unknown
         self._simulate = eqx.filter_jit(self._simulate_traced)
         self._draw = eqx.filter_jit(self._draw_traced)
         self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
-        self._given = eqx.filter_jit(self._encode)(problem, data)
+        unknown = jax.tree.map(lambda x: x[: self._number], self._data)
+        self._given = eqx.filter_jit(encode_records)(problem, unknown)
         if trained:
             self.draw(problem, 0)
         else:
-            self.signals: Signal = eqx.filter_jit(self._first)(problem, data, jr.fold_in(key, 0))
+            drawn = eqx.filter_jit(self._first)(problem, unknown, jr.fold_in(key, 0))
+            self.signals: Signal = self._with_known(drawn)
 
-    def _encode(self, problem, views):
-        return in_chunks(lambda view: encode_context(problem, view), views)
+    def _with_known(self, drawn):
+        """The signals of all records."""
+        if self._known is None:
+            return drawn
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, self._known)
 
     def _first(self, problem, data, key):
         """Draws of the law to start from, or of the best Gaussian given the measurements."""
@@ -215,17 +249,18 @@ class Rounds:
 
     def _simulate_traced(self, problem, signals, data, key):
         examples = self._roles(Pairs(signals, data), key=key)
-        return Example(self._encode(problem, examples.context), examples.target)
+        return Example(encode_records(problem, examples.context), examples.target)
 
-    def draw(self, problem: Any, number: int) -> float:
-        """Draws all records' signals anew, for round `number = 1, 2, …`.
+    def draw(self, problem: Any, number: int) -> list[float]:
+        """Draws all signals that are unknown anew, for round `number = 1, 2, …`.
 
         **Returns:**
 
         The root mean square by which they miss the given measurements, in standard deviations of the noise.
         """
-        self.signals, residual = self._draw(problem, self._given, jr.fold_in(self._key, 2 * number))
-        return float(residual)
+        drawn, residual = self._draw(problem, self._given, jr.fold_in(self._key, 2 * number))
+        self.signals = self._with_known(drawn)
+        return [float(residual)]
 
     def _draw_traced(self, problem, given, key):
         def one(inputs):

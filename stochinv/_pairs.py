@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from ._checks import check_instance
-from ._custom_types import Key, Signal
+from ._custom_types import Key, Params, Signal
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
 from ._view import Example, View, num_views, take_views, view_mask
@@ -83,12 +83,15 @@ class SimulatedContext(eqx.Module):
         views = take_views(View(views.observation, views.params, view_mask(views)), order)
         number = jr.randint(number_key, (), 1, jnp.maximum(jnp.sum(view_mask(views)), 1) + 1)
         number = jnp.where(jr.bernoulli(none_key, SHARE_OF_PRIOR), 0, number)
-        clean = jax.vmap(lambda p: self.forward(signal, p), axis_size=capacity)(views.params)
-        observation = jax.vmap(self.noise.sample)(jr.split(noise_key, capacity), clean)
+        simulated = simulate_views(self.forward, self.noise, signal, views.params, capacity, noise_key)
         mask = view_mask(views) & (jnp.arange(capacity) < number)
-        return Example(View(observation, views.params, mask), View(signal), None)
+        return Example(View(simulated.observation, views.params, mask), View(signal), None)
 
 
-def holds_signals(data: Any) -> bool:
-    """Whether training data hold signals, so that none has to be drawn."""
-    return isinstance(data, Pairs)
+def simulate_views(
+    forward: AbstractForwardModel, noise: AbstractNoise, signal: Signal, params: Params, number: int, key: Key
+) -> View:
+    """Measures a signal with each of a number of parameters."""
+    clean = jax.vmap(lambda p: forward(signal, p), axis_size=number)(params)
+    observation = jax.vmap(noise.sample)(jr.split(key, number), clean)
+    return View(observation, params, jnp.ones(number, bool))

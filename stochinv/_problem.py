@@ -20,13 +20,14 @@ from ._frozen import count_trained
 from ._noise import AbstractNoise, as_noise
 from ._objective.base import AbstractObjective
 from ._objective.default import as_objective
-from ._pairs import Pairs, holds_signals
+from ._pairs import Pairs
 from ._posterior import Posterior
 from ._problem_base import AbstractProblem
 from ._sampler.base import AbstractSampler, Sample
 from ._sampling import sample
 from ._save import save
 from ._schedule import AbstractNoiseSchedule, CosineSchedule, as_schedule
+from ._simulated import Simulated, holds_signals
 from ._space import AbstractSpace, MeasurementSpace, SignalSpace, as_space
 from ._training.ema import AbstractEMA, PowerEMA
 from ._training.history import History, Progress
@@ -123,7 +124,7 @@ class StochasticInverseProblem(AbstractProblem):
 
     def fit(
         self,
-        data: View | Pairs | Example | Iterable[Any],
+        data: View | Pairs | Simulated | Example | Iterable[Any],
         *,
         key: Key,
         known: Pairs | None = None,
@@ -155,10 +156,10 @@ class StochasticInverseProblem(AbstractProblem):
         **Arguments:**
 
         - `data`: in signal space a [`stochinv.View`][] with leading (record, views) axes, one view each or more; or
-            [`stochinv.Pairs`][], whose signals are known. In measurement space an [`stochinv.Example`][] whose arrays
-            have a leading record axis; or a `View` and `roles`; or any iterable of batches of either kind and of equal
-            shapes, such as a grain dataset. Units are taken from all arrays in memory, or from the first batch of an
-            iterable.
+            [`stochinv.Pairs`][], whose signals are known; or a simulator with a prior, [`stochinv.data.Simulated`][].
+            In measurement space an [`stochinv.Example`][] whose arrays have a leading record axis; or a `View` and
+            `roles`; or any iterable of batches of either kind and of equal shapes, such as a grain dataset. Units are
+            taken from all arrays in memory, or from the first batch of an iterable.
         - `key`: a PRNG key.
         - `known`: in signal space, further records like those of `data`, whose signals are known.
         - `steps`: the number of optimiser steps, at least 1.
@@ -215,7 +216,7 @@ class StochasticInverseProblem(AbstractProblem):
         problem = dataclasses.replace(self, space=space)
         if space.of_signals:
             given |= {"known": known, "rounds": rounds, "start": start}
-            trained = train_signals(problem, cast(View | Pairs, data), key=key, options=options, **given)
+            trained = train_signals(problem, cast(View | Pairs | Simulated, data), key=key, options=options, **given)
         else:
             trained = train(problem, cast(Any, data), key=key, options=options, **given)
         return Fit(cast(StochasticInverseProblem, trained[0]), trained[1])
@@ -313,7 +314,7 @@ def choose_space(space: AbstractSpace | None, data: Any, known: Any, roles: Any)
     if space is not None and space.of_signals and not signals:
         raise ValueError(
             "`space` is `SignalSpace()`, whose `data` must be a `View` with leading (record, views) axes, without "
-            "`roles`, or `Pairs`; give such, or `MeasurementSpace()`."
+            "`roles`, or `Pairs` or `Simulated`; give such, or `MeasurementSpace()`."
         )
     if space is None:
         space = SignalSpace() if signals else MeasurementSpace()

@@ -17,6 +17,7 @@ LEVELS = [
         "_whitening",
         "_contexts",
         "_pairs",
+        "_simulated",
         "_noising",
         "_noise",
         "_forward.base",

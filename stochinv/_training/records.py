@@ -5,22 +5,26 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
 from .._checks import check_arrays, check_finite, check_instance
-from .._custom_types import AnyCallable, Signal, Structure
+from .._custom_types import AnyCallable, Key, Signal, Structure, summary
 from .._data_info import check_structure, describe
 from .._forward.base import measures_stack
-from .._pairs import Pairs, holds_signals
+from .._pairs import Pairs
+from .._simulated import Simulated, holds_signals, simulate_pairs
 from .._structure import same_structure
 from .._view import View, check_signal, structure, view_mask
 from .checks import FILL, check_number_of_records
-from .prepare import check_output, known_signal
+from .prepare import check_output, known_signal, measured_structure
 
 # Dense matrices of n × n numbers are kept for every record.
 LARGEST_SIGNAL = 256
+# The most numbers in such matrices of all the records that a simulator makes for a round.
+LARGEST_ROUND = 2**26
 
 
 @final
@@ -49,15 +53,18 @@ def count(records: PyTree) -> int:
     return jax.tree.leaves(records)[0].shape[0]
 
 
-def as_records(problem: Any, data: Any, known: Any, batch_size: int) -> tuple[Structure, Records]:
+def as_records(
+    problem: Any, data: Any, known: Any, batch_size: int, length: int, key: Key
+) -> tuple[Structure, Records]:
     """The structure of the signal, and the records that a user gave.
 
     **Arguments:**
 
     - `problem`: a [`stochinv.StochasticInverseProblem`][].
-    - `data`: a `View`, or `Pairs`.
+    - `data`: a `View`, `Pairs` or `Simulated`.
     - `known`: `Pairs`, or `None`.
-    - `batch_size`: the number of records in a batch.
+    - `batch_size`, `length`: the number of records in a batch, and of batches in a round.
+    - `key`: a PRNG key.
 
     **Raises:**
 
@@ -70,19 +77,51 @@ def as_records(problem: Any, data: Any, known: Any, batch_size: int) -> tuple[St
                 f"`known` goes with `data` whose signals are unknown, but `data` is a {type(data).__name__}; put all "
                 "pairs into `data`."
             )
-    if holds_signals(data):
+    if isinstance(data, Simulated):
+        return simulated_records(problem, data, batch_size, length, key)
+    if isinstance(data, Pairs):
         check_pairs("data", data, problem, batch_size)
-        signal, data = find_signal(problem, data.view, structure(first(data.signal))), as_arrays(data)
+        signal, data = find_signal(problem, one_of(data.view), structure(first(data.signal))), as_arrays(data)
         return signal, Records(data.view, data.signal, eqx.Partial(same_pairs, data))
     check_views("data", data, problem, batch_size)
     views = as_masked(data)
     if known is None:
-        return find_signal(problem, data), Records(views, None)
+        return find_signal(problem, one_of(data)), Records(views, None)
     check_pairs("known", known, problem, 1)
-    signal, known = find_signal(problem, data, structure(first(known.signal))), as_arrays(known)
+    signal, known = find_signal(problem, one_of(data), structure(first(known.signal))), as_arrays(known)
     remedy = "give known records like those of `data`, with missing views masked out"
     check_structure("known.view[0]", first(known.view), structure(first(views)), remedy)
     return signal, Records(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), views, known.view), known.signal)
+
+
+def simulated_records(
+    problem: Any, data: Simulated, batch_size: int, length: int, key: Key
+) -> tuple[Structure, Records]:
+    """The records of a simulator: those of its first round.
+
+    A round has as many as its steps take, each of which is new, or as many as `LARGEST_ROUND` lets be.
+    """
+    known = draw_structure("Simulated: `prior`", data.prior)
+    check_signal(known)
+    if problem.signal is not None:
+        check_same_signal(known, problem.signal)
+    params = structure(data.one)
+    signal = find_signal(problem, View(measured_structure(problem.forward, known, params), params), known)
+    entries = sum(x.size for x in jax.tree.leaves(signal))
+    number = max(batch_size, min(batch_size * length, LARGEST_ROUND // entries**2))
+    source = eqx.Partial(simulate_pairs, data, problem.forward, problem.noise, number)
+    pairs = eqx.filter_jit(source)(key)
+    check_finite("Simulated: prior", pairs.signal, "draw finite signals")
+    check_finite("forward", pairs.view.observation, "measure the prior's draws by finite numbers")
+    return signal, Records(pairs.view, pairs.signal, source)
+
+
+def draw_structure(name: str, law: AnyCallable) -> Structure:
+    """The structure of what a law draws."""
+    try:
+        return eqx.filter_eval_shape(law, jr.key(0))
+    except Exception as error:
+        raise ValueError(f"{name} fails to draw from a key ({summary(error)}); give one that JAX can trace.") from error
 
 
 def same_pairs(pairs: Pairs, key: Any) -> Pairs:
@@ -145,16 +184,20 @@ def check_views(name: str, data: View, problem: Any, batch_size: int):
             )
 
 
-def find_signal(problem: Any, data: View, known: Structure | None = None) -> Structure:
+def one_of(data: View) -> View:
+    """The structure of one view."""
+    return structure(jax.tree.map(lambda x: x[0, 0], View(data.observation, data.params)))
+
+
+def find_signal(problem: Any, one: View, known: Structure | None = None) -> Structure:
     """The structure of the signal, with which `forward` measures: as given, as that of known signals, or as the forward
-    model knows it."""
-    one = structure(jax.tree.map(lambda x: x[0, 0], View(data.observation, data.params)))
+    model knows it from the structure of a view."""
     if problem.signal is None and known is not None:
         signal = known
     else:
         signal = known_signal(problem, one.observation, one.params)
-    if known is not None and not same_structure(known, signal):
-        raise ValueError(f"The known signals are {describe(known)}, but `signal` is {describe(signal)}; change one.")
+    if known is not None:
+        check_same_signal(known, signal)
     check_signal(signal)
     size = sum(x.size for x in jax.tree.leaves(signal))
     if size > LARGEST_SIGNAL:
@@ -165,3 +208,8 @@ def find_signal(problem: Any, data: View, known: Structure | None = None) -> Str
     problem.noise.check(one.observation)
     check_output(problem.forward, signal, one.params, one.observation)
     return signal
+
+
+def check_same_signal(known: Structure, signal: Structure):
+    if not same_structure(known, signal):
+        raise ValueError(f"The known signals are {describe(known)}, but `signal` is {describe(signal)}; change one.")

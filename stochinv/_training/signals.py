@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.random as jr
-import numpyro.distributions as dist
 import optax
 
-from .._checks import check_callable, check_integer, check_key
+from .._checks import check_integer, check_key
 from .._custom_types import AnyCallable, Key, Structure
 from .._data_info import describe
 from .._pairs import Pairs
+from .._simulated import Simulated, as_law
 from .._structure import same_structure
 from .._view import View
 from .batches import ArrayBatches
@@ -27,7 +27,7 @@ from .state import start_state
 
 def train_signals(
     problem: Any,
-    data: View | Pairs,
+    data: View | Pairs | Simulated,
     *,
     known: Pairs | None,
     key: Key,
@@ -50,15 +50,15 @@ def train_signals(
         raise ValueError(
             "`validation` is not used in signal space, whose training signals change from round to round; leave it out."
         )
-    signal, records = as_records(problem, data, known, options.batch_size)
     prepare_key, rounds_key, train_key = jr.split(key, 3)
+    length = -(-options.steps // rounds)
+    signal, records = as_records(problem, data, known, options.batch_size, length, rounds_key)
     start, trained = as_start(start, signal), problem.data_info is not None and start is None
     if start is not None and records.source is not None:
         raise ValueError("`start` is where signals that are unknown start, but all signals are known; leave it out.")
     problem = prepare_signals(problem, records, signal, start, standardise, prepare_key)
     check_closures(problem.denoiser)
     seed = seed_of(key)
-    length = -(-options.steps // rounds)
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
     if records.source is None:
         schedule = Rounds(state.problem, records, start, rounds_key, length, trained=trained)
@@ -80,8 +80,7 @@ def as_start(start: Any, signal: Structure) -> AnyCallable | None:
     """
     if start is None:
         return None
-    draw = start.sample if isinstance(start, dist.Distribution) else start
-    check_callable("`start`", draw, "a NumPyro distribution or a callable from a key to a signal, or None")
+    draw = as_law("`start`", start)
     drawn = jax.eval_shape(draw, jr.key(0))
     if not same_structure(drawn, signal):
         raise ValueError(f"`start` draws {describe(drawn)}, but the signal is {describe(signal)}; change one of them.")

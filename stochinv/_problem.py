@@ -24,7 +24,7 @@ from ._pairs import Pairs
 from ._posterior import Posterior
 from ._problem_base import AbstractProblem
 from ._sampler.base import AbstractSampler, Sample
-from ._sampling import sample
+from ._sampling import sample, sample_many
 from ._save import save
 from ._schedule import AbstractNoiseSchedule, CosineSchedule, as_schedule
 from ._simulated import Simulated, holds_signals
@@ -270,6 +270,41 @@ class StochasticInverseProblem(AbstractProblem):
         """
         options = {"sampler": sampler, "num_samples": num_samples, "chunk_size": chunk_size}
         return sample(self, context, params, key=key, **options)
+
+    def sample_many(
+        self,
+        contexts: Context,
+        params: Params = None,
+        *,
+        key: Key,
+        num_samples: int,
+        sampler: AbstractSampler | AnyCallable | None = None,
+        chunk_size: int = 1024,
+    ) -> Sample:
+        """Draws signals given each of many contexts, in one compiled program.
+
+        The draws given context `i` are those of `posterior(contexts[i]).sample(jax.random.split(key, number)[i], ...)`.
+
+        **Arguments:**
+
+        - `contexts`: contexts in raw units, like those of `sample`, with a leading contexts axis. Numbers of views that
+            vary need a `mask`.
+        - `params`: in measurement space the parameters of the target of each, with a leading contexts axis.
+        - `key`: a PRNG key.
+        - `num_samples`: how many signals are drawn given each context.
+        - `sampler`: as in `sample`.
+        - `chunk_size`: how many signals are drawn at once, those of several contexts where these have fewer.
+
+        **Returns:**
+
+        A [`stochinv.Sample`][] in raw units, its leaves with leading axes `(contexts, num_samples)`.
+
+        **Raises:**
+
+        `ValueError` if the problem is not trained, or if contexts or parameters are not as in training.
+        """
+        options = {"sampler": sampler, "num_samples": num_samples, "chunk_size": chunk_size}
+        return sample_many(self, contexts, params, key=key, **options)
 
     def save(self, path: str | os.PathLike):
         """Writes one file from which [`stochinv.load`][] makes the problem again.

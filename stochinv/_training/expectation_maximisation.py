@@ -20,6 +20,7 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from .._chunks import in_chunks
 from .._custom_types import AnyCallable, Key, Signal, summary
 from .._data_info import (
     DataInfo,
@@ -42,7 +43,7 @@ from .._structure import same_structure
 from .._view import Example, View, structure, view_mask
 from .._whitening import Whitening, whitening
 from ..nn import signal_denoiser
-from .gaussian import GAUSSIAN_ROUNDS, best_gaussian, condition, in_chunks
+from .gaussian import GAUSSIAN_ROUNDS, best_gaussian, condition
 from .known_signals import AbstractRounds, encode_records
 from .probe import is_affine
 from .records import Records, count

@@ -8,26 +8,11 @@ means, and the mean of `C_i` plus the covariance of the means. No round makes th
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable
+from .._chunks import in_chunks as in_chunks
 
 GAUSSIAN_ROUNDS = 50
-# Records are conditioned in chunks of as many, so that memory does not grow with their number.
-CHUNK = 256
-
-
-def in_chunks(function: AnyCallable, records: PyTree) -> PyTree:
-    """Maps a function over records, `CHUNK` at a time.
-
-    All chunks are of one size, the last one filled up with the first records: two programs for factorisations that run
-    at the same time, as for a shorter last chunk, can wait for each other for ever on a processor of few cores.
-    """
-    number = jax.tree.leaves(records)[0].shape[0]
-    chunk = min(CHUNK, number)
-    index = jnp.arange(-(-number // chunk) * chunk) % number
-    mapped = jax.lax.map(function, jax.tree.map(lambda x: x[index], records), batch_size=chunk)
-    return jax.tree.map(lambda x: x[:number], mapped)
 
 
 def best_gaussian(

@@ -6,11 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax.random as jr
 
+from .._chunks import in_chunks
 from .._custom_types import AnyCallable, Key, Signal
 from .._pairs import SimulatedContext
 from .._problem_base import encode_context
 from .._view import Example, View
-from .gaussian import in_chunks
 
 
 class AbstractRounds(abc.ABC):

@@ -17,6 +17,7 @@ from ._data_info import DataInfo, as_context, check_context, describe
 from ._denoiser.base import AbstractDenoiser, as_denoiser
 from ._forward.base import AbstractForwardModel, as_forward_model
 from ._frozen import count_trained
+from ._instrument import under_instrument
 from ._noise import AbstractNoise, as_noise
 from ._objective.base import AbstractObjective
 from ._objective.default import as_objective
@@ -222,7 +223,13 @@ class StochasticInverseProblem(AbstractProblem):
         return Fit(cast(StochasticInverseProblem, trained[0]), trained[1])
 
     def posterior(
-        self, context: Context = None, params: Params = None, *, sampler: AbstractSampler | AnyCallable | None = None
+        self,
+        context: Context = None,
+        params: Params = None,
+        *,
+        forward: AbstractForwardModel | AnyCallable | None = None,
+        noise: AbstractNoise | AnyCallable | PyTree = None,
+        sampler: AbstractSampler | AnyCallable | None = None,
     ) -> Posterior:
         """The posterior of the signal given a context, as an object.
 
@@ -231,12 +238,27 @@ class StochasticInverseProblem(AbstractProblem):
         - `context`: the context in raw units, structured as in training.
         - `params`: the parameters `φ` of the target measurement. Where context and target determine the signal, any
             choice gives the same law.
-        - `sampler`: as in `sample`.
+        - `forward`, `noise`: in signal space, those of the context's measurements, where another instrument took them
+            than those of training. Draws of the network are weighted for it, the better the less
+            the context says; `effective_sample_size` tells how many are left.
+        - `sampler`: as in `sample`; not together with `forward` or `noise`.
 
         **Returns:**
 
         A [`stochinv.Posterior`][].
+
+        **Raises:**
+
+        `ValueError` if the arguments are not like those of training, or not of the new instrument.
         """
+        if forward is not None or noise is not None:
+            if sampler is not None or params is not None:
+                raise ValueError(
+                    "`sampler` and `params` are for the instrument of training, but `forward` or `noise` is another; "
+                    "leave them out."
+                )
+            problem, context, weighted = under_instrument(self, context, forward, noise)
+            return Posterior(problem, context, weighted=weighted)
         return Posterior(self, context, params, sampler)
 
     def sample(

@@ -31,7 +31,7 @@ LEVELS = [
     ["_forward", "_denoiser", "_objective", "_sampler", "_sampling", "_log_prob", "_signal_problem", "_space"],
     # Renderers and networks: a denoiser that nobody gave is made of the latter.
     ["forward", "nn"],
-    ["_training", "_numpyro", "_posterior", "_save"],
+    ["_training", "_numpyro", "_instrument", "_posterior", "_save"],
     ["_problem"],
     ["_load"],
     ["data", "diagnostics"],

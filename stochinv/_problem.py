@@ -3,7 +3,6 @@ r"""A stochastic inverse problem, as users have it: its parts, training, posteri
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast, final
 
 import jax
@@ -15,6 +14,7 @@ from ._checks import check_instance, is_integer, shorten
 from ._custom_types import AnyCallable, Context, Key, Params, Structure
 from ._data_info import DataInfo, as_context, check_context, describe
 from ._denoiser.base import AbstractDenoiser, as_denoiser
+from ._fit import Fit
 from ._forward.base import AbstractForwardModel, as_forward_model
 from ._frozen import count_trained
 from ._instrument import under_instrument
@@ -31,7 +31,7 @@ from ._schedule import AbstractNoiseSchedule, CosineSchedule, as_schedule
 from ._simulated import Simulated, holds_signals
 from ._space import AbstractSpace, MeasurementSpace, SignalSpace, as_space
 from ._training.ema import AbstractEMA, PowerEMA
-from ._training.history import History, Progress
+from ._training.history import Progress
 from ._training.loop import Options, train
 from ._training.signals import train_signals
 from ._view import Example, RandomViews, View, as_signal, is_view
@@ -147,7 +147,7 @@ class StochasticInverseProblem(AbstractProblem):
         log_every: int = 50,
         progress: bool | None = None,
         sharding: jax.sharding.NamedSharding | None = None,
-    ) -> "Fit":
+    ) -> Fit:
         """Trains the denoiser from measurements alone.
 
         All checks of shapes, finiteness and differentiability are done before the first step. Ctrl-C and SIGTERM end
@@ -220,7 +220,7 @@ class StochasticInverseProblem(AbstractProblem):
             trained = train_signals(problem, cast(View | Pairs | Simulated, data), key=key, options=options, **given)
         else:
             trained = train(problem, cast(Any, data), key=key, options=options, **given)
-        return Fit(cast(StochasticInverseProblem, trained[0]), trained[1])
+        return Fit(*trained)
 
     def posterior(
         self,
@@ -339,23 +339,6 @@ class StochasticInverseProblem(AbstractProblem):
         - `path`: the file; an existing one is replaced in one step.
         """
         save(self, path)
-
-
-@dataclass(frozen=True, repr=False)
-class Fit:
-    """The result of a `fit`.
-
-    **Arguments:**
-
-    - `problem`: the trained [`stochinv.StochasticInverseProblem`][]; its denoiser is the average over training.
-    - `history`: the [`stochinv.History`][] of the training.
-    """
-
-    problem: StochasticInverseProblem
-    history: History
-
-    def __repr__(self) -> str:
-        return f"Fit({self.history!r},\n{self.problem!r})"
 
 
 def choose_space(space: AbstractSpace | None, data: Any, known: Any, roles: Any) -> AbstractSpace:

@@ -32,6 +32,7 @@ LEVELS = [
     # Renderers and networks: a denoiser that nobody gave is made of the latter.
     ["forward", "nn"],
     ["_training", "_numpyro", "_instrument", "_posterior", "_save"],
+    ["_check", "_fit"],
     ["_problem"],
     ["_load"],
     ["data", "diagnostics"],

@@ -7,6 +7,7 @@ alone, stochinv trains a conditional diffusion model that samples the posterior 
 import importlib.metadata
 
 from . import data as data, diagnostics as diagnostics, forward as forward, nn as nn
+from ._check import Check as Check, Figure as Figure
 from ._data_info import AbstractUnits as AbstractUnits, DataInfo as DataInfo, Units as Units
 from ._denoiser.amortised_gaussian import AmortisedGaussian as AmortisedGaussian
 from ._denoiser.back_projection import BackProjection as BackProjection
@@ -28,6 +29,7 @@ from ._denoiser.network import (
     NetworkDenoiser as NetworkDenoiser,
 )
 from ._denoiser.resampling import ResamplingDenoiser as ResamplingDenoiser
+from ._fit import Fit as Fit
 from ._forward.base import (
     AbstractForwardModel as AbstractForwardModel,
     AbstractLinearForwardModel as AbstractLinearForwardModel,
@@ -62,8 +64,9 @@ from ._objective.rules import (
     SumOfRules as SumOfRules,
 )
 from ._objective.squared_error import SquaredError as SquaredError, snr_weight as snr_weight
+from ._pairs import Pairs as Pairs
 from ._posterior import Posterior as Posterior
-from ._problem import Fit as Fit, StochasticInverseProblem as StochasticInverseProblem
+from ._problem import StochasticInverseProblem as StochasticInverseProblem
 from ._sampler.ancestral import Ancestral as Ancestral
 from ._sampler.autoregressive import Autoregressive as Autoregressive
 from ._sampler.base import AbstractSampler as AbstractSampler, Sample as Sample

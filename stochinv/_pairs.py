@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from ._custom_types import Key, Signal
+from ._checks import check_instance
+from ._custom_types import Key, Params, Signal
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
 from ._view import View, num_views, take_views, view_mask
@@ -16,17 +17,29 @@ from ._view import View, num_views, take_views, view_mask
 SHARE_OF_PRIOR = 0.15
 
 
+@final
 class Pairs(eqx.Module):
-    """Signals and measurements of them.
+    """Records whose signals are known, such as labels or the draws of a simulator.
+
+    Training makes measurements of its own of each signal, at the parameters of these views and of those of other
+    records. What the views observed gives the units.
 
     **Arguments:**
 
-    - `signal`: the signal, in raw units.
-    - `view`: a [`stochinv.View`][] with a views axis, and a mask where the number of views varies.
+    - `signal`: the signals in raw units; for `fit` with a leading record axis.
+    - `view`: the measurements of each, a [`stochinv.View`][] with a views axis; for `fit` with leading (record, views)
+        axes, and a mask where the number of views varies.
+
+    **Raises:**
+
+    `ValueError` if `view` is not a `View`.
     """
 
     signal: Signal
     view: View
+
+    def __check_init__(self):
+        check_instance("Pairs: `view`", self.view, View, "a `View` such as `View(observation, params)`")
 
 
 @final
@@ -45,6 +58,21 @@ class SimulatedContext(eqx.Module):
 
     forward: AbstractForwardModel
     noise: AbstractNoise
+
+    def __call__(self, signals: Signal, views: View, *, key: Key) -> View:
+        """Contexts for signals, at the parameters of records.
+
+        **Arguments:**
+
+        - `signals`: signals with a leading record axis.
+        - `views`: as many records of views.
+        - `key`: a PRNG key.
+        """
+        number = jax.tree.leaves(signals)[0].shape[0]
+        order_key, deal_key, noise_key = jr.split(key, 3)
+        views = take_views(views, jr.permutation(order_key, number))
+        views = jax.vmap(self.deal)(views, jr.split(deal_key, number))
+        return jax.vmap(self.observe)(signals, views, jr.split(noise_key, number))
 
     def deal(self, views: View, key: Key) -> View:
         """A random number of the views of a record, in random order.
@@ -70,6 +98,14 @@ class SimulatedContext(eqx.Module):
 
     def observe(self, signal: Signal, views: View, key: Key) -> View:
         """Measurements of a signal, noise included, with the parameters and the mask of `views`."""
-        clean = jax.vmap(lambda p: self.forward(signal, p), axis_size=num_views(views))(views.params)
-        observation = jax.vmap(self.noise.sample)(jr.split(key, num_views(views)), clean)
-        return View(observation, views.params, views.mask)
+        simulated = simulate_views(self.forward, self.noise, signal, views.params, num_views(views), key)
+        return View(simulated.observation, views.params, views.mask)
+
+
+def simulate_views(
+    forward: AbstractForwardModel, noise: AbstractNoise, signal: Signal, params: Params, number: int, key: Key
+) -> View:
+    """Measures a signal with each of a number of parameters."""
+    clean = jax.vmap(lambda p: forward(signal, p), axis_size=number)(params)
+    observation = jax.vmap(noise.sample)(jr.split(key, number), clean)
+    return View(observation, params, jnp.ones(number, bool))

@@ -15,6 +15,7 @@ from ._checks import check_integer, check_key, is_integer, is_traced, shown
 from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal, summary
 from ._data_info import check_measurement, describe
 from ._forward.base import measures_stack
+from ._instrument import WeightedDraws, effective_number, resample
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._noise import add_noise
 from ._numpyro import DensityDistribution, SignalDistribution
@@ -34,12 +35,14 @@ class Posterior(eqx.Module):
     - `context`: the context in raw units.
     - `params`: in measurement space, the parameters of the target measurement that samples go through.
     - `sampler`: the sampler, or `None` for the problem's default.
+    - `weighted`: under another forward model or noise than those of training, the draws that are weighted.
     """
 
     problem: AbstractProblem
     context: Context
     params: Params = None
     sampler: AbstractSampler | AnyCallable | None = None
+    weighted: WeightedDraws | None = None
 
     def __check_init__(self):
         trained_denoiser(self.problem)
@@ -53,7 +56,8 @@ class Posterior(eqx.Module):
 
     def __repr__(self) -> str:
         given = "nothing given" if self.context is None else f"given {describe(self.context)}"
-        return f"Posterior({given}, sampler={self.sampler or 'default'})"
+        how = f"sampler={self.sampler or 'default'}" if self.weighted is None else "weighted for another instrument"
+        return f"Posterior({given}, {how})"
 
     def sample(self, key: Key, sample_shape: int | tuple[int, ...] = (), *, chunk_size: int = 1024) -> Signal:
         """Draws signals.
@@ -69,6 +73,13 @@ class Posterior(eqx.Module):
         Signals: a PyTree whose leaves have the leading axes `sample_shape`.
         """
         shape = _as_shape(sample_shape)
+        if self.weighted is not None:
+            check_key(key)
+            check_integer("`chunk_size`", chunk_size)
+            noised = self.problem.noised
+            context = noised.as_context(self.context)
+            signals = resample(noised, self.weighted, context, key, math.prod(shape), chunk_size)
+            return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), signals)
         options = {"sampler": self.sampler, "num_samples": math.prod(shape), "chunk_size": chunk_size}
         drawn = sample(self.problem, self.context, self.params, key=key, **options)
         return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), drawn.signal)
@@ -134,7 +145,7 @@ class Posterior(eqx.Module):
             raise ValueError(
                 "The effective sample size needs a likelihood: a problem in signal space, with a `noise` that is not 0."
             )
-        return _effective(noised, noised.as_context(self.context), key, num_samples)
+        return _effective(noised, self.weighted, noised.as_context(self.context), key, num_samples)
 
     def to_arviz(self, key: Key, num_samples: int = 256) -> Any:
         """Posterior draws as an `arviz.InferenceData`, one variable per leaf of the signal, in a single chain.
@@ -195,6 +206,7 @@ class Posterior(eqx.Module):
             Song et al. 2021, "Score-based generative modeling through stochastic differential equations",
             equation 39; Grathwohl et al. 2019, "FFJORD", for the probes.
         """
+        _check_density(self)
         return log_prob(
             self.problem,
             value,
@@ -230,6 +242,7 @@ class Posterior(eqx.Module):
         """
         if of not in ("signal", "observation"):
             raise ValueError(f'`of` must be "signal" or "observation", got {shown(of)}.')
+        _check_density(self)
         noised = self.problem.noised
         signals = noised is not self.problem
         if of == "observation" and signals:
@@ -250,9 +263,20 @@ class Posterior(eqx.Module):
 
 
 @eqx.filter_jit
-def _effective(problem, context, key, number):
-    _, log_weights = ImportanceSampling().propose(problem, encode_context(problem, context), key, number)
-    return jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
+def _effective(problem, weighted, context, key, number):
+    if weighted is None:
+        _, log_weights = ImportanceSampling().propose(problem, encode_context(problem, context), key, number)
+    else:
+        _, log_weights = weighted.propose(problem, context, key, number)
+    return effective_number(log_weights)
+
+
+def _check_density(posterior):
+    if posterior.weighted is not None:
+        raise ValueError(
+            "The posterior under another `forward` or `noise` is known by weighted draws, and has no density; use "
+            "`sample`, or leave both out."
+        )
 
 
 @eqx.filter_jit

@@ -3,7 +3,6 @@ r"""A stochastic inverse problem, as users have it: its parts, training, posteri
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast, final
 
 import jax
@@ -15,20 +14,24 @@ from ._checks import check_instance, is_integer, shorten
 from ._custom_types import AnyCallable, Context, Key, Params, Structure
 from ._data_info import DataInfo, as_context, check_context, describe
 from ._denoiser.base import AbstractDenoiser, as_denoiser
+from ._fit import Fit
 from ._forward.base import AbstractForwardModel, as_forward_model
 from ._frozen import count_trained
+from ._instrument import under_instrument
 from ._noise import AbstractNoise, as_noise
 from ._objective.base import AbstractObjective
 from ._objective.default import as_objective
+from ._pairs import Pairs
 from ._posterior import Posterior
 from ._problem_base import AbstractProblem
 from ._sampler.base import AbstractSampler, Sample
-from ._sampling import sample
+from ._sampling import sample, sample_many
 from ._save import save
 from ._schedule import AbstractNoiseSchedule, CosineSchedule, as_schedule
+from ._simulated import Simulated, holds_signals
 from ._space import AbstractSpace, MeasurementSpace, SignalSpace, as_space
 from ._training.ema import AbstractEMA, PowerEMA
-from ._training.history import History, Progress
+from ._training.history import Progress
 from ._training.loop import Options, train
 from ._training.signals import train_signals
 from ._view import Example, RandomViews, View, as_signal, is_view
@@ -122,9 +125,10 @@ class StochasticInverseProblem(AbstractProblem):
 
     def fit(
         self,
-        data: Example | View | Iterable[Any],
+        data: View | Pairs | Simulated | Example | Iterable[Any],
         *,
         key: Key,
+        known: Pairs | None = None,
         steps: int = 10_000,
         batch_size: int = 64,
         roles: RandomViews | None = None,
@@ -143,7 +147,7 @@ class StochasticInverseProblem(AbstractProblem):
         log_every: int = 50,
         progress: bool | None = None,
         sharding: jax.sharding.NamedSharding | None = None,
-    ) -> "Fit":
+    ) -> Fit:
         """Trains the denoiser from measurements alone.
 
         All checks of shapes, finiteness and differentiability are done before the first step. Ctrl-C and SIGTERM end
@@ -152,16 +156,18 @@ class StochasticInverseProblem(AbstractProblem):
 
         **Arguments:**
 
-        - `data`: in signal space a [`stochinv.View`][] with leading (record, views) axes, one view each or more. In
-            measurement space an [`stochinv.Example`][] whose arrays have a leading record axis; or a `View` and
+        - `data`: in signal space a [`stochinv.View`][] with leading (record, views) axes, one view each or more; or
+            [`stochinv.Pairs`][], whose signals are known; or a simulator with a prior, [`stochinv.data.Simulated`][].
+            In measurement space an [`stochinv.Example`][] whose arrays have a leading record axis; or a `View` and
             `roles`; or any iterable of batches of either kind and of equal shapes, such as a grain dataset. Units are
             taken from all arrays in memory, or from the first batch of an iterable.
         - `key`: a PRNG key.
+        - `known`: in signal space, further records like those of `data`, whose signals are known.
         - `steps`: the number of optimiser steps, at least 1.
         - `batch_size`: records per step, for arrays in memory.
         - `roles`: in measurement space, how the views of a record are dealt, anew at each step.
-        - `rounds`: in signal space, how often the training's signals are drawn, the first time included; each round
-            has an equal share of `steps`.
+        - `rounds`: in signal space, how often the training's signals are drawn where they are unknown, the first time
+            included, and measurements of them simulated; each round has an equal share of `steps`.
         - `start`: in signal space, a law of signals to start from: a NumPyro distribution, or a callable from a key to
             a signal. By default it is the best Gaussian where the forward model is affine and the noise Gaussian, and
             the standard normal elsewhere.
@@ -207,17 +213,23 @@ class StochasticInverseProblem(AbstractProblem):
             sharding=sharding,
         )
         given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "standardise": standardise}
-        space = choose_space(self.space, data, roles)
+        space = choose_space(self.space, data, known, roles)
         problem = dataclasses.replace(self, space=space)
         if space.of_signals:
-            views = cast(View, data)
-            trained = train_signals(problem, views, key=key, options=options, rounds=rounds, start=start, **given)
+            given |= {"known": known, "rounds": rounds, "start": start}
+            trained = train_signals(problem, cast(View | Pairs | Simulated, data), key=key, options=options, **given)
         else:
-            trained = train(problem, data, key=key, options=options, **given)
-        return Fit(cast(StochasticInverseProblem, trained[0]), trained[1])
+            trained = train(problem, cast(Any, data), key=key, options=options, **given)
+        return Fit(*trained)
 
     def posterior(
-        self, context: Context = None, params: Params = None, *, sampler: AbstractSampler | AnyCallable | None = None
+        self,
+        context: Context = None,
+        params: Params = None,
+        *,
+        forward: AbstractForwardModel | AnyCallable | None = None,
+        noise: AbstractNoise | AnyCallable | PyTree = None,
+        sampler: AbstractSampler | AnyCallable | None = None,
     ) -> Posterior:
         """The posterior of the signal given a context, as an object.
 
@@ -226,12 +238,27 @@ class StochasticInverseProblem(AbstractProblem):
         - `context`: the context in raw units, structured as in training.
         - `params`: the parameters `φ` of the target measurement. Where context and target determine the signal, any
             choice gives the same law.
-        - `sampler`: as in `sample`.
+        - `forward`, `noise`: in signal space, those of the context's measurements, where another instrument took them
+            than those of training. Draws of the network are weighted for it, the better the less
+            the context says; `effective_sample_size` tells how many are left.
+        - `sampler`: as in `sample`; not together with `forward` or `noise`.
 
         **Returns:**
 
         A [`stochinv.Posterior`][].
+
+        **Raises:**
+
+        `ValueError` if the arguments are not like those of training, or not of the new instrument.
         """
+        if forward is not None or noise is not None:
+            if sampler is not None or params is not None:
+                raise ValueError(
+                    "`sampler` and `params` are for the instrument of training, but `forward` or `noise` is another; "
+                    "leave them out."
+                )
+            problem, context, weighted = under_instrument(self, context, forward, noise)
+            return Posterior(problem, context, weighted=weighted)
         return Posterior(self, context, params, sampler)
 
     def sample(
@@ -266,6 +293,41 @@ class StochasticInverseProblem(AbstractProblem):
         options = {"sampler": sampler, "num_samples": num_samples, "chunk_size": chunk_size}
         return sample(self, context, params, key=key, **options)
 
+    def sample_many(
+        self,
+        contexts: Context,
+        params: Params = None,
+        *,
+        key: Key,
+        num_samples: int,
+        sampler: AbstractSampler | AnyCallable | None = None,
+        chunk_size: int = 1024,
+    ) -> Sample:
+        """Draws signals given each of many contexts, in one compiled program.
+
+        The draws given context `i` are those of `posterior(contexts[i]).sample(jax.random.split(key, number)[i], ...)`.
+
+        **Arguments:**
+
+        - `contexts`: contexts in raw units, like those of `sample`, with a leading contexts axis. Numbers of views that
+            vary need a `mask`.
+        - `params`: in measurement space the parameters of the target of each, with a leading contexts axis.
+        - `key`: a PRNG key.
+        - `num_samples`: how many signals are drawn given each context.
+        - `sampler`: as in `sample`.
+        - `chunk_size`: how many signals are drawn at once, those of several contexts where these have fewer.
+
+        **Returns:**
+
+        A [`stochinv.Sample`][] in raw units, its leaves with leading axes `(contexts, num_samples)`.
+
+        **Raises:**
+
+        `ValueError` if the problem is not trained, or if contexts or parameters are not as in training.
+        """
+        options = {"sampler": sampler, "num_samples": num_samples, "chunk_size": chunk_size}
+        return sample_many(self, contexts, params, key=key, **options)
+
     def save(self, path: str | os.PathLike):
         """Writes one file from which [`stochinv.load`][] makes the problem again.
 
@@ -279,39 +341,29 @@ class StochasticInverseProblem(AbstractProblem):
         save(self, path)
 
 
-@dataclass(frozen=True, repr=False)
-class Fit:
-    """The result of a `fit`.
-
-    **Arguments:**
-
-    - `problem`: the trained [`stochinv.StochasticInverseProblem`][]; its denoiser is the average over training.
-    - `history`: the [`stochinv.History`][] of the training.
-    """
-
-    problem: StochasticInverseProblem
-    history: History
-
-    def __repr__(self) -> str:
-        return f"Fit({self.history!r},\n{self.problem!r})"
-
-
-def choose_space(space: AbstractSpace | None, data: Any, roles: Any) -> AbstractSpace:
+def choose_space(space: AbstractSpace | None, data: Any, known: Any, roles: Any) -> AbstractSpace:
     """The space of a fit: as given, or by the data.
 
     **Raises:**
 
     `ValueError` if the data are not those of the space that was given.
     """
-    signals = is_view(data) and roles is None
+    signals = (is_view(data) and roles is None) or holds_signals(data)
+    if holds_signals(data) and roles is not None:
+        raise ValueError(f"`roles` is for measurements alone, but `data` is a {type(data).__name__}; leave it out.")
     if space is not None and space.of_signals and not signals:
         raise ValueError(
             "`space` is `SignalSpace()`, whose `data` must be a `View` with leading (record, views) axes, without "
-            "`roles`; give such, or `MeasurementSpace()`."
+            "`roles`, or `Pairs` or `Simulated`; give such, or `MeasurementSpace()`."
         )
-    if space is not None:
-        return space
-    return SignalSpace() if signals else MeasurementSpace()
+    if space is None:
+        space = SignalSpace() if signals else MeasurementSpace()
+    if not space.of_signals and (known is not None or holds_signals(data)):
+        raise ValueError(
+            "Known signals are learned from in signal space alone, but the problem is in measurement space; leave out "
+            "`roles` and `space`, or the signals."
+        )
+    return space
 
 
 def default_validation(steps: Any) -> Any:

@@ -4,15 +4,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 
-from ._checks import check_integer, check_key
+from ._checks import check_arrays, check_finite, check_integer, check_key, is_traced
+from ._chunks import in_chunks
 from ._custom_types import AnyCallable, Context, Key, Params
-from ._data_info import check_measurement
+from ._data_info import FINITE, check_measurement
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.ancestral import Ancestral
 from ._sampler.base import AbstractSampler, Sample, as_sampler
 from ._sampler.exponential_adams import ExponentialAdams
 from ._sampler.importance import ImportanceSampling
+from ._view import is_view
 
 # The largest signal, in entries, whose draws are chosen by importance weights.
 LARGEST_CORRECTED = 16
@@ -77,9 +80,66 @@ def sample(
 @eqx.filter_jit
 def _sample(problem, sampler, context, params, keys, chunk_size):
     context = encode_context(problem, context)
-    draw = lambda key: sampler(problem, context, params, key=key)
     if chunk_size is None:
-        return draw(keys)
+        return sampler(problem, context, params, key=keys)
+    return _draws(problem, sampler, context, params, keys, chunk_size)
+
+
+def _draws(problem, sampler, context, params, keys, chunk_size):
+    draw = lambda key: sampler(problem, context, params, key=key)
     if keys.shape[0] <= chunk_size:
         return jax.vmap(draw)(keys)
     return jax.lax.map(draw, keys, batch_size=chunk_size)
+
+
+def sample_many(
+    problem: AbstractProblem,
+    contexts: Context,
+    params: Params,
+    *,
+    key: Key,
+    num_samples: int,
+    sampler: AbstractSampler | AnyCallable | None,
+    chunk_size: int,
+) -> Sample:
+    """What `problem.sample_many` does, with all its defaults filled in."""
+    problem = problem.noised
+    trained_denoiser(problem)
+    check_key(key)
+    check_integer("`num_samples`", num_samples)
+    check_integer("`chunk_size`", chunk_size)
+    sampler = default_sampler(problem) if sampler is None else as_sampler(sampler)
+    check_measurement("params", params)
+    number = check_contexts(contexts, params)
+    contexts, params = jax.tree.map(jnp.asarray, (contexts, params))
+    first = jax.tree.map(lambda x: x[0], (contexts, params))
+    problem.observation_structure(first[1])
+    jax.eval_shape(lambda context: problem.as_context(context), first[0])
+    return _sample_many(problem, sampler, contexts, params, jr.split(key, number), num_samples, chunk_size)
+
+
+@eqx.filter_jit
+def _sample_many(problem, sampler, contexts, params, keys, num_samples, chunk_size):
+    def one(inputs):
+        context, params, key = inputs
+        context = encode_context(problem, problem.as_context(context))
+        return _draws(problem, sampler, context, params, jr.split(key, num_samples), chunk_size)
+
+    return in_chunks(one, (contexts, params, keys), max(chunk_size // num_samples, 1))
+
+
+def check_contexts(contexts: Context, params: Params) -> int:
+    """How many contexts there are, whose arrays all have one leading axis, finite where they count."""
+    check_arrays("contexts", contexts)
+    shapes = [jnp.shape(x) for x in jax.tree.leaves((contexts, params))]
+    lengths = {shape[:1] for shape in shapes}
+    if not jax.tree.leaves(contexts) or len(lengths) != 1 or () in lengths or (0,) in lengths:
+        raise ValueError(
+            f"`contexts` and `params` have arrays of shapes {shapes}, but all must have one leading contexts axis; "
+            "stack the contexts, or take `posterior(context)` for one, or for nothing given."
+        )
+    mask = contexts.mask if is_view(contexts) else None
+    if not is_traced(mask):
+        seen = lambda x: x if mask is None or is_traced(x) else np.asarray(x)[np.asarray(mask)]
+        check_finite("contexts", jax.tree.map(seen, contexts), FINITE)
+    return shapes[0][0]

@@ -26,6 +26,7 @@ PAGES = (
     pytest.param("docs/getting-started.md", marks=pytest.mark.slow),
     pytest.param("docs/bring-your-own.md", marks=pytest.mark.slow),
     "docs/how-to-choose.md",
+    "docs/simulators.md",
     pytest.param("docs/trust.md", marks=pytest.mark.slow),
     pytest.param("docs/coming-from.md", marks=pytest.mark.slow),
     pytest.param("docs/extending.md", marks=pytest.mark.slow),
@@ -114,7 +115,12 @@ def traced_train(problem, data, *, key, options, **settings):
     return state.trained, si.History()
 
 
-_TRAIN = _problem.train
+def short_signals(problem, data, *, options, rounds, **settings):
+    """A fit in signal space of two steps."""
+    return _TRAIN_SIGNALS(problem, data, options=dataclasses.replace(options, steps=2), rounds=1, **settings)
+
+
+_TRAIN, _TRAIN_SIGNALS = _problem.train, _problem.train_signals
 _REFERENCE = si.diagnostics.reference_posterior
 
 
@@ -131,6 +137,7 @@ def test_code_of_page(page, monkeypatch, tmp_path):
         assert [code for _, code, _ in blocks(page)] == [code for _, code, _ in blocks("README.md")]
         return
     monkeypatch.setattr(_problem, "train", traced_train)
+    monkeypatch.setattr(_problem, "train_signals", short_signals)
     monkeypatch.setattr(si.diagnostics, "reference_posterior", short_chains)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}

@@ -38,6 +38,7 @@ REASONS = {
     ("_save.py", "_Reader.parts"): "fields by the names of a fixed list",
     ("_save.py", "_without_arrays"): "marks nodes of a PyTree",
     ("_save.py", "save"): "fields by the names of a fixed list",
+    ("_simulated.py", "holds_signals"): "the one place that tells known signals from measurements alone",
     ("_structure.py", "is_opaque"): "marks nodes of a PyTree",
     ("_training/batches.py", "IterableBatches._get_state"): "iterators of grain can tell where they are, others cannot",
     ("_training/batches.py", "IterableBatches.state"): "some tell it in bytes",

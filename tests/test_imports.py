@@ -10,13 +10,14 @@ import stochinv as si
 ROOT = pathlib.Path(si.__file__).parent
 # What a module may import at its top: lower levels only. Within a level, no cycles (checked separately).
 LEVELS = [
-    ["_custom_types", "_checks", "_frozen", "_archive", "_describe", "_structure"],
+    ["_custom_types", "_checks", "_chunks", "_frozen", "_archive", "_describe", "_structure"],
     ["_view", "_schedule"],
     [
         "_data_info",
         "_whitening",
         "_contexts",
         "_pairs",
+        "_simulated",
         "_noising",
         "_noise",
         "_forward.base",
@@ -30,7 +31,8 @@ LEVELS = [
     ["_forward", "_denoiser", "_objective", "_sampler", "_sampling", "_log_prob", "_signal_problem", "_space"],
     # Renderers and networks: a denoiser that nobody gave is made of the latter.
     ["forward", "nn"],
-    ["_training", "_numpyro", "_posterior", "_save"],
+    ["_training", "_numpyro", "_instrument", "_posterior", "_save"],
+    ["_check", "_fit"],
     ["_problem"],
     ["_load"],
     ["data", "diagnostics"],

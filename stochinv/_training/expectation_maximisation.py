@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from .._chunks import CHUNK, in_chunks
 from .._custom_types import AnyCallable, Key, Signal, summary
 from .._data_info import (
     DataInfo,
@@ -38,16 +39,17 @@ from .._signal_problem import SignalProblem
 from .._structure import same_structure
 from .._view import Example, View, structure, take_views, view_mask
 from ..nn import signal_denoiser
-from .gaussian import CHUNK, in_chunks
 from .gaussian_start import Start, find_start, first_signal
+from .known_signals import AbstractRounds, encode_records
 from .probe import is_affine
+from .records import Records, count
 
 # The most numbers that are kept of what contexts say: 1 GB in single precision.
 LARGEST_BANK = 2**28
 
 
 def prepare_signals(
-    problem: Any, data: View, signal: Any, start: Any, standardise: bool, key: Key
+    problem: Any, records: Records, signal: Any, start: Any, standardise: bool, key: Key
 ) -> tuple[Any, Start | None]:
     """A problem that knows the structure and the units of its data, and has a denoiser; and where it starts, which is
     `None` where it was trained before.
@@ -55,12 +57,13 @@ def prepare_signals(
     **Arguments:**
 
     - `problem`: a [`stochinv.StochasticInverseProblem`][].
-    - `data`: records of views, with a mask.
+    - `records`: the training records.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal.
     - `start`: a callable from a key to a signal, from whose law to start, or `None`.
     - `standardise`: whether measurements are standardised.
     - `key`: a PRNG key.
     """
+    data = records.views
     if problem.data_info is not None:
         return trained_before(problem, data), None
     probe_key, start_key, denoiser_key = jr.split(key, 3)
@@ -68,7 +71,7 @@ def prepare_signals(
     params = jax.tree.map(lambda x: x[0], first.params)
     affine = is_affine(problem.forward, signal, params, probe_key)
     units = measure_units(data.observation, standardise=standardise)
-    begin = find_start(problem, data, signal, units, start, affine, start_key)
+    begin = find_start(problem, records, signal, units, start, affine, start_key)
     seen = witness(problem.forward, signal, params)
     info = DataInfo(signal, None, structure(first), begin.coordinates, affine, seen, units, begin.form)
     denoiser = problem.denoiser
@@ -117,7 +120,7 @@ def check_denoiser(problem: Any, views: View):
         )
 
 
-class Rounds:
+class Rounds(AbstractRounds):
     """The rounds of expectation maximisation: what their steps train on.
 
     For affine forward models and Gaussian noise, what contexts say of a Gaussian signal is decomposed once for all
@@ -126,7 +129,7 @@ class Rounds:
     **Arguments:**
 
     - `problem`: the prepared problem of signals.
-    - `data`: records of views, with a mask.
+    - `records`: the training records. Signals that are known are not drawn.
     - `begin`: where the first signals are drawn from, or `None` to have the denoiser draw them, which was trained
         before.
     - `guess`: a callable from a key to a signal, for the first signals, or `None`.
@@ -138,7 +141,7 @@ class Rounds:
     def __init__(
         self,
         problem: Any,
-        data: View,
+        records: Records,
         begin: Start | None,
         guess: AnyCallable | None,
         key: Key,
@@ -146,31 +149,38 @@ class Rounds:
         batch_size: int,
     ):
         self.length = length
-        self._data, self._begin, self._guess, self._key = data, begin, guess, key
+        self._data, self._known, self._begin, self._guess, self._key = records.views, records.signals, begin, guess, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._sampler, cost = sampler_of_rounds(problem)
-        self._number = jax.tree.leaves(data)[0].shape[0]
+        self._number, self._total = records.unknown, count(records.views)
         self._drawn = min(self._number, max(CHUNK, length * batch_size // cost))
         self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
         self._bank = None
         if problem.data_info.affine and problem.measurement_noise.every_level:
-            self._bank = eqx.filter_jit(self._make_bank)(problem, data, jr.fold_in(key, 1))
+            self._bank = eqx.filter_jit(self._make_bank)(problem, self._data, jr.fold_in(key, 1))
         self._simulate = eqx.filter_jit(self._simulate_traced)
         self._draw = eqx.filter_jit(self._draw_traced)
         if begin is None and guess is None:
             self.signals: Signal = None
             self.draw(problem, 0, everything=True)
         else:
-            self.signals = eqx.filter_jit(self._first)(problem, data, begin, jr.fold_in(key, 0))
+            unknown = jax.tree.map(lambda x: x[: self._number], self._data)
+            self.signals = self._with_known(eqx.filter_jit(self._first)(problem, unknown, begin, jr.fold_in(key, 0)))
+
+    def _with_known(self, drawn):
+        """The signals of all records."""
+        if self._known is None:
+            return drawn
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, self._known)
 
     def _make_bank(self, problem, data, key):
         """Encoded contexts of the number and parameters of views that steps train on, whatever was measured."""
         order_key, deal_key = jr.split(key)
         size = sum(x.size for x in jax.tree.leaves(problem.signal))
-        entries = sum(x.size for x in jax.tree.leaves(data.observation)) // self._number
+        entries = sum(x.size for x in jax.tree.leaves(data.observation)) // self._total
         each = size if problem.data_info.form == "diagonal" else size * min(size, entries)
         most = max(CHUNK, LARGEST_BANK // each)
-        order = jr.permutation(order_key, self._number)[:most]
+        order = jr.permutation(order_key, self._total)[:most]
         views = jax.vmap(self._roles.deal)(take_views(data, order), jr.split(deal_key, order.size))
         return in_chunks(lambda view: encode_context(problem, view), views)
 
@@ -187,13 +197,10 @@ class Rounds:
         return self._simulate(problem, self.signals, self._data, self._bank, jr.fold_in(self._key, 2 * number + 3))
 
     def _simulate_traced(self, problem, signals, data, bank, key):
-        order_key, deal_key, noise_key = jr.split(key, 3)
-        order = jr.permutation(order_key, self._number)
         if bank is None:
-            views = jax.vmap(self._roles.deal)(take_views(data, order), jr.split(deal_key, self._number))
-            views = jax.vmap(self._roles.observe)(signals, views, jr.split(noise_key, self._number))
-            context = in_chunks(lambda view: encode_context(problem, view), views)
-            return Example(context, View(signals), None)
+            return Example(encode_records(problem, self._roles(signals, data, key=key)), View(signals), None)
+        order_key, noise_key = jr.split(key)
+        order = jr.permutation(order_key, self._total)
         number = jax.tree.leaves(bank)[0].shape[0]
         signals = jax.tree.map(lambda x: x[order[:number]], signals)
 
@@ -204,7 +211,7 @@ class Rounds:
 
         return Example(in_chunks(one, (signals, bank, jr.split(noise_key, number))), View(signals), None)
 
-    def draw(self, problem: Any, number: int, *, everything: bool = False) -> float:
+    def draw(self, problem: Any, number: int, *, everything: bool = False) -> list[float]:
         """Draws records' signals anew, for round `number = 1, 2, …`.
 
         No more, of records chosen at random, than take as long as the round's steps. They stand in for the others,
@@ -216,8 +223,9 @@ class Rounds:
         """
         key, draw_key = jr.split(jr.fold_in(self._key, 2 * number + 2))
         index = jr.permutation(key, self._number)[: self._number if everything else self._drawn]
-        self.signals, residual = self._draw(problem, self._data, index, draw_key)
-        return float(residual)
+        drawn, residual = self._draw(problem, self._data, index, draw_key)
+        self.signals = self._with_known(drawn)
+        return [float(residual)]
 
     def _draw_traced(self, problem, data, index, key):
         def one(inputs):

@@ -13,30 +13,16 @@ were measured together are nearly as good, and need no rounds.
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, Key
+from .._chunks import in_chunks
+from .._custom_types import Key
 
 GAUSSIAN_ROUNDS = 50
 # Rounds for large signals, which start from smooth images.
 FEW_ROUNDS = 10
-# Records are conditioned in chunks of as many, so that memory does not grow with their number.
-CHUNK = 256
 # The covariance of two entries that were measured together in so many records is halved: the fewer, the less is known.
 HALF_TRUST = 20
-
-
-def in_chunks(function: AnyCallable, records: PyTree, size: int = CHUNK) -> PyTree:
-    """Maps a function over records, `size` at a time.
-
-    All chunks are of one size, the last one filled up with the first records: two programs for factorisations that run
-    at the same time, as for a shorter last chunk, can wait for each other for ever on a processor of few cores.
-    """
-    number = jax.tree.leaves(records)[0].shape[0]
-    chunk = min(size, number)
-    index = jnp.arange(-(-number // chunk) * chunk) % number
-    mapped = jax.lax.map(function, jax.tree.map(lambda x: x[index], records), batch_size=chunk)
-    return jax.tree.map(lambda x: x[:number], mapped)
 
 
 def best_gaussian(

@@ -9,9 +9,10 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from .._chunks import in_chunks
 from .._custom_types import AnyCallable, Key, Signal, Structure
 from .._data_info import AbstractUnits, Units, standardise_view
-from .._denoiser.evidence import Form, Measured
+from .._denoiser.evidence import LEAST_NOISE, Form, Measured
 from .._denoiser.gaussian_prior import signal_scale
 from .._denoiser.network import is_image
 from .._view import View
@@ -24,9 +25,9 @@ from .gaussian import (
     condition,
     condition_entries,
     condition_few,
-    in_chunks,
     pairwise_gaussian,
 )
+from .records import Records, count
 
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
 LARGEST_EVIDENCE = 2**26
@@ -59,14 +60,14 @@ class Start(eqx.Module):
 
 
 def find_start(
-    problem: Any, data: View, signal: Structure, units: Units, guess: AnyCallable | None, affine: bool, key: Key
+    problem: Any, records: Records, signal: Structure, units: Units, guess: AnyCallable | None, affine: bool, key: Key
 ) -> Start:
     """The [`Start`][] for a forward model and data.
 
     **Arguments:**
 
     - `problem`: the problem.
-    - `data`: records of views, with a mask.
+    - `records`: the training records.
     - `signal`: the structure of a signal.
     - `units`: the units of measurements.
     - `guess`: a callable from a key to a signal, from whose law to start, or `None`.
@@ -85,6 +86,7 @@ def find_start(
             f"`signal` has {size} entries, but signal space takes up to {LARGEST_DENSE} where `forward` is not "
             "affine or `noise` not Gaussian; deal the views by `roles=RandomViews(...)`, to train in measurement space."
         )
+    data = records.views
     params = jax.tree.map(lambda x: x[0, 0], data.params)
     scale = signal_scale(problem.forward, signal, params, units) if known else 1.0
     form: Form = "dense" if affine else "laplace"
@@ -92,8 +94,10 @@ def find_start(
         form = "diagonal"
     if guess is not None:
         gaussian = gaussian_of(guess, key)
-    elif known:
-        gaussian = gaussian_of_data(measured, signal, scale, data, form, key)
+    elif known and records.unknown:
+        gaussian = gaussian_of_data(measured, signal, scale, records, form, key)
+    elif records.signals is not None:
+        gaussian = gaussian_of_signals(records.signals)
     else:
         gaussian = standard_normal(signal)
     coordinates = _scalar_units(gaussian, signal) if form == "diagonal" else gaussian
@@ -124,20 +128,42 @@ def gaussian_of(guess: AnyCallable, key: Key) -> Whitening:
     return find(key)
 
 
+@jax.jit
+def gaussian_of_signals(signals: Signal) -> Whitening:
+    """The Gaussian with the moments of known signals, as many of which as a signal has entries are shrunk to a ball."""
+    flat = jax.vmap(lambda x: ravel_pytree(x)[0])(signals)
+    number, size = flat.shape
+    mean, spread = jnp.mean(flat, 0), jnp.sqrt(jnp.mean(jnp.var(flat, 0)))
+    spread = jnp.where(spread > 0, spread, 1)
+    white = (flat - mean) / spread
+    covariance = (white.T @ white + size * jnp.eye(size, dtype=flat.dtype)) / (number + size)
+    return whitening(mean / spread, covariance, spread)
+
+
 def gaussian_of_data(
-    measured: Measured, signal: Structure, scale: float, data: View, form: Form, key: Key
+    measured: Measured, signal: Structure, scale: float, records: Records, form: Form, key: Key
 ) -> Whitening:
-    """The best Gaussian of measurements through an affine forward model, `scale` being about the signal's size."""
+    """The best Gaussian of measurements through an affine forward model, `scale` being about the signal's size.
+
+    A known signal counts as a measurement of all its entries, with next to no noise; of large ones, what was measured.
+    """
+    data, unknown = records.views, records.unknown
     flat, unravel = zeros_of(signal)
-    number, capacity = jax.tree.leaves(data.observation)[0].shape[:2]
+    number = count(data)
     entries = sum(x.size for x in jax.tree.leaves(data.observation)) // number
     few = form == "dense" and flat.size > LARGEST_DENSE and entries < flat.size
     each = flat.size if form == "diagonal" else entries * flat.size if few else flat.size**2
     most = min(number, max(256, LARGEST_EVIDENCE // each))
     sketch = lambda z: unravel(scale * z)
 
+    def evidence(inputs):
+        view, known, exact = inputs
+        precision, shift = measured.precision(sketch, flat, view)
+        sure = jnp.eye(flat.size, dtype=flat.dtype) / LEAST_NOISE**2
+        return jnp.where(exact, sure, precision), jnp.where(exact, sure @ known, shift)
+
     @jax.jit
-    def find(data, key):
+    def find(data, signals, key):
         chosen = jr.permutation(key, number)[:most]
         views = standardise_view(measured.units, jax.tree.map(lambda x: x[chosen], data))
         if form == "diagonal":
@@ -146,10 +172,13 @@ def gaussian_of_data(
         if few:
             rows, rest = in_chunks(lambda view: measured.rows(sketch, flat, view), views, 64)
             return best_gaussian_of_few(rows, rest, _smooth(signal), FEW_ROUNDS)
-        precision, shift = in_chunks(lambda view: measured.precision(sketch, flat, view), views)
+        known = jnp.zeros((number, flat.size), flat.dtype)
+        if signals is not None:
+            known = known.at[unknown:].set(jax.vmap(lambda x: ravel_pytree(x)[0])(signals) / scale)
+        precision, shift = in_chunks(evidence, (views, known[chosen], chosen >= unknown))
         return best_gaussian(precision, shift, GAUSSIAN_ROUNDS)
 
-    return jax.jit(whitening)(*find(data, key), scale)
+    return jax.jit(whitening)(*find(data, records.signals, key), scale)
 
 
 def first_signal(start: Start, measured: Measured, signal: Structure, view: View, key: Key) -> Signal:

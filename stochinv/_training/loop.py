@@ -26,9 +26,9 @@ from .checkpoint import Checkpoints
 from .checks import check_batch, check_data, check_loop, check_training, first_view
 from .diagnose import all_finite, diagnose
 from .ema import AbstractEMA
-from .expectation_maximisation import Rounds
 from .history import History, Progress
 from .interrupts import interruptible
+from .known_signals import AbstractRounds
 from .progress import make_progress
 from .state import State, batch_loss, init, moving_part, step
 
@@ -119,7 +119,7 @@ class Run:
         options: Options,
         configuration: dict[str, Any],
         start: float,
-        rounds: Rounds | None = None,
+        rounds: AbstractRounds | None = None,
         public: Callable[[Any], Any] = lambda problem: problem,
     ):
         moving, rest = eqx.partition(state, moving_part(state))
@@ -246,7 +246,7 @@ class Run:
         if number and not rest:
             self._flush()
             bar.drawing(True)
-            self._history.residual.append(rounds.draw(self._trained(), number))
+            self._history.residual.extend(rounds.draw(self._trained(), number))
             bar.drawing(False)
         records = rounds.records(self._state(self._moving, self._fixed).problem, number)
         self._records = records if self._sharding is None else jax.device_put(records, self._replicated())

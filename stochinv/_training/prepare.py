@@ -113,15 +113,20 @@ def _some_level(problem, example):
     return jax.tree.map(lambda x: x.astype(dtype), problem.schedule.level(0.5))
 
 
-def check_output(forward, signal, params, expected):
-    """Whether the forward model returns differentiable measurements of the expected structure."""
+def measured_structure(forward, signal, params):
+    """The structure of what the forward model returns."""
     try:
-        output = eqx.filter_eval_shape(forward, signal, params)
+        return eqx.filter_eval_shape(forward, signal, params)
     except Exception as error:
         raise ValueError(
             f"`forward` fails on a signal {describe(signal)} with params {describe(params)} ({summary(error)}); it "
             "must be traceable by JAX and take what the data give."
         ) from error
+
+
+def check_output(forward, signal, params, expected):
+    """Whether the forward model returns differentiable measurements of the expected structure."""
+    output = measured_structure(forward, signal, params)
     _check_arrays("forward", output)
     for path, x in jtu.tree_flatten_with_path(output)[0]:
         if not jnp.issubdtype(x.dtype, jnp.floating):

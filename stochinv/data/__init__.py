@@ -1,5 +1,6 @@
 """Where training records come from."""
 
+from .._simulated import Simulated as Simulated
 from ._posed.base import (
     PosedImages as PosedImages,
     SceneBatches as SceneBatches,

@@ -1,0 +1,250 @@
+r"""Whether a trained problem's posteriors are right, as far as held-out measurements tell.
+
+Signals stay unknown, so posteriors are compared with measurements. For exact posteriors, and where forward model and
+noise are the true ones:
+
+- a draw given all measurements of a record misses them by as much as the signal itself does, by the noise: in its
+  standard deviations the root mean square is 1, since signal and draw are exchangeable given the measurements;
+- a measurement that was not given has a uniform rank among predictions of it, noise included, so that central intervals
+  hold as many as their level says;
+- no prediction has a better expected energy score (Gneiting and Raftery 2007).
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from ._checks import check_instance, check_integer, check_key
+from ._chunks import in_chunks
+from ._custom_types import Key, Signal
+from ._data_info import check_structure, standardise_view
+from ._denoiser.gaussian_residual import Measured
+from ._instrument import effective_number
+from ._objective.rules import EnergyRule
+from ._problem_base import context_units, encode_context
+from ._sampler.importance import ImportanceSampling
+from ._sampling import LARGEST_CORRECTED, sample_many
+from ._training.expectation_maximisation import residual
+from ._training.gaussian import condition
+from ._training.records import as_masked, check_views, count
+from ._view import View, take_views, view_mask
+
+LEVELS = (0.5, 0.8, 0.9)
+# The fewest records from whose spread a standard error is taken, and how many are scored at once.
+FEWEST, CHUNK = 8, 16
+# How many draws given all of a record's measurements are compared with these.
+RESIDUAL_DRAWS = 8
+# What may be off in practice, whatever the number of records says: of the residual, of coverage.
+RESIDUAL_TOLERANCE, COVERAGE_TOLERANCE, LEAST_EFFECTIVE = 0.1, 0.05, 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A mean over held-out records.
+
+    **Arguments:**
+
+    - `value`: the mean; NaN where it is not known.
+    - `error`: its standard error over records.
+    """
+
+    value: float
+    error: float
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Check:
+    """What held-out measurements say of a fit; printed, a table and a verdict.
+
+    **Arguments:**
+
+    - `records`, `draws`: how many held-out records there were, and draws given each.
+    - `residual`: the root mean square by which draws miss the measurements that they were given, in standard
+        deviations of the noise; 1 for exact posteriors. NaN where these are not known.
+    - `coverage`: the shares of unseen measurements in central intervals of 50, 80 and 90 %.
+    - `energy`: the energy score of predictions of the unseen measurements, in their standard deviations.
+    - `energy_gaussian`: that of the Gaussian from which training started. NaN where the noise's size is not known.
+    - `energy_others`: that of other records' measurements taken for predictions.
+    - `effective`: the effective sample size per draw of the network. NaN without a likelihood, or for signals of more
+        than 16 entries.
+    """
+
+    records: int
+    draws: int
+    residual: Figure
+    coverage: tuple[Figure, ...]
+    energy: Figure
+    energy_gaussian: Figure
+    energy_others: Figure
+    effective: Figure
+
+    @property
+    def verdict(self) -> str:
+        """What is wrong, in one sentence, the gravest first."""
+        off = self.residual.value - 1
+        if abs(off) > max(3 * self.residual.error, RESIDUAL_TOLERANCE):
+            if off > 0:
+                return "Draws miss the measurements that they were given: train longer, or check `forward` and `noise`."
+            return "Draws keep closer to the given measurements than the noise allows: check `noise`."
+        gaps = [c.value - level for c, level in zip(self.coverage, LEVELS, strict=True)]
+        wrong = [
+            gap for gap, c in zip(gaps, self.coverage, strict=True) if abs(gap) > max(3 * c.error, COVERAGE_TOLERANCE)
+        ]
+        if wrong:
+            what = "narrow" if wrong[0] < 0 else "wide"
+            return f"Predictions are too {what}: train longer, with more records, or check `noise`."
+        if self.energy.value - self.energy_gaussian.value > 3 * self.energy_gaussian.error:
+            return "The Gaussian of the start predicts better than the network: train longer."
+        if self.effective.value < LEAST_EFFECTIVE:
+            return "Few draws of the network fit the measurements: train longer, or give samplers more proposals."
+        return f"Nothing is wrong that {self.records} records can tell."
+
+    def __repr__(self) -> str:
+        at = lambda figure, wanted: _row(figure, f"{wanted:.2f} ± {3 * figure.error:.2f}")
+        rows = [("residual at the given data, noise stds", at(self.residual, 1.0))]
+        for figure, level in zip(self.coverage, LEVELS, strict=True):
+            rows.append((f"coverage of {level:.0%} intervals, unseen data", at(figure, level)))
+        rows += [
+            ("energy score of unseen data", _row(self.energy, "the least")),
+            ("  by the Gaussian of the start", _row(self.energy_gaussian, "")),
+            ("  by other records' measurements", _row(self.energy_others, "")),
+            ("effective sample size per draw", _row(self.effective, "near 1")),
+        ]
+        lines = [f"  {name:<42}{row}".rstrip() for name, row in rows]
+        head = f"{f'Check: {self.records} held-out records, {self.draws} draws each':<44}{'found':>8}   right"
+        return "\n".join([head, *lines, self.verdict])
+
+
+def _row(figure: Figure, right: str) -> str:
+    return "not known" if np.isnan(figure.value) else f"{figure.value:>8.3f}   {right}"
+
+
+def check(problem: Any, held_out: View, key: Key | None, num_samples: int) -> Check:
+    """What `fit.check` does."""
+    number = _check_held_out(problem, held_out, num_samples)
+    key = jr.key(0) if key is None else key
+    check_key(key)
+    noised, views = problem.noised, as_masked(held_out)
+    split_key, all_key, part_key, score_key, others_key, effective_key = jr.split(key, 6)
+    given, unseen = jax.jit(hold_out)(views, split_key)
+    options = {"sampler": None, "chunk_size": 1024}
+    draw = lambda views, key, each: sample_many(problem, views, None, key=key, num_samples=each, **options).signal
+    drawn, predicting = draw(views, all_key, RESIDUAL_DRAWS), draw(given, part_key, num_samples)
+    others = jr.randint(others_key, (number, num_samples), 1, number) + jnp.arange(number)[:, None]
+    records = (views, given, unseen, drawn, predicting, others % number, jr.split(score_key, number))
+    std = noised.measurement_noise.std(jax.tree.map(lambda x: x[0], unseen.observation))
+    found = _scores(noised, records, unseen.observation, std is not None and not noised.measurement_noise.exact)
+    size = sum(x.size for x in jax.tree.leaves(noised.signal))
+    effective = np.full(number, np.nan)
+    if noised.likelihood_known and size <= LARGEST_CORRECTED:
+        effective = _effective(noised, views, jr.split(effective_key, number), num_samples)
+    return _figures(number, num_samples, {name: np.asarray(x, np.float64) for name, x in found.items()}, effective)
+
+
+def _check_held_out(problem, held_out, num_samples):
+    if not problem.space.of_signals:
+        raise ValueError(
+            "`check` is for signal space, but the problem is in measurement space; use "
+            "`si.diagnostics.measurement_calibration(fit.problem, held_out, roles=..., key=...)`."
+        )
+    check_instance("`held_out`", held_out, View, "a `View` with leading (record, views) axes")
+    check_integer("`num_samples`", num_samples, 2)
+    check_views("held_out", held_out, problem, 1)
+    record = jax.tree.map(lambda x: x[0, 0], View(held_out.observation, held_out.params))
+    remedy = "give records like those of the training data"
+    check_structure("held_out[0, 0]", record, problem.data_info.measurement, remedy)
+    number = count(held_out)
+    if number < FEWEST:
+        raise ValueError(f"`held_out` has {number} records, but at least {FEWEST} are needed; hold out more.")
+    return number
+
+
+def hold_out(views: View, key: Key) -> tuple[View, View]:
+    """Records of views without one each, chosen at random of those that count, and these."""
+    mask = jax.vmap(view_mask)(views)
+    chosen = jnp.argmax(jnp.where(mask, jr.uniform(key, mask.shape), -1), 1)
+    rest = mask & (jnp.arange(mask.shape[1]) != chosen[:, None])
+    unseen = jax.vmap(take_views)(View(views.observation, views.params), chosen)
+    return View(views.observation, views.params, rest), unseen
+
+
+@eqx.filter_jit
+def _scores(problem, records, measurements, known_noise):
+    """What each record tells."""
+    units, rule = context_units(problem), EnergyRule()
+    measured = Measured(problem.measure, problem.measurement_noise, units)
+    flat = lambda observation: ravel_pytree(units.standardise(observation))[0]
+    others = jax.vmap(flat)(measurements)
+
+    def one(inputs):
+        views, given, unseen, drawn, predicting, index, key = inputs
+        noise_key, spread_key, gaussian_key, second_key = jr.split(key, 4)
+        predict = lambda s, k: flat(problem.measurement_noise.sample(k, problem.measure(s, unseen.params)))
+        observed, number = flat(unseen.observation), index.shape[0]
+        predicted = jax.vmap(predict)(predicting, jr.split(noise_key, number))
+        squares, counts = jnp.nan, jnp.nan
+        gaussian = jnp.nan
+        if known_noise:
+            encoded = standardise_view(units, problem.as_context(views))
+            squares, counts = jax.vmap(lambda s: residual(problem, measured, s, encoded))(drawn)
+            signals = _gaussian(problem, measured, problem.as_context(given), gaussian_key, number)
+            gaussian = rule((jax.vmap(predict)(signals, jr.split(second_key, number)),), (observed,))
+        rank = (jnp.sum(predicted < observed, 0) + jr.uniform(spread_key, observed.shape)) / (number + 1)
+        return {
+            "squares": jnp.mean(squares),
+            "counts": jnp.mean(counts),
+            "inside": jnp.stack([jnp.mean(jnp.abs(2 * rank - 1) <= level) for level in LEVELS]),
+            "energy": rule((predicted,), (observed,)),
+            "energy_gaussian": gaussian,
+            "energy_others": rule((others[index],), (observed,)),
+        }
+
+    return in_chunks(one, records, CHUNK)
+
+
+def _gaussian(problem, measured, views, key, number) -> Signal:
+    """Draws of the Gaussian in whose coordinates signals are noised, given views."""
+    flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.signal))
+    signal = lambda z: problem.units.destandardise(unravel(z))
+    evidence = measured.affine_evidence if problem.data_info.affine else measured.laplace_evidence
+    precision, shift = evidence(signal, flat, standardise_view(measured.units, views))
+    noise = jr.normal(key, (number, flat.size), flat.dtype)
+    return jax.vmap(signal)(jax.vmap(lambda e: condition(precision, shift, e))(noise))
+
+
+@eqx.filter_jit
+def _effective(problem, views, keys, number):
+    def one(inputs):
+        view, key = inputs
+        context = encode_context(problem, problem.as_context(view))
+        _, log_weights = ImportanceSampling().propose(problem, context, key, number)
+        return effective_number(log_weights) / number
+
+    return in_chunks(one, (views, keys), CHUNK)
+
+
+def _figures(number: int, draws: int, found: dict[str, Any], effective: Float[Array | np.ndarray, " records"]) -> Check:
+    """Means over records, and their standard errors."""
+    mean = lambda x: Figure(float(np.mean(x)), float(np.std(x, ddof=1) / np.sqrt(number)))
+    square = found["squares"].sum() / found["counts"].sum()
+    # Of a ratio of means, and of its root.
+    rest = (found["squares"] - square * found["counts"]) / found["counts"].mean()
+    root = float(np.sqrt(square))
+    difference = mean(found["energy_gaussian"] - found["energy"])
+    return Check(
+        records=number,
+        draws=draws,
+        residual=Figure(root, mean(rest).error / (2 * root)),
+        coverage=tuple(mean(inside) for inside in found["inside"].T),
+        energy=mean(found["energy"]),
+        energy_gaussian=Figure(float(np.mean(found["energy_gaussian"])), difference.error),
+        energy_others=mean(found["energy_others"]),
+        effective=mean(np.asarray(effective)),
+    )

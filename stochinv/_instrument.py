@@ -1,0 +1,205 @@
+r"""Posteriors under another instrument: a learned prior, with another forward model or noise.
+
+Signals that the network draws are weighted by how likely the new forward model and noise make the context, `p'(c | s)`.
+Draws of the prior, `s_k ~ q(s)`, get the weights `p'(c | s_k)`. Where the context has the structure of those of
+training, half of the proposals are what the network draws given it, as if the instrument were that of training:
+
+`w_k = p'(c | s_k) q(s_k) / (½ q(s_k | c) + ½ q(s_k))`,
+
+at most `2 p'(c | s_k)`, however wrong these are: a defensive mixture (Hesterberg 1995, "Weighted average importance
+sampling and defensive mixture distributions").
+"""
+
+import dataclasses
+import warnings
+from typing import Any, cast, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from ._checks import check_arrays, is_traced
+from ._chunks import in_chunks
+from ._custom_types import Context, FloatScalar, Key, Signal
+from ._data_info import Units, describe
+from ._forward.base import as_forward_model, measures_stack
+from ._noise import as_noise
+from ._problem_base import AbstractProblem, encode_context, trained_denoiser
+from ._sampler.exponential_adams import ExponentialAdams
+from ._sampler.importance import ImportanceSampling, _flow
+from ._sampling import LARGEST_CORRECTED
+from ._structure import same_structure
+from ._view import View, is_view, num_views, structure, view_mask
+
+# How many draws of the network are weighted; those of the prior alone have no densities to be computed.
+INFORMED, UNINFORMED = 4096, 16384
+# Fewer effective draws than these are warned of.
+FEW = 10
+
+
+@final
+class WeightedDraws(eqx.Module):
+    """Draws of a trained network, weighted for another problem with the same signals.
+
+    **Arguments:**
+
+    - `trained`: the problem of signals that the network was trained for.
+    - `informed`: whether the network can be given the context.
+    """
+
+    trained: AbstractProblem
+    informed: bool = eqx.field(static=True)
+
+    def propose(
+        self, problem: Any, context: View, key: Key, number: int, chunk_size: int = 1024
+    ) -> tuple[Signal, Float[Array, " number"]]:
+        """Draws of the network, and the logarithms of their weights.
+
+        **Arguments:**
+
+        - `problem`: the problem of signals under the other instrument.
+        - `context`: a stack of views in raw units.
+        - `key`: a PRNG key.
+        - `number`: how many.
+        - `chunk_size`: how many are drawn at once.
+        """
+        nothing = encode_context(self.trained, self.trained.as_context(None))
+        keys = jr.split(key, number)
+        if self.informed:
+            given = encode_context(self.trained, context)
+            contexts = jax.tree.map(lambda *x: jnp.stack(x), nothing, given)
+            draw = lambda inputs: self._of_mixture(contexts, *inputs)
+            inputs = (keys, jnp.arange(number) % 2)
+        else:
+            # One that draws from the prior without its density.
+            sampler = ExponentialAdams()
+            draw = lambda key: (sampler(self.trained, nothing, None, key=key).signal, jnp.zeros(()))
+            inputs = keys
+
+        def one(inputs):
+            signal, log_ratio = draw(inputs)
+            return signal, problem.log_likelihood(signal, context) + log_ratio
+
+        return in_chunks(one, inputs, chunk_size)
+
+    def _of_mixture(self, contexts, key, own):
+        """A draw given nothing or the context (`own` 0 or 1), and the logarithm of the prior over the mixture."""
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.trained.signal)
+        flat, unravel = ravel_pytree(zeros)
+        pick = lambda index: jax.tree.map(lambda x: x[index], contexts)
+        steps, start = ImportanceSampling().num_steps, jr.normal(key, flat.shape, flat.dtype)
+        z, log_own = _flow(self.trained, pick(own), unravel, start, steps, towards_noise=False)
+        _, log_other = _flow(self.trained, pick(1 - own), unravel, z, steps, towards_noise=True)
+        log_prior = jnp.where(own == 0, log_own, log_other)
+        log_mixture = jnp.logaddexp(log_own, log_other) - jnp.log(2.0)
+        return self.trained.units.destandardise(unravel(z)), log_prior - log_mixture
+
+
+def resample(problem: Any, weighted: WeightedDraws, context: View, key: Key, number: int, chunk_size: int) -> Signal:
+    """Signals drawn from weighted ones with replacement; warns where few of these carry all weight."""
+    signals, effective = _resample(problem, weighted, context, key, number, chunk_size)
+    if not is_traced(effective) and not float(effective) >= FEW:
+        total = INFORMED if weighted.informed else UNINFORMED
+        warnings.warn(
+            f"Of {total} signals drawn from the learned prior, only {float(effective):.1f} effectively explain the "
+            "context under the new `forward` and `noise`; train a problem with these.",
+            stacklevel=4,
+        )
+    return signals
+
+
+@eqx.filter_jit
+def _resample(problem, weighted, context, key, number, chunk_size):
+    propose_key, choice_key = jr.split(key)
+    total = INFORMED if weighted.informed else UNINFORMED
+    signals, log_weights = weighted.propose(problem, context, propose_key, total, chunk_size)
+    log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+    index = jr.categorical(choice_key, log_weights, shape=(number,))
+    return jax.tree.map(lambda x: x[index], signals), effective_number(log_weights)
+
+
+def effective_number(log_weights: Float[Array, " draws"]) -> FloatScalar:
+    """`(Σ w)² / Σ w²`."""
+    return jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
+
+
+def under_instrument(problem: Any, context: Context, forward: Any, noise: Any) -> tuple[Any, Context, WeightedDraws]:
+    """A trained problem with another forward model or noise, its context, and the draws to be weighted.
+
+    **Raises:**
+
+    `ValueError` if the problem was not trained in signal space, if the likelihood is not known, or if the context is
+    not what the forward model makes of a signal.
+    """
+    trained_denoiser(problem)
+    info, space = problem.data_info, problem.space
+    if info is None or space is None or not space.of_signals:
+        raise ValueError(
+            "`forward` and `noise` of a posterior may differ from those of training in signal space alone; `fit` a "
+            "`View` without `roles`, or leave them out."
+        )
+    other = dataclasses.replace(
+        problem,
+        forward=problem.forward if forward is None else as_forward_model(forward),
+        noise=problem.noise if noise is None else as_noise(noise),
+    )
+    if measures_stack(other.forward):
+        raise ValueError("`forward` is a `MultiView`, but in signal space views are stacked already; give that of one.")
+    if other.noise.exact:
+        raise ValueError("`noise` is 0, under which no draw explains a measurement; give the new instrument's noise.")
+    views = as_stack(other, context)
+    one = one_view(structure(View(views.observation, views.params)))
+    other.noise.check(one.observation)
+    capacity = num_views(cast(View, info.context))
+    size = sum(x.size for x in jax.tree.leaves(problem.signal))
+    alike = same_structure(one, info.measurement) and num_views(views) <= capacity
+    if not alike or size > LARGEST_CORRECTED:
+        # What is weighted by the likelihood alone is in no units.
+        views = View(views.observation, views.params, view_mask(views))
+        seen = dataclasses.replace(info, context=structure(views), context_units=Units())
+        return dataclasses.replace(other, data_info=seen), views, WeightedDraws(problem.noised, False)
+    return other, views, WeightedDraws(problem.noised, True)
+
+
+def as_stack(problem: Any, context: Any) -> View:
+    """A context as a stack of views that the forward model can have made: with a views axis, or one view without.
+
+    Where both can be, what is like a measurement of training is one view.
+    """
+    if not is_view(context):
+        raise ValueError(
+            f"`context` is {describe(context)}, but another `forward` or `noise` needs a `View`; write "
+            "`View(observation, params)`, and leave both out for the prior."
+        )
+    views = cast(View, context)
+    check_arrays("context", views)
+    found = structure(View(views.observation, views.params))
+    shapes = {x.shape[:1] for x in jax.tree.leaves(found)}
+    stack = found if len(shapes) == 1 and not shapes & {(), (0,)} else None
+    single = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), found)
+    readings = [x for x in (None if views.mask is not None else single, stack) if x is not None]
+    readings = [x for x in readings if _measures(problem, one_view(x))]
+    if not readings:
+        raise ValueError(
+            f"`context` is {describe(found)}, which `forward` does not make of a signal {describe(problem.signal)}; "
+            "give measurements by the new `forward`, with its parameters."
+        )
+    seen = [x for x in readings if same_structure(one_view(x), problem.data_info.measurement)]
+    return views if (seen or readings)[0] is stack else jax.tree.map(lambda x: jnp.asarray(x)[None], views)
+
+
+def one_view(stack: View) -> View:
+    """The structure of one view of a stack."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
+
+
+def _measures(problem, one):
+    """Whether the forward model returns measurements of this structure."""
+    try:
+        output = eqx.filter_eval_shape(problem.forward, problem.signal, one.params)
+    except Exception:
+        return False
+    return same_structure(output, one.observation)

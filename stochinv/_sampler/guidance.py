@@ -58,17 +58,22 @@ class Guidance(AbstractSampler):
         check_integer("Guidance: `num_iterations`", self.num_iterations)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
-        denoiser, info = problem.denoiser, problem.data_info
-        if not isinstance(denoiser, GaussianResidual) or not info.affine or not problem.measurement_noise.every_level:
-            raise ValueError(
-                "Guidance: `problem` has no `GaussianResidual`, or a `forward` that is not affine, or `noise` that is "
-                "not Gaussian; leave the sampler out."
-            )
+        check_guidable(problem)
         view = destandardise_view(context_units(problem), context.view)
         nothing = View(view.observation, view.params, jnp.zeros_like(view_mask(view)))
         measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
-        guided = Guided(denoiser, encode_context(problem, nothing), measured, self.num_iterations)
+        guided = Guided(problem.denoiser, encode_context(problem, nothing), measured, self.num_iterations)
         return self.sampler(dataclasses.replace(problem, denoiser=guided), context, params, key=key)
+
+
+def check_guidable(problem: Any):
+    """Raises a `ValueError` if a problem is not one that `Guidance` is for."""
+    known = problem.data_info is not None and problem.data_info.affine and problem.measurement_noise.every_level
+    if not known or not isinstance(problem.denoiser, GaussianResidual):
+        raise ValueError(
+            "Guidance: `problem` must be trained in signal space without a `denoiser` of one's own, with a `forward` "
+            "that is affine and `noise` that is Gaussian; leave the sampler out."
+        )
 
 
 @final

@@ -46,6 +46,7 @@ from ._noise import (
     PoissonNoise as PoissonNoise,
 )
 from ._noising import (
+    middle_log_snr as middle_log_snr,
     mostly_noise as mostly_noise,
     pure_noise as pure_noise,
     uniform_log_snr as uniform_log_snr,

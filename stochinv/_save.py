@@ -19,7 +19,7 @@ from ._denoiser.evidence import Form
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
 from ._noise import AbstractNoise, GaussianNoise, PoissonNoise
-from ._noising import mostly_noise, pure_noise, uniform_log_snr, uniform_time
+from ._noising import middle_log_snr, mostly_noise, pure_noise, uniform_log_snr, uniform_time
 from ._objective.base import AbstractObjective
 from ._objective.proper_score import ProperScore
 from ._objective.rules import EnergyRule, KernelRule, Patches, PerView, Scales, SumOfRules
@@ -48,7 +48,7 @@ KINDS = {
         *(GaussianNoise, PoissonNoise),
         *(SignalSpace, MeasurementSpace),
         *(SquaredError, ProperScore, EnergyRule, KernelRule, PerView, Patches, Scales, SumOfRules),
-        *(snr_weight, unit_weight, uniform_time, uniform_log_snr, pure_noise, mostly_noise),
+        *(snr_weight, unit_weight, uniform_time, uniform_log_snr, middle_log_snr, pure_noise, mostly_noise),
     )
 }
 CONTAINERS = {kind.__name__: kind for kind in (View, Camera, Rays, Rendering, TriPlaneField, VoxelField)}

@@ -9,12 +9,14 @@ import abc
 from typing import Any, ClassVar, final
 
 import equinox as eqx
+import jax
 
 from ._checks import check_callable, check_instance, plain
 from ._custom_types import AnyCallable
-from ._noising import uniform_log_snr
+from ._noising import middle_log_snr, uniform_log_snr
 from ._objective.denoising import DenoisingError
 from ._problem_base import AbstractProblem
+from ._sampling import LARGEST_VECTOR
 from ._signal_problem import SignalProblem
 
 
@@ -40,23 +42,27 @@ class SignalSpace(AbstractSpace):
 
     **Arguments:**
 
-    - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t` such as
-        [`stochinv.uniform_log_snr`][].
+    - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t`. By default
+        [`stochinv.uniform_log_snr`][], and for signals of more than 256 entries, which are images,
+        [`stochinv.middle_log_snr`][].
     """
 
-    sample_time: AnyCallable = uniform_log_snr
+    sample_time: AnyCallable | None = None
     of_signals: ClassVar[bool] = True
 
     def __check_init__(self):
-        check_callable("SignalSpace: `sample_time`", self.sample_time, "a callable such as `uniform_log_snr`")
+        if self.sample_time is not None:
+            check_callable("SignalSpace: `sample_time`", self.sample_time, "a callable such as `uniform_log_snr`")
 
     def problem(self, problem: AbstractProblem) -> SignalProblem:
+        size = sum(x.size for x in jax.tree.leaves(problem.signal))
+        chosen = middle_log_snr if size > LARGEST_VECTOR else uniform_log_snr
         return SignalProblem(
             measure=problem.forward,
             measurement_noise=problem.noise,
             denoiser=problem.denoiser,
             schedule=problem.schedule,
-            objective=DenoisingError(self.sample_time),
+            objective=DenoisingError(chosen if self.sample_time is None else self.sample_time),
             signal=problem.signal,
             data_info=problem.data_info,
         )

@@ -308,7 +308,7 @@ def test_a_round_draws_what_it_has_time_for(fitted):
     data = jax.tree.map(jnp.asarray, si.View(data.observation, data.params, np.ones((2000, 2), bool)))
     rounds = Rounds(fitted.problem.noised, Records(data, None), None, None, jr.key(0), 60, 64)
     first = rounds.signals
-    residual = rounds.draw(fitted.problem.noised, 1)
+    (residual,) = rounds.draw(fitted.problem.noised, 1)
     drawn = np.asarray(rounds.signals, float)
     assert first.shape == drawn.shape and abs(residual - 1) < 0.1
     found, counts = np.unique(drawn, axis=0, return_counts=True)

@@ -16,7 +16,11 @@ from ._denoiser.base import (
     AbstractEncodingDenoiser as AbstractEncodingDenoiser,
     AbstractMixtureDenoiser as AbstractMixtureDenoiser,
 )
-from ._denoiser.correction import ImageCorrection as ImageCorrection, VectorCorrection as VectorCorrection
+from ._denoiser.correction import (
+    AbstractCorrection as AbstractCorrection,
+    ImageCorrection as ImageCorrection,
+    VectorCorrection as VectorCorrection,
+)
 from ._denoiser.flatten import Flatten as Flatten
 from ._denoiser.gaussian import GaussianDenoiser as GaussianDenoiser
 from ._denoiser.gaussian_prior import GaussianPrior as GaussianPrior

@@ -26,7 +26,7 @@ from .._schedule import NoiseLevel
 from .._view import View
 from .base import AbstractEncodingDenoiser
 from .correction import AbstractCorrection
-from .evidence import AbstractEvidence, DenseEvidence, Form, Measured
+from .evidence import DenseEvidence, Form, Measured
 
 
 @final
@@ -94,7 +94,7 @@ class GaussianResidual(AbstractEncodingDenoiser):
             return DenseEvidence(context, jnp.zeros((zeros.size, 1), zeros.dtype), nothing, nothing)
         return measured.evidence(self.form, self._signal, zeros, context)
 
-    def encode_again(self, context: AbstractEvidence, view: View) -> AbstractEvidence:
+    def encode_again(self, context: PyTree, view: View) -> PyTree:
         """What `encode` makes of measurements that differ from those of `context` in their values alone, for an affine
         forward model and noise whose size does not depend on these."""
         return context.update(view, self.known.value[1].shift(self._signal, self._zeros()[0], view))

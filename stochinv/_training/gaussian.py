@@ -20,7 +20,7 @@ from .._custom_types import Key
 
 GAUSSIAN_ROUNDS = 50
 # Rounds for large signals, which start from smooth images.
-FEW_ROUNDS = 10
+FEW_ROUNDS = 6
 # The covariance of two entries that were measured together in so many records is halved: the fewer, the less is known.
 HALF_TRUST = 20
 
@@ -72,12 +72,14 @@ def best_gaussian_of_few(
     identity = jnp.eye(entries, dtype=rows.dtype)
     seen = jnp.sum(jnp.any(rows != 0, -1))
     every = rows.reshape(-1, size)
-    normal = every.T @ every
-    ridge = 1e-2 * jnp.trace(normal) / size * jnp.eye(size, dtype=rows.dtype)
-    mean = jnp.linalg.solve(normal + ridge, every.T @ rest.ravel())
+    # A mean as smooth as signals are, for which each record counts once: its measurements vary together.
+    across = every @ covariance
+    normal = across.T @ across
+    spread = jnp.sum(across * every)
+    ridge = spread / number * covariance
+    mean = covariance @ jnp.linalg.solve(normal + ridge, across.T @ rest.ravel())
     left = rest - rows @ mean
-    spread = jax.lax.map(lambda matrix: jnp.sum((matrix @ covariance) * matrix), rows)
-    covariance = covariance * jnp.maximum(jnp.sum(left**2) - seen, 1e-3 * seen) / jnp.sum(spread)
+    covariance = covariance * jnp.maximum(jnp.sum(left**2) - seen, 1e-3 * seen) / spread
 
     def condition(mean, covariance, inputs):
         matrix, rest = inputs

@@ -30,7 +30,9 @@ from .gaussian import (
 from .records import Records, count
 
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
-LARGEST_EVIDENCE = 2**26
+LARGEST_EVIDENCE = 2**27
+# As many records tell the Gaussian of small signals well enough, or as many as take so many numbers.
+ENOUGH_RECORDS, ENOUGH_EVIDENCE = 2048, 2**24
 # The largest signal for which dense evidence is kept in full.
 LARGEST_DENSE = 256
 # The least noise, in standard deviations of measurements, that the first draws take measurements to have.
@@ -152,8 +154,10 @@ def gaussian_of_data(
     number = count(data)
     entries = sum(x.size for x in jax.tree.leaves(data.observation)) // number
     few = form == "dense" and flat.size > LARGEST_DENSE and entries < flat.size
-    each = flat.size if form == "diagonal" else entries * flat.size if few else flat.size**2
-    most = min(number, max(256, LARGEST_EVIDENCE // each))
+    each = flat.size if form == "diagonal" else entries * flat.size
+    most = max(256, LARGEST_EVIDENCE // each)
+    if form == "dense" and not few:
+        most = max(ENOUGH_RECORDS, ENOUGH_EVIDENCE // flat.size**2)
     sketch = lambda z: unravel(scale * z)
 
     def evidence(inputs):
@@ -164,7 +168,7 @@ def gaussian_of_data(
 
     @jax.jit
     def find(data, signals, key):
-        chosen = jr.permutation(key, number)[:most]
+        chosen = jr.permutation(key, number)[: min(most, number)]
         views = standardise_view(measured.units, jax.tree.map(lambda x: x[chosen], data))
         if form == "diagonal":
             said = in_chunks(lambda view: _entries(measured, sketch, flat, view), views)

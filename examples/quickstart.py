@@ -34,9 +34,9 @@ FORWARD = si.forward.Window(IMAGE.shape, (WINDOW, WINDOW))  # (digit, corner) ->
 class Config:
     """Handwritten digits that nobody has seen: trains on windows of digits, samples whole ones, scores them."""
 
-    steps: int = 800
+    steps: int = 900
     """Training steps."""
-    rounds: int = 8
+    rounds: int = 6
     """Rounds of expectation maximisation: in each, digits are drawn anew and learned from."""
     batch_size: int = 64
     """Digits per training step."""

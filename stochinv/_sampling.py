@@ -53,7 +53,7 @@ def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
         return ExponentialAdams(), 8
     # Few steps, as networks of images are dear; to decompose what is measured of whitened pixels is dearer.
     info = problem.data_info
-    return ExponentialAdams(8), 8 if info is not None and info.form == "dense" else 3
+    return ExponentialAdams(8), 8 if info is not None and info.form == "dense" else 4
 
 
 def sample(

@@ -32,7 +32,6 @@ from ._problem_base import context_units, encode_context
 from ._sampler.importance import ImportanceSampling
 from ._sampling import LARGEST_CORRECTED, sample_many
 from ._training.expectation_maximisation import residual
-from ._training.gaussian import condition
 from ._training.records import as_masked, check_views, count
 from ._view import View, take_views, view_mask
 
@@ -213,10 +212,11 @@ def _gaussian(problem, measured, views, key, number) -> Signal:
     """Draws of the Gaussian in whose coordinates signals are noised, given views."""
     flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.signal))
     signal = lambda z: problem.units.destandardise(unravel(z))
-    evidence = measured.affine_evidence if problem.data_info.affine else measured.laplace_evidence
-    precision, shift = evidence(signal, flat, standardise_view(measured.units, views))
+    evidence = measured.evidence(problem.data_info.form, signal, flat, standardise_view(measured.units, views))
+    centre = evidence.estimate(jnp.ones((), flat.dtype), flat)
+    spread = lambda e: evidence.apply(lambda values: 1 / jnp.sqrt(1 + values), e)
     noise = jr.normal(key, (number, flat.size), flat.dtype)
-    return jax.vmap(signal)(jax.vmap(lambda e: condition(precision, shift, e))(noise))
+    return jax.vmap(lambda e: signal(centre + spread(e)))(noise)
 
 
 @eqx.filter_jit

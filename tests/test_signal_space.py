@@ -360,8 +360,14 @@ BAD = [
     (lambda: fit(si.View(np.ones((90, 2, 2), int), records(90).params)), "must be real floating-point arrays"),
     (lambda: problem(signal=None).fit(records(90), key=jr.key(0)), "`signal` is not known"),
     (
-        lambda: problem(signal=jax.ShapeDtypeStruct((300,), jnp.float32)).fit(records(90), key=jr.key(0)),
-        "`signal` has 300 entries, but signal space takes up to 256",
+        lambda: problem(signal=jax.ShapeDtypeStruct((3000,), jnp.float32)).fit(records(90), key=jr.key(0)),
+        "`signal` has 3000 entries, but signal space takes up to 2048",
+    ),
+    (
+        lambda: si.StochasticInverseProblem(
+            lambda signal, matrix: jnp.sin(matrix @ signal[:3]), signal=jax.ShapeDtypeStruct((300,), jnp.float32)
+        ).fit(records(90), key=jr.key(0)),
+        "`signal` has 300 entries, but signal space takes up to 256 where `forward` is not affine",
     ),
     (
         lambda: problem(space=si.SignalSpace()).fit(records(90), key=jr.key(0), roles=si.RandomViews(1, 1)),

@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -71,11 +70,13 @@ def main(argv=None):
     options = {"steps": config.steps, "rounds": config.rounds, "batch_size": config.batch_size}
     fit = problem.fit(data, key=keys[1], **options)
 
-    # One window in, whole digits out; here for many held-out digits at once. For a single one it reads
-    # `fit.problem.posterior(si.View(window, corner)).sample(key, 8)`.
+    # One window in, whole digits out; here for many held-out digits at once, shape (digits, samples, 28, 28, 1). For a
+    # single one it reads `fit.problem.posterior(si.View(window, corner)).sample(key, 8)`.
     contexts = random_windows(held_out, 1, keys[2])
     start = time.perf_counter()
-    samples = sample_digits(fit.problem, contexts, config, keys[3])
+    sampler = si.ExponentialAdams(config.sampler_steps)
+    options = {"sampler": sampler, "num_samples": config.samples}
+    samples = fit.problem.sample_many(contexts, key=keys[3], **options).signal
     jax.block_until_ready(samples)
     sample_seconds = time.perf_counter() - start
 
@@ -120,18 +121,6 @@ def random_windows(digits, number, key):
 def cut(digits, corners):
     """Windows `(..., number, 14, 14, 1)` of digits `(..., 28, 28, 1)` at corners `(..., number, 2)`."""
     return jnp.vectorize(FORWARD, signature="(h,w,c),(i)->(a,b,c)")(digits[..., None, :, :, :], corners)
-
-
-@eqx.filter_jit
-def sample_digits(problem, contexts, config, key):
-    """Samples for each of many contexts, shape `(digits, samples, 28, 28, 1)`."""
-
-    def one(inputs):
-        context, key = inputs
-        sampler = si.ExponentialAdams(config.sampler_steps)
-        return problem.posterior(context, sampler=sampler).sample(key, config.samples)
-
-    return jax.lax.map(one, (contexts, jr.split(key, len(contexts.params))))
 
 
 @jax.jit

@@ -35,9 +35,14 @@ Form = Literal["diagonal", "dense", "laplace"]
 
 
 class AbstractEvidence(eqx.Module):
-    """What a context says of a Gaussian signal, and the context: `view`, its measurements in standardised units."""
+    """What a context says of a Gaussian signal, and the context: `view`, its measurements in standardised units.
+
+    `values` are the eigenvalues `λ`. It is worth one measurement `y = √λ Eᵀ z + ε` of standard normal noise along each
+    eigenvector.
+    """
 
     view: eqx.AbstractVar[View]
+    values: eqx.AbstractVar[Float[Array, " k"]]
 
     @abc.abstractmethod
     def estimate(self, precision: FloatScalar, shift: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -50,6 +55,18 @@ class AbstractEvidence(eqx.Module):
     @abc.abstractmethod
     def diagonal(self, function: AnyCallable) -> Float[Array, " n"]:
         """The diagonal of `E diag(h(λ)) Eᵀ`."""
+
+    @abc.abstractmethod
+    def measure(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
+        """`√λ Eᵀ x`."""
+
+    @abc.abstractmethod
+    def transpose(self, y: Float[Array, " k"]) -> Float[Array, " n"]:
+        """`E √λ y`, the transpose of `measure`."""
+
+    @abc.abstractmethod
+    def misfit(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
+        """`y − √λ Eᵀ x`; 0 where nothing was measured."""
 
     @abc.abstractmethod
     def update(self, view: View, shift: Float[Array, " n"]) -> "AbstractEvidence":
@@ -86,6 +103,15 @@ class DenseEvidence(AbstractEvidence):
         rest = function(jnp.zeros((), self.values.dtype))
         return rest + self.vectors**2 @ (function(self.values) - rest)
 
+    def measure(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
+        return jnp.sqrt(self.values) * (self.vectors.T @ x)
+
+    def transpose(self, y: Float[Array, " k"]) -> Float[Array, " n"]:
+        return self.vectors @ (jnp.sqrt(self.values) * y)
+
+    def misfit(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
+        return _misfit(self.values, self.shift, self.vectors.T @ x)
+
     def update(self, view: View, shift: Float[Array, " n"]) -> "DenseEvidence":
         return DenseEvidence(view, self.vectors, self.values, self.vectors.T @ shift)
 
@@ -114,8 +140,22 @@ class DiagonalEvidence(AbstractEvidence):
     def diagonal(self, function: AnyCallable) -> Float[Array, " n"]:
         return function(self.values)
 
+    def measure(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        return jnp.sqrt(self.values) * x
+
+    def transpose(self, y: Float[Array, " n"]) -> Float[Array, " n"]:
+        return jnp.sqrt(self.values) * y
+
+    def misfit(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        return _misfit(self.values, self.shift, x)
+
     def update(self, view: View, shift: Float[Array, " n"]) -> "DiagonalEvidence":
         return DiagonalEvidence(view, self.values, shift)
+
+
+def _misfit(values, shift, along):
+    seen = values > 0
+    return jnp.where(seen, (shift - values * along) / jnp.sqrt(jnp.where(seen, values, 1)), 0)
 
 
 class Measured(eqx.Module):

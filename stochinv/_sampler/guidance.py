@@ -2,32 +2,29 @@ r"""Draws guided by the likelihood: the learned prior, conditioned on measuremen
 
 In the coordinates `z` of signal space the prior's denoiser tells more than a mean: the covariance of the signal given
 its noised version is `V = (σ²/α) ∂ẑ/∂z_t` (Tweedie's formula of second order). With a Gaussian of this mean and
-covariance, measurements `c = f(s, φ) + noise` with `B = R^(−1/2) ∂f/∂z` and the misfit `r = R^(−1/2) (c − f(ŝ, φ))`
-change the mean to
+covariance, a context that is worth measurements `y = B z + ε` of standard normal noise, `B = √λ Eᵀ` (see
+`_denoiser.evidence`), changes the mean to
 
-`ẑ + V Bᵀ u`,  `(I + B V Bᵀ) u = r`
+`ẑ + V Bᵀ u`,  `(I + B V Bᵀ) u = y − B ẑ`
 
 (Rozet et al. 2024, "Learning diffusion priors from observations by expectation maximization", which calls it moment
-matching posterior sampling). It is solved by conjugate gradients, without a matrix. `V` is `1/(1 + α²/σ²)` for the best
-Gaussian, whose `(I + B Bᵀ/(1 + α²/σ²))⁻¹ = I − B P⁻¹ Bᵀ` preconditions them: for a Gaussian signal one step is exact.
+matching posterior sampling). It is solved by conjugate gradients, without a matrix. For the best Gaussian
+`V = 1/(1 + α²/σ²)`, and `I + B V Bᵀ` is diagonal: that preconditions them, and one step is exact.
 """
 
 import dataclasses
 from typing import Any, final
 
 import jax
-import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from .._checks import check_integer
 from .._custom_types import Context, Key, Observation, Params, Signal
-from .._data_info import destandardise_view
 from .._denoiser.base import AbstractDenoiser
-from .._denoiser.evidence import AbstractEvidence, Measured
+from .._denoiser.evidence import AbstractEvidence
 from .._denoiser.gaussian_residual import GaussianResidual
-from .._problem_base import context_units, encode_context
+from .._problem_base import encode_context
 from .._schedule import NoiseLevel
-from .._view import View, view_mask
 from .base import AbstractSampler, Sample
 from .exponential_adams import ExponentialAdams
 
@@ -36,10 +33,10 @@ from .exponential_adams import ExponentialAdams
 class Guidance(AbstractSampler):
     """Draws of the learned prior, conditioned on the context by its likelihood alone.
 
-    For signals of any size in signal space, measured by an affine forward model with Gaussian noise, or with none: then
-    measurements are repeated to a thousandth of their standard deviation. The network is given nothing; what it knows
-    of contexts is not used. Exact for a Gaussian signal, and otherwise as good as a Gaussian is at telling what is
-    uncertain at each noise level.
+    For signals of any size in signal space, measured by an affine forward model with Gaussian noise, or with none,
+    which is taken for noise of a thousandth of the measurements' standard deviation. The network is given nothing; what
+    it knows of contexts is not used. Exact for a Gaussian signal, and otherwise as good as a Gaussian is at telling
+    what is uncertain at each noise level.
 
     **Arguments:**
 
@@ -59,10 +56,8 @@ class Guidance(AbstractSampler):
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         check_guidable(problem)
-        view = destandardise_view(context_units(problem), context.view)
-        nothing = View(view.observation, view.params, jnp.zeros_like(view_mask(view)))
-        measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
-        guided = Guided(problem.denoiser, encode_context(problem, nothing), measured, self.num_iterations)
+        nothing = encode_context(problem, problem.as_context(None))
+        guided = Guided(problem.denoiser, nothing, self.num_iterations)
         return self.sampler(dataclasses.replace(problem, denoiser=guided), context, params, key=key)
 
 
@@ -84,13 +79,11 @@ class Guided(AbstractDenoiser):
 
     - `denoiser`: the denoiser.
     - `nothing`: an encoded context without a view.
-    - `measured`: how signals are measured.
     - `num_iterations`: conjugate-gradient steps.
     """
 
     denoiser: GaussianResidual
     nothing: AbstractEvidence
-    measured: Measured
     num_iterations: int
 
     def __call__(
@@ -105,17 +98,14 @@ class Guided(AbstractDenoiser):
 
         mean, derivative = jax.linearize(denoise, flat)
         covariance = lambda x: level.sigma**2 / level.alpha * derivative(x)
-        misfit = self.measured.misfit(lambda z: coordinates.destandardise(unravel(z)), context.view)
-        rest, linear = jax.linearize(misfit, mean)
-        transpose = jax.linear_transpose(linear, mean)
         precision = 1 + (level.alpha / level.sigma) ** 2
 
         def product(u):
-            return u + linear(covariance(transpose(u)[0]))
+            return u + context.measure(covariance(context.transpose(u)))
 
         def precondition(u):
-            return u - linear(context.apply(lambda values: 1 / (precision + values), transpose(u)[0]))
+            return u / (1 + context.values / precision)
 
-        u, _ = jax.scipy.sparse.linalg.cg(product, rest, maxiter=self.num_iterations, tol=1e-4, M=precondition)
-        # `linear` is that of the misfit, −B.
-        return coordinates.destandardise(unravel(mean - covariance(transpose(u)[0])))
+        options = {"maxiter": self.num_iterations, "tol": 1e-4, "M": precondition}
+        u, _ = jax.scipy.sparse.linalg.cg(product, context.misfit(mean), **options)
+        return coordinates.destandardise(unravel(mean + covariance(context.transpose(u))))

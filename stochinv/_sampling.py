@@ -19,7 +19,7 @@ from ._view import is_view
 
 # The largest signal, in entries, whose draws are chosen by importance weights.
 LARGEST_CORRECTED = 16
-# Signals with more entries are images, whose networks are dear.
+# Larger signals are images, as a rule: their forward model must be affine, and their networks are dear.
 LARGEST_VECTOR = 256
 
 

@@ -43,8 +43,7 @@ class SignalSpace(AbstractSpace):
     **Arguments:**
 
     - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t`. By default
-        [`stochinv.uniform_log_snr`][], and for signals of more than 256 entries, which are images,
-        [`stochinv.middle_log_snr`][].
+        [`stochinv.uniform_log_snr`][], and for signals of more than 256 entries [`stochinv.middle_log_snr`][].
     """
 
     sample_time: AnyCallable | None = None

@@ -15,7 +15,8 @@ from .._data_info import AbstractUnits, Units, standardise_view
 from .._denoiser.evidence import LEAST_NOISE, Form, Measured
 from .._denoiser.gaussian_prior import signal_scale
 from .._denoiser.network import is_image
-from .._view import View
+from .._sampling import LARGEST_VECTOR
+from .._view import View, take_views, view_mask
 from .._whitening import Whitening, whitening
 from .gaussian import (
     FEW_ROUNDS,
@@ -33,8 +34,6 @@ from .records import Records, count
 LARGEST_EVIDENCE = 2**27
 # As many records tell the Gaussian of small signals well enough, or as many as take so many numbers.
 ENOUGH_RECORDS, ENOUGH_EVIDENCE = 2048, 2**24
-# The largest signal for which dense evidence is kept in full.
-LARGEST_DENSE = 256
 # The least noise, in standard deviations of measurements, that the first draws take measurements to have.
 LEAST_NOISE_OF_START = 0.1
 
@@ -83,16 +82,16 @@ def find_start(
     measured = Measured(problem.forward, problem.noise, units)
     size = sum(x.size for x in jax.tree.leaves(signal))
     known = affine and problem.noise.every_level
-    if size > LARGEST_DENSE and not known:
+    if size > LARGEST_VECTOR and not known:
         raise ValueError(
-            f"`signal` has {size} entries, but signal space takes up to {LARGEST_DENSE} where `forward` is not "
+            f"`signal` has {size} entries, but signal space takes up to {LARGEST_VECTOR} where `forward` is not "
             "affine or `noise` not Gaussian; deal the views by `roles=RandomViews(...)`, to train in measurement space."
         )
     data = records.views
     params = jax.tree.map(lambda x: x[0, 0], data.params)
     scale = signal_scale(problem.forward, signal, params, units) if known else 1.0
     form: Form = "dense" if affine else "laplace"
-    if known and size > LARGEST_DENSE and _single_entries(measured, signal, scale, data, key):
+    if known and size > LARGEST_VECTOR and _single_entries(measured, signal, scale, data, key):
         form = "diagonal"
     if guess is not None:
         gaussian = gaussian_of(guess, key)
@@ -153,7 +152,7 @@ def gaussian_of_data(
     flat, unravel = zeros_of(signal)
     number = count(data)
     entries = sum(x.size for x in jax.tree.leaves(data.observation)) // number
-    few = form == "dense" and flat.size > LARGEST_DENSE and entries < flat.size
+    few = form == "dense" and flat.size > LARGEST_VECTOR and entries < flat.size
     each = flat.size if form == "diagonal" else entries * flat.size
     most = max(256, LARGEST_EVIDENCE // each)
     if form == "dense" and not few:
@@ -219,7 +218,7 @@ def _entries(measured, signal, flat, view):
 
 
 def _range(measured: Measured, signal: Structure, scale: float, data: View) -> tuple[Signal, Signal]:
-    """The smallest and the largest values that were measured of each leaf's entries."""
+    """The smallest and the largest values that were measured of each leaf's entries; infinite where none was."""
     flat, unravel = zeros_of(signal)
 
     def one(view):
@@ -231,11 +230,16 @@ def _range(measured: Measured, signal: Structure, scale: float, data: View) -> t
         return tuple(jax.tree.map(end, unravel(x)) for end, x in ends)
 
     lowest, highest = jax.jit(lambda data: in_chunks(one, data))(data)
-    return jax.tree.map(jnp.min, lowest), jax.tree.map(jnp.max, highest)
+    lowest, highest = jax.tree.map(jnp.min, lowest), jax.tree.map(jnp.max, highest)
+    # Of a leaf that was never measured both are infinite, the wrong way round.
+    return jax.tree.map(jnp.minimum, lowest, highest), jax.tree.map(jnp.maximum, lowest, highest)
 
 
 def _single_entries(measured: Measured, signal: Structure, scale: float, data: View, key: Key) -> bool:
-    """Whether each entry that is measured is one of the signal: then `Λ` is diagonal, and `Λ v = v · Λ 1`."""
+    """Whether each entry that is measured is one of the signal: then `Λ` is diagonal, and `Λ v = v · Λ 1`.
+
+    It is looked at in the records with the most views.
+    """
     flat, unravel = zeros_of(signal)
 
     @jax.jit
@@ -245,11 +249,11 @@ def _single_entries(measured: Measured, signal: Structure, scale: float, data: V
         transpose = jax.linear_transpose(linear, flat)
         signs = jr.rademacher(key, flat.shape, flat.dtype)
         diagonal, image = (transpose(linear(x))[0] for x in (jnp.ones_like(flat), signs))
-        return jnp.max(jnp.abs(image - signs * diagonal)) <= 1e-3 * jnp.max(jnp.abs(diagonal))
+        return jnp.max(jnp.abs(image - signs * diagonal)) < 1e-3 * jnp.max(jnp.abs(diagonal))
 
     keys = jr.split(key, 2)
-    few = jax.tree.map(lambda x: x[: len(keys)], data)
-    return bool(jnp.all(jax.lax.map(lambda x: look(*x), (few, keys))))
+    most = jnp.argsort(-jnp.sum(jax.vmap(view_mask)(data), 1))[: len(keys)]
+    return bool(jnp.all(jax.lax.map(lambda x: look(*x), (take_views(data, most), keys))))
 
 
 def _scalar_units(gaussian: Whitening, signal: Structure) -> Units:

@@ -15,6 +15,7 @@ from .._denoiser.network import is_image
 from .._forward.base import AbstractForwardModel
 from .._frozen import Frozen
 from .._noise import AbstractNoise
+from .._sampling import LARGEST_VECTOR
 from .._whitening import Whitening
 from ._embedding import NoiseEmbedding
 from ._mlp import MLP
@@ -23,15 +24,13 @@ from ._unet import UNet
 _EMBEDDING_SIZE = 128
 # What the network is told of each pixel.
 _PARTS = 5
-# Smaller images are as well corrected by a perceptron.
-SMALLEST_IMAGE = 16**2
 
 
 def signal_denoiser(
     forward: AbstractForwardModel, signal: Structure, info: DataInfo, *, noise: AbstractNoise, key: Key
 ) -> GaussianResidual:
     """A network that corrects the exact denoiser of a Gaussian signal: a U-Net on blocks of 2×2 pixels for an image of
-    at least 256 pixels, a perceptron for any other signal.
+    more than 256 entries, a perceptron for any other signal.
 
     **Arguments:**
 
@@ -44,7 +43,7 @@ def signal_denoiser(
     size = sum(x.size for x in jax.tree.leaves(signal))
     options = {"embedding_size": _EMBEDDING_SIZE, "key": network_key}
     leaves = jax.tree.leaves(signal)
-    if len(leaves) == 1 and is_image(signal) and leaves[0].shape[0] * leaves[0].shape[1] >= SMALLEST_IMAGE:
+    if size > LARGEST_VECTOR and len(leaves) == 1 and is_image(signal):
         height, width, channels = leaves[0].shape
         root = None
         if info.form == "dense":

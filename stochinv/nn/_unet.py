@@ -163,8 +163,8 @@ class UNet(eqx.Module):
         - `embedding_size`: size of the conditioning vector, at least 1.
         - `channels`: channels of each level, finest first; multiples of `groups`. Each level after the first halves the
             resolution.
-        - `patch`: how many pixels wide the blocks are that the network works on, at least 1. With 2 it takes about a
-            third of the time.
+        - `patch`: how many pixels wide the blocks are that the network works on, at least 1. Time falls with its
+            square, but for the first and the last convolution.
         - `blocks`: residual blocks of each level, on the way down and again on the way up, at least 1.
         - `attention`: whether the pixels of the lowest level attend to each other.
         - `groups`: groups of channels that are normalised together, at least 1.

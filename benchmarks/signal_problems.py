@@ -3,6 +3,9 @@
 Measurements and references are NumPy and SciPy; nothing of the library makes any.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -129,6 +132,18 @@ def populations(signal, np_=np, integrate=runge_kutta):
     return np_.moveaxis(integrate(motion, start, 0.1, 100)[10::10], (0, 1), (-2, -1))
 
 
+def moments(
+    problem: Any, data: si.View, held_out: range, reference: Callable[[int], np.ndarray], sizes: Sizes, bar: Any
+) -> list[Figure]:
+    """How draws given held-out records compare with those of a reference, by means and standard deviations."""
+    references = [reference(i) for i in held_out]
+    draws = draws_of(problem, [one_record(data, i) for i in held_out], sizes(500, 20))
+    return [
+        Figure("stds / truth's", std_ratio(draws, references), 1, bar),
+        Figure("means' error in stds", mean_error(draws, references), 0, (0.0, 0.3)),
+    ]
+
+
 def lotka_volterra(sizes: Sizes) -> Case:
     """Four rates of prey and predators, from one noisy trajectory each."""
     rng, noise = np.random.default_rng(sizes.seed), 0.1
@@ -145,14 +160,8 @@ def lotka_volterra(sizes: Sizes) -> Case:
         log_likelihood = lambda x: -0.5 * np.sum(misfit(x) ** 2, (-1, -2))
         return tempered(rng, draw(rng, sizes(1500, 50)), log_prior, log_likelihood)
 
-    def assess(problem):
-        index = range(number, number + held)
-        references = [reference(i) for i in index]
-        draws = draws_of(problem, [one_record(data, i) for i in index], sizes(500, 20))
-        return [
-            Figure("stds / truth's", std_ratio(draws, references), 1, within(0.2)),
-            Figure("means' error in stds", mean_error(draws, references), 0, (0.0, 0.3)),
-        ]
+    held_out = range(number, number + held)
+    assess = lambda problem: moments(problem, data, held_out, reference, sizes, within(0.2))
 
     forward = lambda signal, params: populations(signal, jnp, scanned)
     problem = si.StochasticInverseProblem(forward, noise=noise, signal=signal_of(4))
@@ -185,14 +194,8 @@ def spectra(sizes: Sizes) -> Case:
 
         return tempered(rng, draw(rng, sizes(1500, 50)), log_prior, log_likelihood)
 
-    def assess(problem):
-        index = range(number, number + held)
-        references = [reference(i) for i in index]
-        draws = draws_of(problem, [one_record(data, i) for i in index], sizes(500, 20))
-        return [
-            Figure("stds / truth's", std_ratio(draws, references), 1, within(0.25)),
-            Figure("means' error in stds", mean_error(draws, references), 0, (0.0, 0.3)),
-        ]
+    held_out = range(number, number + held)
+    assess = lambda problem: moments(problem, data, held_out, reference, sizes, within(0.25))
 
     forward = lambda signal, params: spectrum(signal, jnp)
     problem = si.StochasticInverseProblem(forward, noise=si.PoissonNoise(), signal=signal_of(5))

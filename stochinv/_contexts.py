@@ -33,13 +33,7 @@ def as_views(info: DataInfo, context: Context) -> View:
         stack = lambda x: jnp.broadcast_to(x, (capacity, *x.shape))
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), full.observation)
         return View(blank, jax.tree.map(stack, info.witness.params), jnp.zeros(capacity, bool))
-    if not is_view(context):
-        raise ValueError(
-            f"`context` is {describe(context)}, but must be a `View`, or None for the prior; write "
-            "`View(observation, params)`."
-        )
-    views = cast(View, context)
-    check_arrays("context", views)
+    views = as_view(context, "must be a `View`, or None for the prior; write `View(observation, params)`")
     one = info.measurement
     if same_structure(structure(View(views.observation, views.params)), one) and views.mask is None:
         views = jax.tree.map(lambda x: jnp.asarray(x)[None], views)
@@ -54,6 +48,19 @@ def as_views(info: DataInfo, context: Context) -> View:
         kept = lambda x: x if is_traced(x) else np.asarray(x)[np.asarray(mask)]
         check_finite("context", jax.tree.map(kept, View(views.observation, views.params)), FINITE)
     return _fill(views, mask, capacity)
+
+
+def as_view(context: Any, wanted: str) -> View:
+    """A context that has to be a view, of arrays.
+
+    **Raises:**
+
+    `ValueError` that says what is `wanted` if it is none.
+    """
+    if not is_view(context):
+        raise ValueError(f"`context` is {describe(context)}, but {wanted}.")
+    check_arrays("context", context)
+    return cast(View, context)
 
 
 def _first(views: View) -> Any:

@@ -21,23 +21,27 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ._checks import check_arrays, is_traced
+from ._checks import is_traced
 from ._chunks import in_chunks
+from ._contexts import as_view
 from ._custom_types import Context, FloatScalar, Key, Signal
 from ._data_info import Units, describe
 from ._forward.base import as_forward_model, measures_stack
 from ._noise import as_noise
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.exponential_adams import ExponentialAdams
-from ._sampler.importance import ImportanceSampling, _flow
+from ._sampler.importance import ImportanceSampling, flow
 from ._sampling import LARGEST_CORRECTED
 from ._structure import same_structure
-from ._view import View, is_view, num_views, structure, view_mask
+from ._view import View, num_views, structure, view_mask
 
 # How many draws of the network are weighted; those of the prior alone have no densities to be computed.
 INFORMED, UNINFORMED = 4096, 16384
 # Fewer effective draws than these are warned of.
 FEW = 10
+WANTED = (
+    "another `forward` or `noise` needs a `View`; write `View(observation, params)`, and leave both out for the prior"
+)
 
 
 @final
@@ -91,8 +95,8 @@ class WeightedDraws(eqx.Module):
         flat, unravel = ravel_pytree(zeros)
         pick = lambda index: jax.tree.map(lambda x: x[index], contexts)
         steps, start = ImportanceSampling().num_steps, jr.normal(key, flat.shape, flat.dtype)
-        z, log_own = _flow(self.trained, pick(own), unravel, start, steps, towards_noise=False)
-        _, log_other = _flow(self.trained, pick(1 - own), unravel, z, steps, towards_noise=True)
+        z, log_own = flow(self.trained, pick(own), unravel, start, steps, towards_noise=False)
+        _, log_other = flow(self.trained, pick(1 - own), unravel, z, steps, towards_noise=True)
         log_prior = jnp.where(own == 0, log_own, log_other)
         log_mixture = jnp.logaddexp(log_own, log_other) - jnp.log(2.0)
         return self.trained.units.destandardise(unravel(z)), log_prior - log_mixture
@@ -169,13 +173,7 @@ def as_stack(problem: Any, context: Any) -> View:
 
     Where both can be, what is like a measurement of training is one view.
     """
-    if not is_view(context):
-        raise ValueError(
-            f"`context` is {describe(context)}, but another `forward` or `noise` needs a `View`; write "
-            "`View(observation, params)`, and leave both out for the prior."
-        )
-    views = cast(View, context)
-    check_arrays("context", views)
+    views = as_view(context, WANTED)
     found = structure(View(views.observation, views.params))
     shapes = {x.shape[:1] for x in jax.tree.leaves(found)}
     stack = found if len(shapes) == 1 and not shapes & {(), (0,)} else None

@@ -77,8 +77,8 @@ class ImportanceSampling(AbstractSampler):
 
         def one(key):
             start = jr.normal(key, flat.shape, flat.dtype)
-            z, log_given = _flow(problem, context, unravel, start, self.num_steps, towards_noise=False)
-            _, log_prior = _flow(problem, nothing, unravel, z, self.num_steps, towards_noise=True)
+            z, log_given = flow(problem, context, unravel, start, self.num_steps, towards_noise=False)
+            _, log_prior = flow(problem, nothing, unravel, z, self.num_steps, towards_noise=True)
             signal = problem.units.destandardise(unravel(z))
             return signal, problem.log_likelihood(signal, view) + log_prior - log_given
 
@@ -90,7 +90,7 @@ def view_of(context: Any) -> View:
     return context if is_view(context) else context.view
 
 
-def _flow(
+def flow(
     problem: Any,
     context: Context,
     unravel: AnyCallable,

@@ -91,7 +91,7 @@ def run_signals(name: str, options: Options) -> dict:
     fit = case.problem.fit(case.data, key=jr.key(options.seed), **settings)
     seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     figures = [asdict(x) | {"met": bool(x.met)} for x in case.assess(fit.problem)]
-    return {"problem": name, **seconds, "residual": fit.history.residual, "figures": figures}
+    return {"problem": name, **seconds, "history": repr(fit.history), "score": fit.history.score, "figures": figures}
 
 
 def print_table(results: Sequence[dict]):

@@ -33,9 +33,9 @@ from ._sampler.importance import ImportanceSampling
 from ._sampling import LARGEST_CORRECTED, sample_many
 from ._training.expectation_maximisation import residual
 from ._training.records import as_masked, check_views, count
-from ._view import View, take_views, view_mask
+from ._training.watch import LEVELS, hold_out, predict
+from ._view import View
 
-LEVELS = (0.5, 0.8, 0.9)
 # The fewest records from whose spread a standard error is taken, and how many are scored at once.
 FEWEST, CHUNK = 8, 16
 # How many draws given all of a record's measurements are compared with these.
@@ -165,44 +165,30 @@ def _check_held_out(problem, held_out, num_samples):
     return number
 
 
-def hold_out(views: View, key: Key) -> tuple[View, View]:
-    """Records of views without one each, chosen at random of those that count, and these."""
-    mask = jax.vmap(view_mask)(views)
-    chosen = jnp.argmax(jnp.where(mask, jr.uniform(key, mask.shape), -1), 1)
-    rest = mask & (jnp.arange(mask.shape[1]) != chosen[:, None])
-    unseen = jax.vmap(take_views)(View(views.observation, views.params), chosen)
-    return View(views.observation, views.params, rest), unseen
-
-
 @eqx.filter_jit
 def _scores(problem, records, measurements, known_noise):
     """What each record tells."""
-    units, rule = context_units(problem), EnergyRule()
+    units = context_units(problem)
     measured = Measured(problem.measure, problem.measurement_noise, units)
     flat = lambda observation: ravel_pytree(units.standardise(observation))[0]
     others = jax.vmap(flat)(measurements)
 
     def one(inputs):
         views, given, unseen, drawn, predicting, index, key = inputs
-        noise_key, spread_key, gaussian_key, second_key = jr.split(key, 4)
-        predict = lambda s, k: flat(problem.measurement_noise.sample(k, problem.measure(s, unseen.params)))
-        observed, number = flat(unseen.observation), index.shape[0]
-        predicted = jax.vmap(predict)(predicting, jr.split(noise_key, number))
+        predict_key, gaussian_key, second_key = jr.split(key, 3)
+        number = index.shape[0]
         squares, counts = jnp.nan, jnp.nan
         gaussian = jnp.nan
         if known_noise:
             encoded = standardise_view(units, problem.as_context(views))
             squares, counts = jax.vmap(lambda s: residual(problem, measured, s, encoded))(drawn)
             signals = _gaussian(problem, measured, problem.as_context(given), gaussian_key, number)
-            gaussian = rule((jax.vmap(predict)(signals, jr.split(second_key, number)),), (observed,))
-        rank = (jnp.sum(predicted < observed, 0) + jr.uniform(spread_key, observed.shape)) / (number + 1)
-        return {
+            gaussian = predict(problem, signals, unseen, second_key)["energy"]
+        return predict(problem, predicting, unseen, predict_key) | {
             "squares": jnp.mean(squares),
             "counts": jnp.mean(counts),
-            "inside": jnp.stack([jnp.mean(jnp.abs(2 * rank - 1) <= level) for level in LEVELS]),
-            "energy": rule((predicted,), (observed,)),
             "energy_gaussian": gaussian,
-            "energy_others": rule((others[index],), (observed,)),
+            "energy_others": EnergyRule()((others[index],), (flat(unseen.observation),)),
         }
 
     return in_chunks(one, records, CHUNK)

@@ -129,10 +129,11 @@ class StochasticInverseProblem(AbstractProblem):
         *,
         key: Key,
         known: Pairs | None = None,
-        steps: int = 10_000,
+        steps: int | None = None,
+        seconds: float | None = None,
         batch_size: int = 64,
         roles: RandomViews | None = None,
-        rounds: int = 8,
+        rounds: int | None = None,
         start: dist.Distribution | AnyCallable | None = None,
         optimizer: optax.GradientTransformation | None = None,
         gradient_clip: float | None = 1.0,
@@ -163,15 +164,20 @@ class StochasticInverseProblem(AbstractProblem):
             taken from all arrays in memory, or from the first batch of an iterable.
         - `key`: a PRNG key.
         - `known`: in signal space, further records like those of `data`, whose signals are known.
-        - `steps`: the number of optimiser steps, at least 1.
+        - `steps`: the number of optimiser steps, at least 1. By default 10,000 in measurement space; in signal space
+            training ends where rounds no longer improve the predictions of measurements of one record in twenty,
+            which are held out for that.
+        - `seconds`: in signal space, how long training may take: no round begins that would end later.
         - `batch_size`: records per step, for arrays in memory.
         - `roles`: in measurement space, how the views of a record are dealt, anew at each step.
         - `rounds`: in signal space, how often the training's signals are drawn where they are unknown, the first time
-            included, and measurements of them simulated; each round has an equal share of `steps`.
+            included, and measurements of them simulated; each round has an equal share of `steps`. By default 500 steps
+            each, or 250 for signals of more than 256 entries, and at least 8 rounds where `steps` are given.
         - `start`: in signal space, a law of signals to start from: a NumPyro distribution, or a callable from a key to
             a signal. By default it is the best Gaussian where the forward model is affine and the noise Gaussian, and
             the standard normal elsewhere.
-        - `optimizer`: an optax transformation; by default Adam with a warm-up to 1e-3 and a cosine decay over `steps`.
+        - `optimizer`: an optax transformation; by default Adam with a warm-up to 1e-3 and a cosine decay over `steps`,
+            in signal space over each round.
         - `gradient_clip`: the largest global norm of the gradient, positive; `None` does not clip.
         - `ema`: how the parameters are averaged over training; `None` does not average.
         - `standardise`: whether measurements are brought to mean 0 and standard deviation 1 (one of each per leaf).
@@ -199,11 +205,14 @@ class StochasticInverseProblem(AbstractProblem):
         trained is kept.
         """
         options = Options(
-            steps=steps,
+            steps=10_000 if steps is None else steps,
+            seconds=seconds,
             batch_size=batch_size,
             roles=roles,
             validation=validation,
-            validation_every=default_validation(steps) if validation_every is None else validation_every,
+            validation_every=default_validation(10_000 if steps is None else steps)
+            if validation_every is None
+            else validation_every,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             resume=resume,
@@ -216,9 +225,10 @@ class StochasticInverseProblem(AbstractProblem):
         space = choose_space(self.space, data, known, roles)
         problem = dataclasses.replace(self, space=space)
         if space.of_signals:
-            given |= {"known": known, "rounds": rounds, "start": start}
+            given |= {"known": known, "steps": steps, "rounds": rounds, "start": start}
             trained = train_signals(problem, cast(View | Pairs | Simulated, data), key=key, options=options, **given)
         else:
+            refuse_rounds(seconds=seconds, rounds=rounds, start=start)
             trained = train(problem, cast(Any, data), key=key, options=options, **given)
         return Fit(*trained)
 
@@ -364,6 +374,16 @@ def choose_space(space: AbstractSpace | None, data: Any, known: Any, roles: Any)
             "`roles` and `space`, or the signals."
         )
     return space
+
+
+def refuse_rounds(**given: Any):
+    """Raises a `ValueError` for options of the rounds of signal space, which measurement space has none of."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is for the rounds of signal space, but the problem is in measurement space; leave it out, "
+                "or leave out `roles` and `space`."
+            )
 
 
 def default_validation(steps: Any) -> Any:

@@ -52,10 +52,21 @@ def check_training(*, steps: Any, optimizer: Any, gradient_clip: Any, ema: Any, 
         check_instance("`roles`", roles, RandomViews, "a `RandomViews` such as `RandomViews(context=1)`, or None")
 
 
-def check_loop(*, integers: dict[str, Any], checkpoint: Any, resume: Any, callbacks: Any, progress: Any, sharding: Any):
+def check_loop(
+    *,
+    integers: dict[str, Any],
+    seconds: Any,
+    checkpoint: Any,
+    resume: Any,
+    callbacks: Any,
+    progress: Any,
+    sharding: Any,
+):
     """Whether the options of a `fit` that its loop reads are of their kinds and in their ranges."""
     for name, value in integers.items():
         check_integer(f"`{name}`", value)
+    if seconds is not None:
+        check_number("`seconds`", seconds, "a positive number, or None for no limit", lambda x: x > 0, arrays=False)
     check_folder(checkpoint)
     check_flag("`resume`", resume)
     check_flag("`progress`", progress, none=True)

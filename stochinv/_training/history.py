@@ -18,6 +18,9 @@ class History:
         values.
     - `residual`: in signal space, by how much the signals drawn after each round but the last miss the given
         measurements, in standard deviations of the noise: near 1 where all is well.
+    - `score`: in signal space, the energy score by which measurements of held-out records were predicted after each
+        round, in their standard deviations; empty where `steps` or `rounds` were given.
+    - `coverage`: how much of these measurements central intervals of 50, 80 and 90 % held.
     - `seconds`: how long training took, compilation included.
     - `compile_seconds`: how much of that was compilation.
     - `interrupted`: whether Ctrl-C or SIGTERM ended training before its last step.
@@ -27,6 +30,8 @@ class History:
     validation_steps: list[int] = dataclasses.field(default_factory=list)
     validation_loss: list[float] = dataclasses.field(default_factory=list)
     residual: list[float] = dataclasses.field(default_factory=list)
+    score: list[float] = dataclasses.field(default_factory=list)
+    coverage: list[list[float]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     compile_seconds: float = 0.0
     interrupted: bool = False
@@ -39,6 +44,8 @@ class History:
             parts.append(f"validation loss {self.validation_loss[-1]:.4g}")
         if self.residual:
             parts.append(f"{len(self.residual) + 1} rounds, residual {self.residual[-1]:.2f}")
+        if self.score:
+            parts.append(f"score of held-out measurements {self.score[0]:.4g} -> {self.score[-1]:.4g}")
         return f"History({', '.join(parts + ['interrupted'] * self.interrupted)})"
 
 

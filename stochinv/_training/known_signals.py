@@ -8,7 +8,7 @@ import jax.random as jr
 
 from .._chunks import in_chunks
 from .._custom_types import AnyCallable, Key, Signal
-from .._pairs import SimulatedContext
+from .._pairs import Pairs, SimulatedContext
 from .._problem_base import encode_context
 from .._view import Example, View
 
@@ -42,7 +42,8 @@ class KnownSignals(AbstractRounds):
     **Arguments:**
 
     - `problem`: the prepared problem of signals.
-    - `source`: a callable from a key to the [`stochinv.Pairs`][] of a round.
+    - `pairs`: the records, where they are the same in all rounds.
+    - `source`: a callable from a key to those of a round, or `None` where they are the same.
     - `key`: a PRNG key.
     - `length`: the number of optimiser steps in a round.
     """
@@ -50,18 +51,18 @@ class KnownSignals(AbstractRounds):
     # They follow from the key.
     signals: Signal = None
 
-    def __init__(self, problem: Any, source: AnyCallable, key: Key, length: int):
+    def __init__(self, problem: Any, pairs: Pairs, source: AnyCallable | None, key: Key, length: int):
         self.length = length
-        self._source, self._key = source, key
+        self._pairs, self._source, self._key = pairs, source, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._simulate = eqx.filter_jit(self._simulate_traced)
 
     def records(self, problem: Any, number: int) -> Example:
-        return self._simulate(problem, self._source, jr.fold_in(self._key, number))
+        return self._simulate(problem, self._pairs, self._source, jr.fold_in(self._key, number))
 
-    def _simulate_traced(self, problem, source, key):
+    def _simulate_traced(self, problem, pairs, source, key):
         pairs_key, roles_key = jr.split(key)
-        pairs = source(pairs_key)
+        pairs = pairs if source is None else source(pairs_key)
         views = self._roles(pairs.signal, pairs.view, key=roles_key)
         return Example(encode_records(problem, views), View(pairs.signal), None)
 

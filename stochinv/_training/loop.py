@@ -31,6 +31,7 @@ from .interrupts import interruptible
 from .known_signals import AbstractRounds
 from .progress import make_progress
 from .state import State, batch_loss, init, moving_part, step
+from .watch import Watch, has_settled, lost_track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Options:
     """The options of a `fit` that the loop reads, see [`stochinv.StochasticInverseProblem.fit`][]."""
 
     steps: int
+    seconds: float | None
     batch_size: int
     roles: RandomViews | None
     validation: Example | View | None
@@ -91,6 +93,7 @@ def check_options(options: Options):
             "checkpoint_every": options.checkpoint_every,
             "log_every": options.log_every,
         },
+        seconds=options.seconds,
         checkpoint=options.checkpoint,
         resume=options.resume,
         callbacks=options.callbacks,
@@ -120,6 +123,7 @@ class Run:
         configuration: dict[str, Any],
         start: float,
         rounds: AbstractRounds | None = None,
+        watch: Watch | None = None,
         public: Callable[[Any], Any] = lambda problem: problem,
     ):
         moving, rest = eqx.partition(state, moving_part(state))
@@ -130,7 +134,8 @@ class Run:
             moving, fixed, records = jax.device_put((moving, fixed, records), self._replicated())
         self._moving, self._fixed, self._records = moving, fixed, records
         self._options, self._batches, self._start = options, batches, start
-        self._rounds, self._public = rounds, public
+        self._rounds, self._watch, self._public = rounds, watch, public
+        self._round_began = start
         self._advance = jax.jit(self._advance_traced, donate_argnums=0)
         self._evaluate = jax.jit(self._evaluate_traced)
         self._finite = jax.jit(all_finite)
@@ -214,7 +219,8 @@ class Run:
         options, stop = self._options, False
         first = self._step
         while self._step < options.steps and not stop:
-            self._next_round(bar, first)
+            if not self._next_round(bar, first):
+                break
             batch = self._batches.batch(self._step)
             if batch is None:
                 warn_exhausted(self._step, options.steps)
@@ -237,19 +243,42 @@ class Run:
                 self._save()
             stop = stop or interrupted.is_set()
 
-    def _next_round(self, bar, first):
-        """Draws the signals anew where a round ends, and simulates what the next one trains on."""
+    def _next_round(self, bar, first) -> bool:
+        """Where a round ends, draws the signals anew and simulates what the next one trains on; `False` if there is to
+        be none."""
         rounds = self._rounds
         if rounds is None or (self._step % rounds.length and self._step != first):
-            return
+            return True
         number, rest = divmod(self._step, rounds.length)
         if number and not rest:
             self._flush()
             bar.drawing(True)
-            self._history.residual.extend(rounds.draw(self._trained(), number))
+            trained = self._trained()
+            if self._ends(trained, number, bar):
+                return False
+            self._history.residual.extend(rounds.draw(trained, number))
             bar.drawing(False)
         records = rounds.records(self._state(self._moving, self._fixed).problem, number)
         self._records = records if self._sharding is None else jax.device_put(records, self._replicated())
+        return True
+
+    def _ends(self, trained, number, bar) -> bool:
+        """Whether training ends after this many rounds: the next one would last too long, or would gain nothing."""
+        now, history = time.perf_counter(), self._history
+        seconds = self._seconds_before + now - self._start
+        late = self._options.seconds is not None and seconds + now - self._round_began > self._options.seconds
+        self._round_began = now
+        if self._watch is None or late:
+            return late
+        if len(history.score) < number:
+            score, coverage = self._watch.look(trained)
+            history.score.append(score)
+            history.coverage.append(coverage)
+        bar.round(number, history.score[-1])
+        wrong = lost_track(history.residual, history.coverage)
+        if wrong is not None:
+            warnings.warn(f"Training ended after {number} rounds: {wrong}.", stacklevel=7)
+        return wrong is not None or has_settled(history.score)
 
     def _validate(self):
         loss = self._evaluate(self._moving, self._fixed, self._validation, self._validation_key)

@@ -29,6 +29,7 @@ class Bar:
 
     def __init__(self, total: int, done: int):
         self._bar: Any = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, desc="compiling")
+        self._rounds: dict[str, Any] = {}
 
     def compiled(self):
         """Training starts: its rate is counted from here."""
@@ -39,13 +40,17 @@ class Bar:
         """Signals are being drawn between two rounds, or no more."""
         self._bar.set_description("drawing signals" if now else "training")
 
+    def round(self, number: int, score: float):
+        """After so many rounds held-out measurements are predicted with this score."""
+        self._rounds = {"round": number + 1, "score": f"{score:.4g}"}
+
     def step(self):
         """One step is done."""
         self._bar.update()
 
     def loss(self, step: int, value: float):
         """The mean loss since the last look is known."""
-        self._bar.set_postfix(loss=f"{value:.4g}")
+        self._bar.set_postfix(loss=f"{value:.4g}", **self._rounds)
 
     def close(self):
         """Training has ended."""
@@ -58,6 +63,7 @@ class Lines:
     def __init__(self, total: int, done: int):
         self._total, self._done = total, done
         self._last = self._start = time.perf_counter()
+        self._rounds = ""
 
     def compiled(self):
         """Training starts: its rate is counted from here."""
@@ -65,6 +71,10 @@ class Lines:
 
     def drawing(self, now: bool):
         """Signals are being drawn between two rounds, or no more."""
+
+    def round(self, number: int, score: float):
+        """After so many rounds held-out measurements are predicted with this score."""
+        self._rounds = f", round {number + 1}, score {score:.4g}"
 
     def step(self):
         """One step is done."""
@@ -75,7 +85,7 @@ class Lines:
         if now - self._last >= LINE_EVERY:
             rate = (step - self._done) / (now - self._start)
             print(
-                f"stochinv: step {step}/{self._total}, loss {value:.4g}, {rate:.3g} steps/s",
+                f"stochinv: step {step}/{self._total}, loss {value:.4g}{self._rounds}, {rate:.3g} steps/s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -93,6 +103,9 @@ class Silent:
 
     def drawing(self, now: bool):
         """Signals are being drawn between two rounds, or no more."""
+
+    def round(self, number: int, score: float):
+        """After so many rounds held-out measurements are predicted with this score."""
 
     def step(self):
         """One step is done."""

@@ -1,5 +1,6 @@
 r"""The records of a fit in signal space: measurements alone, and records whose signals are known."""
 
+from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
@@ -35,7 +36,7 @@ class Records(eqx.Module):
 
     - `views`: their measurements, with a mask; leading (record, views) axes.
     - `signals`: the signals of the last of them, as many as are known, or `None`.
-    - `source`: a callable from a key to the [`stochinv.Pairs`][] of a round, or `None` where signals are unknown.
+    - `source`: a callable from a key to the [`stochinv.Pairs`][] of a round, of which these are one, or `None`.
     """
 
     views: View
@@ -47,6 +48,24 @@ class Records(eqx.Module):
         """How many records have no known signal."""
         return count(self.views) - (0 if self.signals is None else count(self.signals))
 
+    def hold_out(self, number: int, key: Key) -> tuple["Records", View]:
+        """All but some records, chosen at random of those whose signals are unknown, if there are any; and the views of
+        these.
+
+        **Arguments:**
+
+        - `number`: how many are held out.
+        - `key`: a PRNG key.
+        """
+        if self.source is not None:
+            return self, jax.tree.map(lambda x: x[:number], eqx.filter_jit(self.source)(key).view)
+        total = count(self.views)
+        order = jr.permutation(key, self.unknown or total)
+        out, kept = order[:number], jnp.concatenate([jnp.sort(order[number:]), jnp.arange(order.size, total)])
+        of = lambda tree, index: jax.tree.map(lambda x: x[index], tree)
+        signals = self.signals if self.unknown else of(self.signals, kept)
+        return Records(of(self.views, kept), signals), of(self.views, out)
+
 
 def count(records: PyTree) -> int:
     """The length of the record axis."""
@@ -54,7 +73,7 @@ def count(records: PyTree) -> int:
 
 
 def as_records(
-    problem: Any, data: Any, known: Any, batch_size: int, length: int, key: Key
+    problem: Any, data: Any, known: Any, batch_size: int, length: Callable[[Structure], int], key: Key
 ) -> tuple[Structure, Records]:
     """The structure of the signal, and the records that a user gave.
 
@@ -63,7 +82,8 @@ def as_records(
     - `problem`: a [`stochinv.StochasticInverseProblem`][].
     - `data`: a `View`, `Pairs` or `Simulated`.
     - `known`: `Pairs`, or `None`.
-    - `batch_size`, `length`: the number of records in a batch, and of batches in a round.
+    - `batch_size`: the number of records in a batch.
+    - `length`: the number of batches in a round, for the structure of a signal.
     - `key`: a PRNG key.
 
     **Raises:**
@@ -82,7 +102,7 @@ def as_records(
     if isinstance(data, Pairs):
         check_pairs("data", data, problem, batch_size)
         signal, data = find_signal(problem, one_of(data.view), structure(first(data.signal))), as_arrays(data)
-        return signal, Records(data.view, data.signal, eqx.Partial(same_pairs, data))
+        return signal, Records(data.view, data.signal)
     check_views("data", data, problem, batch_size)
     views = as_masked(data)
     if known is None:
@@ -95,7 +115,7 @@ def as_records(
 
 
 def simulated_records(
-    problem: Any, data: Simulated, batch_size: int, length: int, key: Key
+    problem: Any, data: Simulated, batch_size: int, length: Callable[[Structure], int], key: Key
 ) -> tuple[Structure, Records]:
     """The records of a simulator: those of its first round.
 
@@ -108,7 +128,7 @@ def simulated_records(
     params = structure(data.one)
     signal = find_signal(problem, View(measured_structure(problem.forward, known, params), params), known)
     entries = sum(x.size for x in jax.tree.leaves(signal))
-    number = max(batch_size, min(batch_size * length, LARGEST_ROUND // entries**2))
+    number = max(batch_size, min(batch_size * length(signal), LARGEST_ROUND // entries**2))
     source = eqx.Partial(simulate_pairs, data, problem.forward, problem.noise, number)
     pairs = eqx.filter_jit(source)(key)
     check_finite("Simulated: prior", pairs.signal, "draw finite signals")
@@ -122,11 +142,6 @@ def draw_structure(name: str, law: AnyCallable) -> Structure:
         return eqx.filter_eval_shape(law, jr.key(0))
     except Exception as error:
         raise ValueError(f"{name} fails to draw from a key ({summary(error)}); give one that JAX can trace.") from error
-
-
-def same_pairs(pairs: Pairs, key: Any) -> Pairs:
-    """Pairs that are the same in every round."""
-    return pairs
 
 
 def first(records: PyTree) -> PyTree:

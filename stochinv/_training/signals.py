@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import optax
 
@@ -12,17 +13,24 @@ from .._checks import check_integer, check_key
 from .._custom_types import AnyCallable, Key, Structure
 from .._data_info import describe
 from .._pairs import Pairs
+from .._sampling import LARGEST_VECTOR
 from .._simulated import Simulated, as_law
 from .._structure import same_structure
 from .._view import View
 from .batches import ArrayBatches
 from .checks import check_closures, check_training
-from .ema import AbstractEMA
+from .ema import AbstractEMA, RestartedEMA
 from .expectation_maximisation import Rounds, prepare_signals
 from .known_signals import KnownSignals
 from .loop import Options, Run, check_options, seed_of
-from .records import as_records
+from .records import as_records, count
 from .state import start_state
+from .watch import Watch, number_held_out
+
+# Steps in a round: of signals that a perceptron denoises, and of images. Rounds where nothing tells when to end, and
+# the most where held-out measurements do.
+LENGTH, LENGTH_FOR_IMAGES = 500, 250
+ROUNDS, MOST_ROUNDS = 8, 24
 
 
 def train_signals(
@@ -32,7 +40,8 @@ def train_signals(
     known: Pairs | None,
     key: Key,
     options: Options,
-    rounds: int,
+    steps: int | None,
+    rounds: int | None,
     start: Any,
     optimizer: optax.GradientTransformation | None,
     gradient_clip: float | None,
@@ -44,31 +53,59 @@ def train_signals(
     check_key(key)
     check_options(options)
     given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema}
-    check_training(steps=options.steps, roles=None, standardise=standardise, **given)
-    check_integer("`rounds`", rounds)
+    check_training(steps=1 if steps is None else steps, roles=None, standardise=standardise, **given)
+    if rounds is not None:
+        check_integer("`rounds`", rounds)
     if options.validation is not None:
         raise ValueError(
             "`validation` is not used in signal space, whose training signals change from round to round; leave it out."
         )
-    prepare_key, rounds_key, train_key = jr.split(key, 3)
-    length = -(-options.steps // rounds)
-    signal, records = as_records(problem, data, known, options.batch_size, length, rounds_key)
+    prepare_key, rounds_key, train_key, watch_key = jr.split(key, 4)
+    of_round = lambda signal: length_of(steps, rounds, signal)
+    signal, records = as_records(problem, data, known, options.batch_size, of_round, rounds_key)
+    length, held_out = of_round(signal), None
+    if steps is None:
+        number = 0 if rounds is not None else number_held_out(count(records.views), options.batch_size)
+        if number:
+            records, held_out = records.hold_out(number, watch_key)
+        most = rounds if rounds is not None else MOST_ROUNDS if number else ROUNDS
+        options = dataclasses.replace(options, steps=length * most)
     guess = as_start(start, signal)
-    if guess is not None and records.source is not None:
+    if guess is not None and not records.unknown:
         raise ValueError("`start` is where signals that are unknown start, but all signals are known; leave it out.")
     problem, begin = prepare_signals(problem, records, signal, guess, standardise, prepare_key)
     check_closures(problem.denoiser)
     seed = seed_of(key)
+    given["optimizer"] = each_round(length) if optimizer is None else optimizer
+    given["ema"] = None if ema is None else RestartedEMA(ema, length)
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
-    if records.source is None:
+    if records.unknown:
         schedule = Rounds(state.problem, records, begin, guess, rounds_key, length, options.batch_size)
     else:
-        schedule = KnownSignals(state.problem, records.source, rounds_key, length)
+        pairs = Pairs(records.signals, records.views)
+        schedule = KnownSignals(state.problem, pairs, records.source, rounds_key, length)
+    watch = None if held_out is None else Watch(state.problem, held_out, watch_key)
     batches = ArrayBatches((records.views, records.signals), options.batch_size, seed)
-    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip, "rounds": rounds}
+    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip, "length": length}
     configuration |= {"measurement_noise": problem.noise}
     public = lambda trained: dataclasses.replace(problem, denoiser=trained.denoiser)
-    return Run(state, batches, options, configuration, began, schedule, public).run()
+    return Run(state, batches, options, configuration, began, schedule, watch, public).run()
+
+
+def length_of(steps: int | None, rounds: int | None, signal: Structure) -> int:
+    """The number of steps in a round."""
+    image = sum(x.size for x in jax.tree.leaves(signal)) > LARGEST_VECTOR
+    usual = LENGTH_FOR_IMAGES if image else LENGTH
+    if steps is None:
+        return usual
+    return min(usual, -(-steps // ROUNDS)) if rounds is None else -(-steps // rounds)
+
+
+def each_round(length: int) -> optax.GradientTransformation:
+    """Adam, whose learning rate rises and falls in each round: the signals of the next one are drawn, and training may
+    end, when it is low."""
+    cycle = optax.warmup_cosine_decay_schedule(0.0, 1e-3, max(length // 10, 1), max(length, 2), 1e-5)
+    return optax.adam(lambda count: cycle(jnp.mod(count, length)))
 
 
 def as_start(start: Any, signal: Structure) -> AnyCallable | None:

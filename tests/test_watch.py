@@ -1,0 +1,179 @@
+"""How training in signal space decides when to end: by what predicts measurements that it does not see."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import stochinv as si
+from refusals import without_annotations
+from stochinv._training import signals
+from stochinv._training.records import Records
+from stochinv._training.watch import LEVELS, Watch, has_settled, lost_track, number_held_out
+
+NOISE, SIZE = 0.5, 2
+SPREAD = np.array([2.0, 0.5])
+SIGNAL = jax.ShapeDtypeStruct((SIZE,), jnp.float32)
+
+
+def measure(signal, direction):
+    return direction @ signal
+
+
+def records(number=2000, views=2, seed=0):
+    """Noisy projections of a Gaussian signal; by NumPy."""
+    rng = np.random.default_rng(seed)
+    drawn = SPREAD * rng.normal(size=(number, SIZE))
+    directions = rng.normal(size=(number, views, SIZE))
+    clean = np.einsum("nvj,nj->nv", directions, drawn)
+    return si.View(np.float32(clean + NOISE * rng.normal(size=clean.shape)), np.float32(directions))
+
+
+def fit(data=None, **options):
+    problem = si.StochasticInverseProblem(measure, noise=NOISE, signal=SIGNAL)
+    settings = {"key": jr.key(0), "batch_size": 64, "progress": False}
+    return problem.fit(records() if data is None else data, **settings | options)
+
+
+@pytest.fixture
+def short_rounds(monkeypatch):
+    monkeypatch.setattr(signals, "LENGTH", 12)
+
+
+def exact_scores(given, unseen, number=4000):
+    """Energy scores of the exact predictions of one measurement, whose absolute errors it is made of in one dimension."""
+    rng, scores = np.random.default_rng(1), []
+    for o, phi, target, along in zip(given.observation, given.params, unseen.observation, unseen.params, strict=True):
+        precision = np.diag(1 / SPREAD**2) + phi.T @ phi / NOISE**2
+        mean, covariance = np.linalg.solve(precision, phi.T @ o / NOISE**2), np.linalg.inv(precision)
+        draws = along @ mean + np.sqrt(along @ covariance @ along + NOISE**2) * rng.normal(size=number)
+        apart = np.abs(draws[: number // 2] - draws[number // 2 :]).mean()
+        scores.append(np.abs(draws - target).mean() - apart / 2)
+    return np.array(scores)
+
+
+def test_scores_and_coverage_of_exact_posteriors_are_theirs():
+    """One step leaves the network as it was made: the exact denoiser of the best Gaussian, which 2,000 records tell."""
+    trained = fit(steps=1, rounds=1).problem
+    held_out = records(128, seed=1)
+    mask = np.array([[True, True]] * 128)
+    watch = Watch(trained.noised, dataclasses.replace(jax.tree.map(jnp.asarray, held_out), mask=mask), jr.key(2))
+    score, coverage = watch.look(trained.noised)
+    kept = np.asarray(watch._given.mask).argmax(1)
+    pick = lambda x, index: np.take_along_axis(x, index.reshape(-1, 1, *[1] * (x.ndim - 2)), 1)
+    given = jax.tree.map(lambda x: pick(np.asarray(x, float), kept), held_out)
+    unseen = jax.tree.map(lambda x: pick(np.asarray(x, float), 1 - kept)[:, 0], held_out)
+    exact = exact_scores(given, unseen) / float(trained.data_info.context_units.std)
+    # Scores from 16 draws spread by about a fourth of themselves besides the records' own spread, which is shared.
+    assert abs(score / exact.mean() - 1) < 4 * 0.25 / np.sqrt(128)
+    for level, share in zip(LEVELS, coverage, strict=True):
+        assert abs(share - level) < 4 * np.sqrt(level * (1 - level) / 128)
+
+
+def test_draws_that_are_too_sure_are_seen():
+    """With the noise taken for a fifth of what it is, intervals hold too few."""
+    trained = dataclasses.replace(fit(steps=1, rounds=1).problem, noise=si.GaussianNoise(NOISE / 5))
+    held_out = dataclasses.replace(jax.tree.map(jnp.asarray, records(128, seed=1)), mask=jnp.ones((128, 2), bool))
+    _, coverage = Watch(trained.noised, held_out, jr.key(2)).look(trained.noised)
+    assert coverage[-1] < 0.8
+
+
+def test_training_ends_where_nothing_is_gained(short_rounds):
+    """The Gaussian from which it starts is exact here."""
+    first, second = fit(), fit()
+    history = first.history
+    assert 3 <= len(history.score) < signals.MOST_ROUNDS
+    assert len(history.loss) == 12 * len(history.score)
+    assert len(history.coverage) == len(history.score) == len(history.residual) + 1
+    assert not history.interrupted
+    same = jax.tree.map(np.array_equal, *(jax.tree.leaves(x.problem.denoiser.network) for x in (first, second)))
+    assert all(same)
+    assert "score of held-out measurements" in repr(history)
+
+
+def test_such_a_run_goes_on_bit_for_bit(short_rounds, tmp_path):
+    whole = fit()
+    fit(checkpoint=tmp_path, checkpoint_every=4, callbacks=[lambda p: p.step >= 28], log_every=4)
+    rest = fit(checkpoint=tmp_path, checkpoint_every=4)
+    assert rest.history.score == whole.history.score
+    assert rest.history.loss == whole.history.loss
+
+
+def test_the_time_is_kept(short_rounds):
+    history = fit(seconds=1e-3).history
+    assert len(history.loss) == 12
+    assert history.score == []
+
+
+@pytest.mark.parametrize("data", ["unknown", "known", "both", "simulated"])
+def test_records_held_out_are_not_trained_on(data):
+    views = jax.tree.map(jnp.asarray, dataclasses.replace(records(60), mask=np.ones((60, 2), bool)))
+    known = jnp.arange(60.0)[:, None] * jnp.ones(2)
+    source = lambda key: si.Pairs(jr.normal(key, (60, 2)), si.View(jr.normal(key, (60, 2)), views.params, views.mask))
+    given = {
+        "unknown": Records(views, None),
+        "known": Records(views, known),
+        "both": Records(views, known[40:]),
+        "simulated": Records(views, known, source),
+    }[data]
+    rest, out = given.hold_out(10, jr.key(0))
+    of = lambda views: set(np.asarray(views.observation)[:, 0].tolist())
+    assert len(of(out)) == 10
+    assert not of(out) & of(rest.views)
+    if data == "simulated":
+        assert rest is given
+        return
+    assert of(out) | of(rest.views) == of(views)
+    if data == "unknown":
+        assert rest.signals is None
+        return
+    first = {float(o): float(s) for o, s in zip(views.observation[:, 0], known[:, 0], strict=True)}
+    assert rest.unknown == (30 if data == "both" else 0)
+    paired = zip(np.asarray(rest.views.observation)[rest.unknown :, 0], np.asarray(rest.signals)[:, 0], strict=True)
+    assert all(first[float(o)] == s for o, s in paired)
+
+
+def test_few_records_are_all_trained_on(short_rounds):
+    history = fit(records(100)).history
+    assert history.score == []
+    assert len(history.loss) == 12 * signals.ROUNDS
+    assert number_held_out(159, 64) == 0 and number_held_out(160, 64) == 8 and number_held_out(10**6, 64) == 128
+    assert number_held_out(160, 160) == 0
+
+
+def test_scores_settle():
+    assert not has_settled([1.0, 1.0])
+    assert has_settled([1.0, 1.0, 0.999])
+    assert not has_settled([1.0, 1.1, 0.9])
+    assert has_settled([1.0, 0.9, 0.899, 0.91])
+    assert not has_settled([1.0, 0.9, 0.8, 0.7])
+
+
+def test_leaving_the_data_ends_training():
+    near = [[0.5, 0.8, 0.9]] * 3
+    assert lost_track([1.0, 1.1], near) is None
+    assert "miss the given measurements by 1.60" in str(lost_track([1.0, 1.6], near))
+    # From a bad start the data are approached.
+    assert lost_track([3.0, 2.0], near) is None
+    assert lost_track([], near) is None
+    assert "intervals of 90% hold 70%" in str(lost_track([1.0], [*near, [0.4, 0.6, 0.7]]))
+    assert lost_track([1.0], [[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]]) is None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"seconds": 0}, "`seconds` must be a positive number"),
+        ({"seconds": "long"}, "`seconds` must be a positive number"),
+        ({"rounds": 0}, "`rounds` must be an integer"),
+        ({"steps": 1.5}, "`steps` must be an integer"),
+        ({"roles": si.RandomViews(1), "rounds": 3}, "`rounds` is for the rounds of signal space"),
+        ({"roles": si.RandomViews(1), "seconds": 60}, "`seconds` is for the rounds of signal space"),
+    ],
+)
+def test_what_is_wrong_is_said(options, message):
+    with without_annotations(), pytest.raises(ValueError, match=message):
+        fit(records(100), **options)

@@ -31,7 +31,7 @@ from .interrupts import interruptible
 from .known_signals import AbstractRounds
 from .progress import make_progress
 from .state import State, batch_loss, init, moving_part, step
-from .watch import Watch, has_settled, lost_track
+from .watch import Watch, lost_track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +278,7 @@ class Run:
         wrong = lost_track(history.residual, history.coverage)
         if wrong is not None:
             warnings.warn(f"Training ended after {number} rounds: {wrong}.", stacklevel=7)
-        return wrong is not None or has_settled(history.score)
+        return wrong is not None or self._watch.settled(history.score)
 
     def _validate(self):
         loss = self._evaluate(self._moving, self._fixed, self._validation, self._validation_key)

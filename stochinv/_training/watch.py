@@ -1,7 +1,8 @@
 r"""How well measurements that training does not see are predicted, round by round.
 
 Each record of several measurements gives all but one of them as its context, and the one that is left is predicted,
-noise included; a record of one measurement gives none. No prediction has a better expected energy score than the exact
+noise included. A record of one measurement gives none: its prediction by the prior tells less, and rounds go on for
+longer. No prediction has a better expected energy score than the exact
 posterior's (Gneiting and Raftery 2007), and central intervals of exact posteriors hold as many as their level says.
 """
 
@@ -25,9 +26,10 @@ LEVELS = (0.5, 0.8, 0.9)
 # Of the records one in twenty is held out, no more than these, and none of fewer.
 SHARE, MOST, FEWEST = 20, 128, 8
 # How many draws predict each measurement, and how many records are drawn for at once.
-DRAWS, CHUNK = 16, 16
-# By how much, relatively, the best score must fall, and in how many rounds.
-LEAST_GAIN, PATIENCE = 0.005, 2
+DRAWS, CHUNK = 8, 16
+# By how much, relatively, the best score must fall, and in how many rounds; and how many there are at least where most
+# records give no context.
+LEAST_GAIN, PATIENCE, FEWEST_BLUNT = 0.005, 2, 6
 # Where draws have kept to the given data, where they have left them, in standard deviations of the noise; and by how
 # much coverage may be off.
 CLOSE, FAR, BAND = 1.2, 1.5, 0.08
@@ -83,6 +85,8 @@ class Watch:
         self._sampler, _ = sampler_of_rounds(problem)
         split_key, self._key = jr.split(key)
         self._given, self._unseen = jax.jit(hold_out)(views, split_key)
+        blunt = float(jnp.mean(jnp.any(self._given.mask, 1))) < 0.5
+        self._fewest = FEWEST_BLUNT if blunt else PATIENCE + 1
         self._look = eqx.filter_jit(self._look_traced)
 
     def look(self, problem: Any) -> tuple[float, list[float]]:
@@ -94,6 +98,10 @@ class Watch:
         """
         energy, inside = self._look(problem, self._given, self._unseen, self._key)
         return float(energy), inside.tolist()
+
+    def settled(self, scores: list[float]) -> bool:
+        """Whether the scores of all rounds so far say that further ones gain nothing."""
+        return has_settled(scores, self._fewest)
 
     def _look_traced(self, problem, given, unseen, key):
         def one(inputs):
@@ -124,9 +132,9 @@ def lost_track(residual: list[float], coverage: list[list[float]]) -> str | None
     return None
 
 
-def has_settled(scores: list[float]) -> bool:
+def has_settled(scores: list[float], fewest: int) -> bool:
     """Whether the scores of rounds, in order, no longer fall: none of the last `PATIENCE` is lower than the best before
-    by `LEAST_GAIN`."""
-    if len(scores) <= PATIENCE:
+    by `LEAST_GAIN`, of `fewest` rounds or more."""
+    if len(scores) < max(fewest, PATIENCE + 1):
         return False
     return min(scores[-PATIENCE:]) > (1 - LEAST_GAIN) * min(scores[:-PATIENCE])

@@ -15,6 +15,8 @@ from stochinv._training.gaussian import (
     condition_few,
     pairwise_gaussian,
 )
+from stochinv._training.gaussian_start import find_start
+from stochinv._training.records import Records
 
 SIZE, VIEWS, ENTRIES, NOISE = 12, 2, 3, 0.3
 
@@ -74,6 +76,27 @@ def test_exact_measurements_are_repeated():
     evidence = measured.evidence("dense", lambda z: z, jnp.zeros(SIZE), context)
     found = evidence.estimate(jnp.float32(1.0), jnp.zeros(SIZE))
     np.testing.assert_allclose(jnp.einsum("vki,i->vk", context.params, found), context.observation, atol=1e-3)
+
+
+def turn(signal, params):
+    return jnp.stack([jnp.cos(signal), jnp.sin(signal)])
+
+
+@pytest.mark.parametrize(("centre", "form"), [(3.0, "nothing"), (0.0, "laplace")])
+def test_several_answers_are_none(centre, form):
+    """Directions near that of -1 are those of two angles within reach, and directions near that of 1 are not."""
+    rng = np.random.default_rng(0)
+    angles = centre + 0.2 * rng.normal(size=(200, 1))
+    seen = np.stack([np.cos(angles), np.sin(angles)], -1) + 0.1 * rng.normal(size=(200, 1, 2))
+    problem = si.StochasticInverseProblem(turn, noise=0.1, signal=jax.ShapeDtypeStruct((), jnp.float32))
+    data = si.View(jnp.asarray(seen, jnp.float32), None, jnp.ones((200, 1), bool))
+    begin = find_start(problem, Records(data, None), problem.signal, si.Units(), None, False, jr.key(0))
+    assert begin.form == form
+    measured = Measured(problem.forward, problem.noise, si.Units())
+    view = jax.tree.map(lambda x: x[0], data)
+    evidence = measured.evidence(begin.form, lambda z: z[0], jnp.zeros(1), view)
+    known = float(evidence.diagonal(lambda values: 1 / (1 + values))[0])
+    assert known == 1 if form == "nothing" else known < 0.1
 
 
 def few(number=3000, seed=0):

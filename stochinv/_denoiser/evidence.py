@@ -31,7 +31,7 @@ LEAST_NOISE = 1e-3
 # Eigenvalues of `Λ` below this share of the largest are lost to rounding.
 ROUNDING = 1e-6
 
-Form = Literal["diagonal", "dense", "laplace"]
+Form = Literal["diagonal", "dense", "laplace", "nothing"]
 
 
 class AbstractEvidence(eqx.Module):
@@ -250,6 +250,8 @@ class Measured(eqx.Module):
         self, form: Form, signal: AnyCallable, zeros: Float[Array, " n"], views: View
     ) -> DenseEvidence | DiagonalEvidence:
         """What views say of a signal, by whichever way suits the forward model."""
+        if form == "nothing":
+            return nothing(views, zeros)
         if form == "diagonal":
             return self.diagonal(signal, zeros, views)
         entries = sum(x.size for x in jax.tree.leaves(views.observation))
@@ -258,6 +260,12 @@ class Measured(eqx.Module):
         precision, shift = (self.laplace if form == "laplace" else self.precision)(signal, zeros, views)
         values, vectors = jnp.linalg.eigh(precision)
         return DenseEvidence(views, vectors, jnp.maximum(values, 0), vectors.T @ shift)
+
+
+def nothing(views: View, zeros: Float[Array, " n"]) -> DenseEvidence:
+    """The evidence of views of which it is left to a network what they say: none."""
+    value = jnp.zeros(1, zeros.dtype)
+    return DenseEvidence(views, jnp.zeros((zeros.size, 1), zeros.dtype), value, value)
 
 
 def thin(views: View, matrix: Float[Array, "m n"], rest: Float[Array, " m"]) -> DenseEvidence:

@@ -26,7 +26,7 @@ from .._schedule import NoiseLevel
 from .._view import View
 from .base import AbstractEncodingDenoiser
 from .correction import AbstractCorrection
-from .evidence import DenseEvidence, Form, Measured
+from .evidence import Form, Measured, nothing
 
 
 @final
@@ -36,16 +36,16 @@ class GaussianResidual(AbstractEncodingDenoiser):
     For a signal of `n` entries and `m` entries measured, a context costs some `m² n + 10 m³` operations and `n m`
     numbers where `m < n`, and otherwise `n² m + 10 n³` operations and `n²` numbers; where each measures one entry of
     the signal alone, `n` of each. A forward model that is not affine is linearised where Gauss-Newton steps find the
-    most likely signal. Noise of unknown size leaves `Λ` and `b` at zero: then the network alone says what the context
-    says.
+    most likely signal. Noise of unknown size leaves `Λ` and `b` at zero, as the form `"nothing"` does: then the network
+    alone says what the context says.
 
     **Arguments:**
 
     - `coordinates`: those in which the signal is noised.
     - `signal`: the `jax.ShapeDtypeStruct`s of a signal.
     - `forward`, `noise`, `units`: the forward model, the noise, and the units of measurements.
-    - `form`: `"diagonal"` where each entry measured is one of the signal, `"dense"` for any affine forward model, and
-        `"laplace"` for all others.
+    - `form`: `"diagonal"` where each entry measured is one of the signal, `"dense"` for any affine forward model,
+        `"laplace"` for others, and `"nothing"` for those whose measurements several signals explain alike.
     - `network`: a [`stochinv.VectorCorrection`][] or a [`stochinv.ImageCorrection`][].
     - `embedding`: a callable from the log-SNR to a vector.
     """
@@ -90,8 +90,7 @@ class GaussianResidual(AbstractEncodingDenoiser):
         _, measured = self.known.value
         zeros = self._zeros()[0]
         if measured.noise.std(_first_raw(measured.units, context)) is None:
-            nothing = jnp.zeros(1, zeros.dtype)
-            return DenseEvidence(context, jnp.zeros((zeros.size, 1), zeros.dtype), nothing, nothing)
+            return nothing(context, zeros)
         return measured.evidence(self.form, self._signal, zeros, context)
 
     def encode_again(self, context: PyTree, view: View) -> PyTree:

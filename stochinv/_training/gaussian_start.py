@@ -14,6 +14,7 @@ from .._custom_types import AnyCallable, Key, Signal, Structure
 from .._data_info import AbstractUnits, Units, standardise_view
 from .._denoiser.evidence import LEAST_NOISE, Form, Measured
 from .._denoiser.gaussian_prior import signal_scale
+from .._denoiser.least_squares import levenberg_marquardt
 from .._denoiser.network import is_image
 from .._sampling import LARGEST_VECTOR
 from .._view import View, take_views, view_mask
@@ -36,6 +37,9 @@ LARGEST_EVIDENCE = 2**27
 ENOUGH_RECORDS, ENOUGH_EVIDENCE = 2048, 2**24
 # The least noise, in standard deviations of measurements, that the first draws take measurements to have.
 LEAST_NOISE_OF_START = 0.1
+# From how many other places signals are sought that explain a record, of how many records, how many at once; and from
+# which share of records with several such signals on none of them is taken for the answer.
+OTHER_STARTS, MOST_ASKED, CHUNK_ASKED, SHARE_OF_SEVERAL = 4, 64, 32, 0.1
 
 
 class Start(eqx.Module):
@@ -101,6 +105,8 @@ def find_start(
         gaussian = gaussian_of_signals(records.signals)
     else:
         gaussian = standard_normal(signal)
+    if form == "laplace" and _has_several_answers(measured, gaussian, signal, data, key):
+        form = "nothing"
     coordinates = _scalar_units(gaussian, signal) if form == "diagonal" else gaussian
     bounds = _range(measured, signal, scale, data) if form == "diagonal" else None
     return Start(coordinates, gaussian if known and guess is None else None, form, bounds)
@@ -254,6 +260,31 @@ def _single_entries(measured: Measured, signal: Structure, scale: float, data: V
     keys = jr.split(key, 2)
     most = jnp.argsort(-jnp.sum(jax.vmap(view_mask)(data), 1))[: len(keys)]
     return bool(jnp.all(jax.lax.map(lambda x: look(*x), (take_views(data, most), keys))))
+
+
+def _has_several_answers(measured: Measured, gaussian: Whitening, signal: Structure, data: View, key: Key) -> bool:
+    """Whether records are explained about as well by signals that are far apart: then none of them says what a record
+    tells, as its neighbourhood does of one answer."""
+    flat, unravel = zeros_of(signal)
+    first = jax.tree.map(lambda x: x[0, 0], data.observation)
+    if measured.noise.std(first) is None:
+        return False
+
+    def several(inputs):
+        view, key = inputs
+        view = standardise_view(measured.units, view)
+        misfit = lambda z: jnp.ravel(measured.misfit(lambda z: gaussian.destandardise(unravel(z)), view)(z))
+        starts = jnp.concatenate([flat[None], 2 * jr.normal(key, (OTHER_STARTS, flat.size), flat.dtype)])
+        found, rest, matrix = jax.lax.map(lambda start: levenberg_marquardt(misfit, start), starts)
+        cost = jnp.sum(rest**2, 1) + jnp.sum(found**2, 1)
+        apart = jnp.sum((matrix[0] @ (found - found[0]).T) ** 2, 0) + jnp.sum((found - found[0]) ** 2, 1)
+        # Signals five standard deviations apart, whose probabilities differ by a factor of 20 at most.
+        return jnp.any((apart > 25) & (jnp.abs(cost - cost[0]) < 6))
+
+    number = min(MOST_ASKED, count(data))
+    few = jax.tree.map(lambda x: x[:number], data)
+    found = eqx.filter_jit(lambda few, keys: in_chunks(several, (few, keys), CHUNK_ASKED))(few, jr.split(key, number))
+    return bool(jnp.mean(found) > SHARE_OF_SEVERAL)
 
 
 def _scalar_units(gaussian: Whitening, signal: Structure) -> Units:

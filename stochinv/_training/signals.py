@@ -76,8 +76,10 @@ def train_signals(
     problem, begin = prepare_signals(problem, records, signal, guess, standardise, prepare_key)
     check_closures(problem.denoiser)
     seed = seed_of(key)
-    given["optimizer"] = each_round(length) if optimizer is None else optimizer
-    given["ema"] = None if ema is None else RestartedEMA(ema, length)
+    # Where signals are known and the end is, all rounds are one.
+    cycle = length if records.unknown or steps is None else options.steps
+    given["optimizer"] = in_cycles(cycle) if optimizer is None else optimizer
+    given["ema"] = None if ema is None else RestartedEMA(ema, cycle)
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
     if records.unknown:
         schedule = Rounds(state.problem, records, begin, guess, rounds_key, length, options.batch_size)
@@ -101,9 +103,9 @@ def length_of(steps: int | None, rounds: int | None, signal: Structure) -> int:
     return min(usual, -(-steps // ROUNDS)) if rounds is None else -(-steps // rounds)
 
 
-def each_round(length: int) -> optax.GradientTransformation:
-    """Adam, whose learning rate rises and falls in each round: the signals of the next one are drawn, and training may
-    end, when it is low."""
+def in_cycles(length: int) -> optax.GradientTransformation:
+    """Adam, whose learning rate rises and falls in every so many steps: signals are drawn anew, and training may end,
+    when it is low."""
     cycle = optax.warmup_cosine_decay_schedule(0.0, 1e-3, max(length // 10, 1), max(length, 2), 1e-5)
     return optax.adam(lambda count: cycle(jnp.mod(count, length)))
 

@@ -94,7 +94,7 @@ def test_known_signals_tell_what_measurements_never_see():
 def test_known_signals_stay_as_they_are():
     data, known = records(200), pairs(100)
     prepared = dataclasses.replace(problem(), space=si.SignalSpace())
-    signal, both = as_records(prepared, data, known, 64, 12, jr.key(2))
+    signal, both = as_records(prepared, data, known, 64, lambda _: 12, jr.key(2))
     prepared, begin = prepare_signals(prepared, both, signal, None, True, jr.key(0))
     rounds = Rounds(prepared.noised, both, begin, None, jr.key(1), 12, 64)
     before = rounds.signals

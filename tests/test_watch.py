@@ -14,7 +14,7 @@ from stochinv._training import signals, watch
 from stochinv._training.records import Records
 from stochinv._training.watch import LEVELS, Watch, has_settled, lost_track, number_held_out
 
-NOISE, SIZE = 0.5, 2
+NOISE, SIZE = 1.0, 2
 SPREAD = np.array([2.0, 0.5])
 SIGNAL = jax.ShapeDtypeStruct((SIZE,), jnp.float32)
 
@@ -60,8 +60,8 @@ def exact_scores(given, unseen, number=4000):
 def test_scores_and_coverage_of_exact_posteriors_are_theirs():
     """One step leaves the network as it was made: the exact denoiser of the best Gaussian, which 2,000 records tell."""
     trained = fit(steps=1, rounds=1).problem
-    held_out = records(128, seed=1)
-    watch_views = dataclasses.replace(jax.tree.map(jnp.asarray, held_out), mask=jnp.ones((128, 2), bool))
+    held_out = records(512, seed=1)
+    watch_views = dataclasses.replace(jax.tree.map(jnp.asarray, held_out), mask=jnp.ones((512, 2), bool))
     watching = Watch(trained.noised, watch_views, jr.key(2))
     score, coverage = watching.look(trained.noised)
     kept = np.asarray(watching._given.mask).argmax(1)
@@ -70,11 +70,11 @@ def test_scores_and_coverage_of_exact_posteriors_are_theirs():
     unseen = jax.tree.map(lambda x: pick(np.asarray(x, float), 1 - kept)[:, 0], held_out)
     exact = exact_scores(given, unseen) / float(trained.data_info.context_units.std)
     # Scores from 8 draws spread by about a third of themselves besides the records' own spread, which is shared.
-    assert abs(score / exact.mean() - 1) < 4 * 0.33 / np.sqrt(128)
+    assert abs(score / exact.mean() - 1) < 4 * 0.33 / np.sqrt(512)
     for level, share in zip(LEVELS, coverage, strict=True):
-        assert abs(share - level) < 4 * np.sqrt(level * (1 - level) / 128)
+        assert abs(share - level) < 4 * np.sqrt(level * (1 - level) / 512)
     # With measurements that have thrice the noise, predictions are too sure.
-    noisier = dataclasses.replace(watch_views, observation=records(128, seed=1, noise=3 * NOISE).observation)
+    noisier = dataclasses.replace(watch_views, observation=records(512, seed=1, noise=3 * NOISE).observation)
     _, coverage = Watch(trained.noised, noisier, jr.key(2)).look(trained.noised)
     assert coverage[-1] < 0.8
 

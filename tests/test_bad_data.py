@@ -170,7 +170,7 @@ def test_data(call, message, request):
 
 
 WRONG = {
-    "steps": (0, -1, 10.5, True, "10", None, NAN),
+    "steps": (0, -1, 10.5, True, "10", NAN),
     "batch_size": (0, -1, 2.5, True, "8", None),
     "log_every": (0, 2.5),
     "checkpoint_every": (0, None),

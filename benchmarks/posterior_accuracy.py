@@ -6,27 +6,17 @@ Problems are trained in signal space, with the defaults of `fit` unless `Case.se
 are known: in closed form, by Gibbs sampling, or by sequential Monte Carlo with the true law of signals. Nothing of the
 library makes a measurement or a reference. Columns: what was measured on held-out records, what exact posteriors have,
 the bar, and the seconds of training with compilation, on the clock and of all cores together.
-
-With `--space measurement`, what `measurement_accuracy.py` says instead: distances to references by objective and number
-of sampler steps. The problems of `sbibm` need the reference files of that package, which is not installed for it:
-
-    pip download --no-deps sbibm==1.1.0 && unzip sbibm-1.1.0-*.whl -d sbibm-files
-    python benchmarks/posterior_accuracy.py --space measurement --problems two_moons --sbibm sbibm-files
-
-With `--npse PYTHON`, the Python of a virtual environment where `sbi` is installed, its score estimation is trained on
-the same simulations and printed beside.
 """
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.random as jr
-import measurement_accuracy
 import signal_closed_forms as closed
 import signal_problems as problems
 import tyro
@@ -48,10 +38,6 @@ SIGNAL_PROBLEMS: dict[str, Callable[[Sizes], Case]] = {
     "spectra": problems.spectra,
     "density": closed.density,
 }
-MEASUREMENT_PROBLEMS = (
-    *("circle", "null_space", "noisy_linear", "noisy_circle"),
-    *("banana", "concentrations", "sigmoid", "manifold"),
-)
 
 
 @dataclass(frozen=True)
@@ -59,36 +45,23 @@ class Options:
     """Posterior samples against references."""
 
     problems: tuple[str, ...] = ()
-    """Which problems; all by default. In measurement space also two_moons, slcp, gaussian_mixture (with `sbibm`)."""
-    space: Literal["signal", "measurement"] = "signal"
-    """What is noised in training."""
+    """Which problems; all by default."""
     seed: int = 0
     """Seed of training."""
     quick: bool = False
     """Tiny sizes: that everything runs, and nothing else."""
     json: Path | None = None
     """Also write the figures to this file."""
-    objectives: tuple[str, ...] = ("squared error", "energy score")
-    """In measurement space, which objectives."""
-    steps: tuple[int, ...] = (1, 4, 16, 64)
-    """In measurement space, numbers of sampler steps."""
-    samples: int = 4000
-    """In measurement space, samples per context, as many as of the reference."""
-    training: float = 1.0
-    """In measurement space, the number of training steps, in units of what each problem asks for."""
-    sbibm: Path | None = None
-    """In measurement space, the folder with the unpacked files of sbibm."""
-    npse: Path | None = None
-    """In measurement space, a Python interpreter with `sbi`, to compare with on the problems of sbibm."""
 
 
-def run_signals(name: str, options: Options) -> dict:
-    case = SIGNAL_PROBLEMS[name](Sizes(options.quick, options.seed))
+def run(name: str, sizes: Sizes) -> dict:
+    """Trains a problem, and measures how near its posteriors are to the truth."""
+    case = SIGNAL_PROBLEMS[name](sizes)
     settings: dict[str, Any] = dict(case.settings)
-    if options.quick:
+    if sizes.quick:
         settings |= {"steps": 4, "rounds": 2, "batch_size": 32}
     start, cpu = time.perf_counter(), time.process_time()
-    fit = case.problem.fit(case.data, key=jr.key(options.seed), **settings)
+    fit = case.problem.fit(case.data, key=jr.key(sizes.seed), **settings)
     seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     figures = [asdict(x) | {"met": bool(x.met)} for x in case.assess(fit.problem)]
     return {"problem": name, **seconds, "history": repr(fit.history), "score": fit.history.score, "figures": figures}
@@ -117,23 +90,15 @@ def print_table(results: Sequence[dict]):
 
 def main(argv: Sequence[str] | None = None):
     options = tyro.cli(Options, args=argv)
-    signals = options.space == "signal"
-    names = options.problems or (tuple(SIGNAL_PROBLEMS) if signals else MEASUREMENT_PROBLEMS)
-    if options.quick:
-        options = replace(options, steps=(1, 2), samples=100, training=1e-3)
     print(f"stochinv {si.__version__}, jax {jax.__version__}, {jax.default_backend()}")
     results = []
-    for name in names:
-        results.append(run_signals(name, options) if signals else measurement_accuracy.run(name, options))
-        if signals:
-            print_table(results[-1:])
+    for name in options.problems or SIGNAL_PROBLEMS:
+        results.append(run(name, Sizes(options.quick, options.seed)))
+        print_table(results[-1:])
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=2))
-    if signals:
-        print()
-        print_table(results)
-    else:
-        measurement_accuracy.print_table(results, options)
+    print()
+    print_table(results)
     return results
 
 

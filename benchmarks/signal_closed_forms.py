@@ -1,13 +1,15 @@
-"""Problems in signal space whose posteriors are known, for `posterior_accuracy.py`: those of measurement space again.
+"""Problems in signal space whose posteriors are known, for `posterior_accuracy.py`: closed forms and small dimensions.
 
-Laws, measurements and references are those of `posterior_problems.py`, and of NumPy.
+Measurements and references are NumPy and SciPy; nothing of the library makes any.
 """
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from posterior_problems import (
+from scipy.special import logsumexp
+from signal_case import Case, Figure, Sizes, draws_of, one_record, records
+from signal_laws import (
     MIXTURE_MEANS,
     MIXTURE_WEIGHTS,
     SECOND_MODE,
@@ -16,14 +18,10 @@ from posterior_problems import (
     directions,
     draw_angles,
     draw_mixture,
-    measure_angle,
     mixture_roots,
     on_circle,
-    project,
     transport,
 )
-from scipy.special import logsumexp
-from signal_case import Case, Figure, Sizes, draws_of, one_record, records
 from signal_references import standard_normal, tempered
 
 import stochinv as si
@@ -31,6 +29,14 @@ import stochinv as si
 
 def signal_of(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def project(signal, params):
+    return params @ signal
+
+
+def measure_angle(signal, params):
+    return jnp.stack([jnp.cos(signal), jnp.sin(signal)])
 
 
 def draw_signals(rng, number):

@@ -54,15 +54,6 @@ def test_posterior_accuracy(run):
 
 
 @pytest.mark.slow
-def test_posterior_accuracy_in_measurement_space(run):
-    names = ["noisy_circle", "manifold"]
-    figures, printed = run("posterior_accuracy", "--space", "measurement", "--problems", *names)
-    assert [x["problem"] for x in figures] == names
-    assert all(np.isfinite(x["energy score"]["2"]["distance"]) for x in figures)
-    assert "noisy_circle" in printed
-
-
-@pytest.mark.slow
 def test_warping(run):
     figures, printed = run("warping")
     assert [x["what"] for x in figures["warps"]] == ["forward", "gradient"]

@@ -169,7 +169,7 @@ def test_default_denoiser(kind):
         context = si.View(jnp.ones((2, 2)), jnp.ones((2, 2, 3)))
     info = info_of(context, noisy, params, affine=True)
     fresh = si.nn.default_denoiser(forward, signal, info, width=8, latent_size=4, key=jr.key(0))
-    assert isinstance(fresh.encoder, si.BackProjection if kind == "image" else si.GaussianPrior)
+    assert isinstance(fresh.encoder, si.BackProjection if kind == "image" else si.Flatten)
     call = eqx.filter_jit(lambda d, key: d(noisy, LEVEL, context, params, key=key))
     answer = call(fresh, None)
     structure = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), answer)

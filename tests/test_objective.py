@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import numpyro.distributions as dist
 import pytest
+from jaxtyping import Array
 
 import helpers
 import stochinv as si
+from stochinv._denoiser.base import components
 
 ENERGY = si.EnergyRule()
+SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
 @pytest.mark.parametrize("name", helpers.objectives())
@@ -147,6 +151,85 @@ def test_masked_novel_views_do_not_count_for_the_squared_error():
         novel = si.View(observation, case.context.params, jnp.asarray([True, False]))
         losses.append(case.problem.loss(si.Example(case.context, target, novel), key=jr.key(0))[0])
     np.testing.assert_array_equal(*losses)
+
+
+class Choice(si.AbstractMixtureDenoiser):
+    """One of the same few signals, whatever is measured."""
+
+    signals: Array
+    logits: Array
+
+    def components(self, noisy, level, context, params, *, key=None):
+        return self.signals, jax.nn.log_softmax(self.logits)
+
+    def __call__(self, noisy, level, context, params, *, key=None):
+        return self.signals[jr.categorical(key, self.logits)]
+
+
+def two_points(share):
+    return Choice(jnp.asarray([-1.0, 2.0]), jnp.log(jnp.asarray([1 - share, share])))
+
+
+def test_every_other_denoiser_has_one_component():
+    plain = lambda noisy, level, context, params, *, key=None: jnp.asarray(3.0)
+    signals, logs = components(plain, jnp.zeros(1), si.CosineSchedule().level(0.5), None, None, key=jr.key(0))
+    np.testing.assert_array_equal(signals, [3.0])
+    np.testing.assert_array_equal(logs, [0.0])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.7, dist.Poisson])
+def test_weighting_the_choices_changes_no_expectation(noise):
+    """The score of draws and the one weighted by shares have the same mean, and so have their gradients by signals."""
+    number = 4000
+    forward = lambda s, params: 3 + s[None]
+    novel = si.View(jnp.asarray([[4.0], [1.0]]), jnp.zeros((2, 0)))
+    example = si.Example(None, si.View(jnp.asarray([4.0]), jnp.zeros(0)), novel)
+    objective = si.ProperScore(num_draws=2, regulariser=lambda s, params: 0.1 * s**2)
+    logits = two_points(0.3).logits
+
+    def scores(wrap):
+        def score(signals, key):
+            denoiser = wrap(Choice(signals, logits))
+            problem = si.StochasticInverseProblem(forward, denoiser, noise=noise, objective=objective, signal=SCALAR)
+            return problem.loss(example, key=key)[0]
+
+        of = jax.jit(jax.vmap(jax.value_and_grad(score), (None, 0)))
+        value, gradient = of(jnp.asarray([-1.0, 2.0]), jr.split(jr.key(0), number))
+        return np.concatenate([value[:, None], gradient], 1).astype(np.float64)
+
+    # As a plain callable, a denoiser has no components.
+    drawn = scores(lambda denoiser: lambda *arguments, key=None: denoiser(*arguments, key=key))
+    weighted = scores(lambda denoiser: denoiser)
+    error = np.sqrt((drawn.var(0) + weighted.var(0)) / number)
+    assert np.all(np.abs(drawn.mean(0) - weighted.mean(0)) < 5 * error)
+    assert np.all(weighted.var(0) < drawn.var(0))
+
+
+@pytest.mark.parametrize("noise", [0.0, pytest.param(dist.Poisson, marks=pytest.mark.slow)])
+def test_the_right_shares_are_stationary(noise):
+    """The gradient by the logits vanishes within its standard error there, and not at other shares."""
+    share, number = 0.3, 20_000
+    second = jr.bernoulli(jr.key(0), share, (number,))
+    forward = lambda s, params: 3 + s[None]
+    measured = forward(jnp.where(second, 2.0, -1.0), None)[0][:, None]
+    if callable(noise):
+        measured = jr.poisson(jr.key(1), measured).astype(jnp.float32)
+    empty = jnp.zeros((number, 0))
+    data = si.Example(None, si.View(measured, empty), si.View(measured[:, None], empty[:, None]))
+    objective = si.ProperScore(num_draws=2, score_target=False)
+
+    def gradients(share):
+        def loss(denoiser, example, key):
+            problem = si.StochasticInverseProblem(forward, denoiser, noise=noise, objective=objective, signal=SCALAR)
+            return problem.loss(example, key=key)[0]
+
+        keys = jr.split(jr.key(2), number)
+        of = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(two_points(share), data, keys)
+        return np.asarray(of.logits, np.float64)
+
+    at_truth, elsewhere = gradients(share), gradients(0.6)
+    assert np.all(np.abs(at_truth.mean(0)) < 5 * at_truth.std(0) / np.sqrt(number) + 1e-6)
+    assert np.all(np.abs(elsewhere.mean(0)) > 10 * elsewhere.std(0) / np.sqrt(number))
 
 
 def test_snr_weight_makes_scaled_outputs_count_alike():

@@ -46,4 +46,4 @@ class AmortisedGaussian(AbstractEncoder):
     def __call__(self, noisy: Observation, level: NoiseLevel, context: Context, params: Params) -> Features:
         features = self.network(noisy, level, context, params)
         log_scale = 4 * jnp.tanh(features @ self.to_log_scale / 4)
-        return Features(features, features @ self.to_mean, jnp.diag(jnp.exp(log_scale)))
+        return Features(features, features @ self.to_mean, jnp.exp(log_scale))

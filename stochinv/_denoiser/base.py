@@ -47,7 +47,15 @@ class AbstractDenoiser(eqx.Module):
 
 
 class AbstractMixtureDenoiser(AbstractDenoiser):
-    """A denoiser whose draws choose one of several signals, such as [`stochinv.MixtureDenoiser`][]."""
+    """A denoiser whose draws choose one of several signals, such as [`stochinv.nn.LiftingDenoiser`][].
+
+    A network is continuous in its latent code: where a posterior has separate modes, some of its draws lie between
+    them. A choice has no between.
+
+    ??? cite "Source"
+
+        Bishop 1994, "Mixture density networks".
+    """
 
     @abc.abstractmethod
     def components(

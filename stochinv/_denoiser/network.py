@@ -31,15 +31,12 @@ class Features(eqx.Module):
 
     - `network_input`: an image `(H, W, channels)` or a vector.
     - `estimate`: a first estimate of the standardised signal, in the shape of the network's output or a scalar.
-    - `uncertainty`: the standard deviation left around it, likewise; for vectors also a matrix, a root of the
-        covariance.
-    - `shrinkage`: for such a root, a matrix that the network's output is multiplied by, or `None`.
+    - `uncertainty`: the standard deviation left around it, likewise.
     """
 
     network_input: Float[Array, "..."]
     estimate: Float[Array, "..."]
     uncertainty: Float[Array, "..."]
-    shrinkage: Float[Array, "n n"] | None = None
 
 
 class AbstractEncoder(eqx.Module):
@@ -59,8 +56,8 @@ class NetworkDenoiser(AbstractDenoiser):
     one for its later layers. Several draws from the same measurements (a `jax.vmap` over keys) share all that does not
     depend on `z`.
 
-    Where the encoder's uncertainty is the root of a covariance, the leading entries of `z` are also added to the
-    network's output, if there are enough: a network of zeros then draws from the Gaussian that the encoder describes.
+    Where the encoder's uncertainty is a vector, the leading entries of `z` are also added to the network's output, if
+    there are enough: a network of zeros then draws from the Gaussian that the encoder describes.
 
     **Arguments:**
 
@@ -134,16 +131,9 @@ class NetworkDenoiser(AbstractDenoiser):
             shifted = embedding + code @ self.latent_weight
             embeddings = (embedding, shifted) if self.latent == "embedding_up" else (shifted,)
             output = self.network(network_input, *embeddings)
-        uncertainty = features.uncertainty
-        if features.shrinkage is not None:
-            output = features.shrinkage @ output
-        if uncertainty.ndim == 2 and output.ndim == 1:
-            if self.latent_size >= output.size:
-                output = output + code[: output.size]
-            output = uncertainty @ output
-        else:
-            output = uncertainty * output
-        output = self.shift + self.scale * (features.estimate + output)
+        if features.uncertainty.ndim == 1 and self.latent_size >= output.size:
+            output = output + code[: output.size]
+        output = self.shift + self.scale * (features.estimate + features.uncertainty * output)
         return split_signal(output, self.signal)
 
 

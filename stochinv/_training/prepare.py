@@ -66,7 +66,7 @@ def prepare(
     info = DataInfo(target.observation, target.params, structure(example.context), units, affine, seen)
     denoiser = problem.denoiser
     if denoiser is None:
-        denoiser = default_denoiser(problem.forward, signal, info, noise=problem.noise, key=denoiser_key)
+        denoiser = default_denoiser(problem.forward, signal, info, key=denoiser_key)
     problem = dataclasses.replace(problem, denoiser=denoiser, signal=signal, data_info=info)
     _check_draws(problem, example)
     problem.objective.check(problem, example)

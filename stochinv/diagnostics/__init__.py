@@ -18,4 +18,3 @@ from ._measurement import (
 from ._reference import ReferencePosterior as ReferencePosterior, reference_posterior as reference_posterior
 from ._reweighting import ReweightedPosterior as ReweightedPosterior, reweighted_posterior as reweighted_posterior
 from ._scores import crps as crps, energy_score as energy_score, fractional_ranks as fractional_ranks
-from ._sinkhorn import sinkhorn_divergence as sinkhorn_divergence

@@ -12,11 +12,9 @@ from .._custom_types import Key, Structure
 from .._data_info import DataInfo, describe
 from .._denoiser.back_projection import BackProjection, count_channels, forward_gain
 from .._denoiser.flatten import Flatten
-from .._denoiser.gaussian_prior import GaussianPrior, signal_scale
 from .._denoiser.network import AbstractEncoder, NetworkDenoiser, is_image
 from .._forward.base import AbstractForwardModel
 from .._frozen import trainable
-from .._noise import AbstractNoise, GaussianNoise
 from .._view import is_view
 from ..forward._camera import Camera
 from ..forward._volume import VolumeRenderer
@@ -27,8 +25,6 @@ from ._linear import Linear
 from ._mlp import MLP
 from ._unet import UNet
 
-# Conditioning a Gaussian costs some `(entries of the signal)² (entries measured)` operations per record.
-LARGEST_GAUSSIAN = 64
 _EMBEDDING_SIZE = 128
 
 
@@ -39,15 +35,13 @@ def default_denoiser(
     *,
     width: int | None = None,
     latent_size: int = 64,
-    noise: AbstractNoise = GaussianNoise(),
     key: Key,
 ) -> NetworkDenoiser | LiftingDenoiser:
     """A network denoiser for the shapes of a problem's data.
 
     The images of a [`stochinv.forward.VolumeRenderer`][] get a transformer whose features are lifted into the signal's
     voxels. Images measured by an affine forward model get a U-Net on back-projected measurements; every other signal
-    gets an MLP on flattened measurements, which for small signals and affine forward models corrects the exact answer
-    for a Gaussian signal.
+    gets an MLP on flattened measurements.
 
     **Arguments:**
 
@@ -56,8 +50,7 @@ def default_denoiser(
     - `info`: the [`stochinv.DataInfo`][] of the data.
     - `width`: the channels of the U-Net's first level (32 by default), or the width of the MLP (256, or 128 for at most
         16 entries of a signal) or of the transformer (192).
-    - `latent_size`: the least length of the latent code that draws are made with; the transformer has one of its own.
-    - `noise`: the noise of measurements, as in [`stochinv.StochasticInverseProblem`][].
+    - `latent_size`: the length of the latent code that draws are made with; the transformer has one of its own.
     - `key`: a PRNG key.
 
     **Returns:**
@@ -72,11 +65,11 @@ def default_denoiser(
     if isinstance(forward, VolumeRenderer):
         return _lifting_denoiser(signal, info, width=width, key=key)
     network_key, embedding_key, view_key, latent_key = jr.split(key, 4)
-    options = {"width": width, "latent_size": latent_size, "key": network_key}
     if info.affine and is_image(signal):
-        parts = _image_parts(forward, signal, info, **options)
+        parts = _image_parts(forward, signal, info, width=width, key=network_key)
     else:
-        parts = _vector_parts(forward, signal, info, **options, noise=noise, view_key=view_key)
+        keys = {"key": network_key, "view_key": view_key}
+        parts = _vector_parts(signal, info, width=width, latent_size=latent_size, **keys)
     dtype = jnp.result_type(*jax.tree.leaves(signal))
     embedding = NoiseEmbedding(_EMBEDDING_SIZE, key=embedding_key)
     encoder, network, embedding = (_cast(part, dtype) for part in (parts.encoder, parts.network, embedding))
@@ -86,7 +79,7 @@ def default_denoiser(
         embedding,
         embedding_size=_EMBEDDING_SIZE,
         signal=signal,
-        latent_size=parts.latent_size,
+        latent_size=latent_size,
         latent=parts.latent,
         shift=parts.shift,
         scale=parts.scale,
@@ -100,7 +93,6 @@ class _Parts(NamedTuple):
     encoder: AbstractEncoder
     network: UNet | MLP
     latent: Literal["embedding", "input"]
-    latent_size: int
     shift: float = 0.0
     scale: float = 1.0
 
@@ -123,7 +115,7 @@ def _lifting_denoiser(signal, info, *, width, key):
     )
 
 
-def _image_parts(forward, signal, info, *, width, latent_size, key):
+def _image_parts(forward, signal, info, *, width, key):
     """A U-Net on back-projected measurements."""
     gain = forward_gain(forward, signal, info.params)
     channels = 32 if width is None else width
@@ -136,11 +128,11 @@ def _image_parts(forward, signal, info, *, width, latent_size, key):
     )
     encoder = BackProjection(forward, signal, gain=gain)
     shift, scale = _average(info.units.mean) / gain, _average(info.units.std) / gain
-    return _Parts(encoder, network, "embedding", latent_size, shift, scale)
+    return _Parts(encoder, network, "embedding", shift, scale)
 
 
-def _vector_parts(forward, signal, info, *, width, latent_size, noise, key, view_key):
-    """An MLP on flattened measurements, and on what they say of a Gaussian signal where that is cheap to know."""
+def _vector_parts(signal, info, *, width, latent_size, key, view_key):
+    """An MLP on flattened measurements."""
     size = _entries(signal)
     if size > 65_536:
         raise ValueError(
@@ -149,30 +141,19 @@ def _vector_parts(forward, signal, info, *, width, latent_size, noise, key, view
         )
     if width is None:
         width = 128 if size <= 16 else 256
-    measured, context_size, view_network = _entries(info.observation), _entries(info.context), None
-    features = measured + _entries(info.params)
-    if is_view(info.context):
-        measured += _entries(info.context.observation)
-        context = info.context
+    context, context_size, view_network = info.context, _entries(info.context), None
+    if is_view(context):
         one_view = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (context.observation, context.params)
         )
         view_network = eqx.nn.MLP(_entries(one_view), width, width, 1, jax.nn.silu, key=view_key)
         context_size = width + 1
-    encoder = Flatten(view_network)
-    features += context_size
-    if info.affine and noise.every_level and max(size, measured) <= LARGEST_GAUSSIAN:
-        scale = _average(info.units.std)
-        if info.witness is not None:
-            scale = signal_scale(forward, signal, info.witness.params, info.units)
-        encoder = GaussianPrior(forward, signal, encoder, scale=scale, noise=noise, units=info.units)
-        features += encoder.num_features
-        latent_size = max(latent_size, size)
+    features = _entries(info.observation) + _entries(info.params) + context_size
     network = MLP(features + latent_size, size, embedding_size=_EMBEDDING_SIZE, width=width, key=key)
     if not info.affine:
         # A signal of zeros may be a place without a slope: intensities, for one, are squares.
         network = eqx.tree_at(lambda n: n.linear_out, network, Linear(width, size, key=jr.fold_in(key, 1)))
-    return _Parts(encoder, network, "input", latent_size)
+    return _Parts(Flatten(view_network), network, "input")
 
 
 def _cast(module, dtype):

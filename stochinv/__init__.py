@@ -48,6 +48,7 @@ from ._noise import (
     PoissonNoise as PoissonNoise,
 )
 from ._noising import (
+    half_middle_log_snr as half_middle_log_snr,
     middle_log_snr as middle_log_snr,
     mostly_noise as mostly_noise,
     pure_noise as pure_noise,

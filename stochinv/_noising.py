@@ -57,11 +57,19 @@ def uniform_log_snr(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
 
 
 def middle_log_snr(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
-    """Noise levels of training: most where images take shape, the log signal-to-noise ratio normal with mean 0.5 and
-    standard deviation 2.5 within the schedule's range (Karras et al. 2022, "Elucidating the design space of
+    """Noise levels of training: most where images take shape, the log signal-to-noise ratio normal with mean -0.5 and
+    standard deviation 2 within the schedule's range (Karras et al. 2022, "Elucidating the design space of
     diffusion-based generative models", section 5)."""
-    log_snr = 2.5 * jr.normal(key) + 0.5
+    log_snr = 2 * jr.normal(key) - 0.5
     return schedule.inverse(jnp.clip(log_snr, schedule.log_snr(1.0), schedule.log_snr(0.0)))
+
+
+def half_middle_log_snr(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:
+    """Noise levels of training: half of them as [`stochinv.middle_log_snr`][], where signals that are hardly known take
+    shape, and half as [`stochinv.uniform_log_snr`][], where those do that are known well."""
+    which_key, level_key = jr.split(key)
+    middle = jr.bernoulli(which_key)
+    return jnp.where(middle, middle_log_snr(schedule, level_key), uniform_log_snr(schedule, level_key))
 
 
 def pure_noise(schedule: AbstractNoiseSchedule, key: Key) -> FloatScalar:

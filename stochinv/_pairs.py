@@ -13,8 +13,9 @@ from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
 from ._view import View, num_views, take_views, view_mask
 
-# How often nothing is given, so that the denoiser of the prior is learned too.
-SHARE_OF_PRIOR = 0.15
+# How often nothing is given, so that the denoiser of the prior is learned too, and how often everything is, as where
+# signals are drawn for training.
+SHARE_OF_PRIOR, SHARE_OF_ALL = 0.1, 0.15
 
 
 @final
@@ -46,9 +47,9 @@ class Pairs(eqx.Module):
 class SimulatedContext(eqx.Module):
     """Makes the contexts that a denoiser of signals is trained with: measurements of a signal, simulated afresh.
 
-    The parameters are those of another record, and a random number of its views is given: in `SHARE_OF_PRIOR` of all
-    records none, in the others from one to all, `n` in inverse proportion to `n`: the fewer are given, the more there
-    is to learn.
+    The parameters are those of another record, and a random number of its views is given: in 10 % of all records none,
+    in 15 % all, and in the others from one to all, `n` in inverse proportion to `n²`: the fewer are given, the more
+    there is to learn.
 
     **Arguments:**
 
@@ -86,14 +87,15 @@ class SimulatedContext(eqx.Module):
 
         A stack of as many, with a mask.
         """
-        order_key, number_key, none_key = jr.split(key, 3)
+        order_key, number_key, extreme_key = jr.split(key, 3)
         # Views that count come first, in random order.
         order = jnp.argsort(jr.uniform(order_key, (num_views(views),)) + ~view_mask(views))
         views = take_views(View(views.observation, views.params, view_mask(views)), order)
         sizes = jnp.arange(num_views(views))
         most = jnp.maximum(jnp.sum(view_mask(views)), 1)
-        number = 1 + jr.categorical(number_key, jnp.where(sizes < most, -jnp.log1p(sizes.astype(float)), -jnp.inf))
-        number = jnp.where(jr.bernoulli(none_key, SHARE_OF_PRIOR), 0, number)
+        number = 1 + jr.categorical(number_key, jnp.where(sizes < most, -2 * jnp.log1p(sizes.astype(float)), -jnp.inf))
+        which = jr.uniform(extreme_key)
+        number = jnp.where(which > 1 - SHARE_OF_ALL, most, jnp.where(which < SHARE_OF_PRIOR, 0, number))
         return View(views.observation, views.params, view_mask(views) & (jnp.arange(num_views(views)) < number))
 
     def observe(self, signal: Signal, views: View, key: Key) -> View:

@@ -13,7 +13,7 @@ import jax
 
 from ._checks import check_callable, check_instance, plain
 from ._custom_types import AnyCallable
-from ._noising import middle_log_snr, uniform_log_snr
+from ._noising import half_middle_log_snr, middle_log_snr
 from ._objective.denoising import DenoisingError
 from ._problem_base import AbstractProblem
 from ._sampling import LARGEST_VECTOR
@@ -43,7 +43,7 @@ class SignalSpace(AbstractSpace):
     **Arguments:**
 
     - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t`. By default
-        [`stochinv.uniform_log_snr`][], and for signals of more than 256 entries [`stochinv.middle_log_snr`][].
+        [`stochinv.half_middle_log_snr`][], and for signals of more than 256 entries [`stochinv.middle_log_snr`][].
     """
 
     sample_time: AnyCallable | None = None
@@ -55,7 +55,7 @@ class SignalSpace(AbstractSpace):
 
     def problem(self, problem: AbstractProblem) -> SignalProblem:
         size = sum(x.size for x in jax.tree.leaves(problem.signal))
-        chosen = middle_log_snr if size > LARGEST_VECTOR else uniform_log_snr
+        chosen = middle_log_snr if size > LARGEST_VECTOR else half_middle_log_snr
         return SignalProblem(
             measure=problem.forward,
             measurement_noise=problem.noise,

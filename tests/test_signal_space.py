@@ -224,8 +224,8 @@ def test_simulated_contexts_are_measurements_of_the_signals():
     rest = np.asarray(context.observation - jnp.einsum("nvij,nj->nvi", context.params, signals))
     assert abs(rest.std() / NOISE - 1) < 4 / np.sqrt(2 * rest.size)
     number = np.asarray(context.mask.sum(1))
-    # None in 15 %; of the others half of the records have one view to give, the rest one, and half as often two.
-    shares = np.array([0.15, 0.85 * 5 / 6, 0.85 / 6])
+    # None in 10 % and all in 15 %; in the rest one view, of those that have two in four of five cases.
+    shares = np.array([0.1, 0.45 + 0.5 * 0.75 * 4 / 5, 0.5 * (0.15 + 0.75 / 5)])
     counts = np.bincount(number, minlength=3)
     assert np.all(np.abs(counts - 500 * shares) < 4 * np.sqrt(500 * shares * (1 - shares)))
 

@@ -10,15 +10,12 @@ from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable
 from .._frozen import Frozen
-from .._view import View, view_mask
+from .._view import View, num_views, view_mask
+from .evidence import AbstractEvidence
 from .flatten import flatten
 
-
-def features(view: View, like: Float[Array, "..."]) -> Float[Array, " features"]:
-    """A stack of views as one vector: measurements and parameters, zero where they do not count, and the mask."""
-    mask = view_mask(view)
-    rows = jax.vmap(lambda o, p: jnp.concatenate([flatten(o, like), flatten(p, like)]))(view.observation, view.params)
-    return jnp.concatenate([jnp.ravel(jnp.where(mask[:, None], rows, 0)), mask.astype(like.dtype)])
+# How many entries a signal may have for the network to see their covariance, besides their standard deviations.
+LARGEST_COVARIANCE = 16
 
 
 class AbstractCorrection(eqx.Module):
@@ -26,7 +23,7 @@ class AbstractCorrection(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, parts: Float[Array, "parts n"], view: View, embedding: Float[Array, " size"]
+        self, parts: Float[Array, "parts n"], context: AbstractEvidence, embedding: Float[Array, " size"]
     ) -> Float[Array, " n"]:
         """The correction `r`, 0 from a fresh network.
 
@@ -34,7 +31,7 @@ class AbstractCorrection(eqx.Module):
 
         - `parts`: five rows: the noised signal, `g` and the logarithms of its standard deviations, and both again
             without the noised signal.
-        - `view`: the context.
+        - `context`: what the context says of a Gaussian signal, and the context.
         - `embedding`: that of the noise level.
         """
 
@@ -47,20 +44,47 @@ class AbstractCorrection(eqx.Module):
 class VectorCorrection(AbstractCorrection):
     """The correction of a signal as a vector, by all that is known of it.
 
+    The context enters by what it says of a Gaussian signal: the mean and the standard deviations, for at most 16
+    entries all covariances. For an affine forward model and Gaussian noise that is all that it says of any signal of so
+    few entries. In all other cases a network sees each view as well; values are summed over the views that count, so
+    that their order does not matter (Zaheer et al. 2017, "Deep sets").
+
     **Arguments:**
 
-    - `network`: a callable `(input, embedding) -> output` on vectors.
+    - `network`: a callable `(input, embedding) -> output` on vectors, with `num_inputs` of these.
+    - `view_network`: a callable from the measurement and the parameters of a view, as one vector, to a vector; `None`
+        where the other parts of the input say all.
     """
 
     network: AnyCallable
+    view_network: AnyCallable | None = None
+
+    @staticmethod
+    def num_inputs(size: int) -> int:
+        """The entries of the input of a network for signals of so many entries, but for those of the views."""
+        return 5 * size + (size * (size + 1) // 2 if size <= LARGEST_COVARIANCE else 0)
 
     def __call__(
-        self, parts: Float[Array, "parts n"], view: View, embedding: Float[Array, " size"]
+        self, parts: Float[Array, "parts n"], context: AbstractEvidence, embedding: Float[Array, " size"]
     ) -> Float[Array, " n"]:
-        return self.network(jnp.concatenate([jnp.ravel(parts[:3]), features(view, parts)]), embedding)
+        size, given = parts.shape[1], [jnp.ravel(parts)]
+        if size <= LARGEST_COVARIANCE:
+            covariance = jax.vmap(lambda x: context.apply(lambda values: 1 / (1 + values), x))(jnp.eye(size))
+            given.append(covariance[jnp.triu_indices(size)].astype(parts.dtype))
+        if self.view_network is not None:
+            given.append(sum_of_views(self.view_network, context.view, parts))
+        return self.network(jnp.concatenate(given), embedding)
 
     def weigh(self, error: Float[Array, " n"]) -> Float[Array, " n"]:
         return error
+
+
+def sum_of_views(network: AnyCallable, views: View, like: Float[Array, "..."]) -> Float[Array, " size"]:
+    """The values of a network of one view, summed over those of a stack that count, and divided by the root of how many
+    there are at most."""
+    one = lambda o, p: network(jnp.concatenate([flatten(o, like), flatten(p, like)]))
+    values = jax.vmap(one)(views.observation, views.params)
+    return jnp.sum(jnp.where(view_mask(views)[:, None], values, 0), 0) / num_views(views) ** 0.5
 
 
 @final
@@ -83,7 +107,7 @@ class ImageCorrection(AbstractCorrection):
     root: Frozen = Frozen(None)
 
     def __call__(
-        self, parts: Float[Array, "parts n"], view: View, embedding: Float[Array, " size"]
+        self, parts: Float[Array, "parts n"], context: AbstractEvidence, embedding: Float[Array, " size"]
     ) -> Float[Array, " n"]:
         if self.root.value is not None:
             parts = jnp.concatenate([parts, parts[jnp.array([1, 3])] @ self.root.value.T])

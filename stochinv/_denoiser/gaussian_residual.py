@@ -106,7 +106,7 @@ class GaussianResidual(AbstractEncodingDenoiser):
         given = context.estimate(jnp.ones_like(precision), jnp.zeros_like(noisy))
         size = jnp.sqrt(level.alpha**2 + level.sigma**2)
         parts = jnp.stack([noisy / size, estimate, spread(precision), given, spread(jnp.ones_like(precision))])
-        return estimate, precision, self.network(parts, context.view, self.embedding(level.log_snr))
+        return estimate, precision, self.network(parts, context, self.embedding(level.log_snr))
 
     def __call__(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None

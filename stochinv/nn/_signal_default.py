@@ -2,13 +2,14 @@ r"""The denoiser of signal space that is made where none is given."""
 
 from typing import cast
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 
 from .._custom_types import Key, Structure
 from .._data_info import DataInfo, Units
-from .._denoiser.correction import ImageCorrection, VectorCorrection
+from .._denoiser.correction import LARGEST_COVARIANCE, ImageCorrection, VectorCorrection
 from .._denoiser.evidence import Form
 from .._denoiser.gaussian_residual import GaussianResidual
 from .._denoiser.network import is_image
@@ -21,7 +22,9 @@ from ._embedding import NoiseEmbedding
 from ._mlp import MLP
 from ._unet import UNet
 
-_EMBEDDING_SIZE = 128
+# That of vectors is short: the noise level is one number, and the layers that it passes would take most of the time.
+_EMBEDDING_SIZE, _EMBEDDING_SIZE_OF_VECTORS = 128, 32
+_VIEW_SIZE = 64
 # What the network is told of each pixel.
 _PARTS = 5
 
@@ -41,7 +44,6 @@ def signal_denoiser(
     """
     network_key, embedding_key = jr.split(key)
     size = sum(x.size for x in jax.tree.leaves(signal))
-    options = {"embedding_size": _EMBEDDING_SIZE, "key": network_key}
     leaves = jax.tree.leaves(signal)
     if size > LARGEST_VECTOR and len(leaves) == 1 and is_image(signal):
         height, width, channels = leaves[0].shape
@@ -50,12 +52,11 @@ def signal_denoiser(
             root = cast(Whitening, info.units).root
             root = root / jnp.sqrt(jnp.mean(jnp.sum(root**2, 1)))
         parts = _PARTS if root is None else _PARTS + 2
+        options = {"embedding_size": _EMBEDDING_SIZE, "key": network_key}
         unet = UNet(parts * channels, channels, channels=(32, 64), patch=2, **options)
-        network = ImageCorrection(unet, height, width, Frozen(root))
+        network, embedding = ImageCorrection(unet, height, width, Frozen(root)), _EMBEDDING_SIZE
     else:
-        view = info.context
-        given = sum(x.size for x in jax.tree.leaves((view.observation, view.params, view.mask)))
-        network = VectorCorrection(MLP(3 * size + given, size, width=128 if size <= 16 else 512, **options))
+        network, embedding = _vector_correction(size, info, noise, network_key), _EMBEDDING_SIZE_OF_VECTORS
     return GaussianResidual(
         info.units,
         signal,
@@ -64,5 +65,17 @@ def signal_denoiser(
         cast(Units, info.context_units),
         form=cast(Form, info.form),
         network=network,
-        embedding=NoiseEmbedding(_EMBEDDING_SIZE, key=embedding_key),
+        embedding=NoiseEmbedding(embedding, key=embedding_key),
     )
+
+
+def _vector_correction(size, info, noise, key):
+    network_key, view_key = jr.split(key)
+    inputs, view_network = VectorCorrection.num_inputs(size), None
+    if size > LARGEST_COVARIANCE or not (info.affine and noise.every_level):
+        one = sum(x.size // x.shape[0] for x in jax.tree.leaves((info.context.observation, info.context.params)))
+        view_network = eqx.nn.MLP(one, _VIEW_SIZE, _VIEW_SIZE, 1, jax.nn.silu, key=view_key)
+        inputs += _VIEW_SIZE
+    width = 128 if size <= 16 else 512
+    network = MLP(inputs, size, embedding_size=_EMBEDDING_SIZE_OF_VECTORS, width=width, key=network_key)
+    return VectorCorrection(network, view_network)

@@ -1,0 +1,71 @@
+"""What networks that correct vectors are told of a context."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+import stochinv as si
+from stochinv._denoiser.correction import LARGEST_COVARIANCE
+from stochinv._denoiser.evidence import Measured, nothing
+from test_evidence import NOISE, SIZE, VIEWS, project, views
+
+PARTS, EMBEDDING = jnp.ones((5, SIZE)), jnp.zeros(1)
+
+
+def told(context, view_network=None):
+    """The input of the network."""
+    inputs = []
+
+    def network(x, embedding):
+        inputs.append(x)
+        return x[:SIZE]
+
+    si.VectorCorrection(network, view_network)(PARTS, context, EMBEDDING)
+    return np.asarray(inputs[0])
+
+
+def context(counts=(True, True)):
+    matrices = np.random.default_rng(1).normal(size=(VIEWS, 3, SIZE))
+    return views(matrices, counts)
+
+
+def evidence(view):
+    measured = Measured(si.ForwardFunction(project), si.GaussianNoise(NOISE), si.Units())
+    return measured.evidence("dense", lambda z: z, jnp.zeros(SIZE), view)
+
+
+def reverse(view):
+    return jax.tree.map(lambda x: x[::-1], view)
+
+
+def test_the_covariance_given_a_context():
+    view = context()
+    matrix = np.asarray(view.params, float).reshape(-1, SIZE)
+    exact = np.linalg.inv(np.eye(SIZE) + matrix.T @ matrix / NOISE**2)
+    found = told(evidence(view))
+    assert len(found) == si.VectorCorrection.num_inputs(SIZE)
+    np.testing.assert_allclose(found[5 * SIZE :], exact[np.triu_indices(SIZE)], atol=1e-4)
+    assert si.VectorCorrection.num_inputs(LARGEST_COVARIANCE + 1) == 5 * (LARGEST_COVARIANCE + 1)
+
+
+def test_the_order_of_views_does_not_matter():
+    network = eqx.nn.MLP(3 + 3 * SIZE, 4, 8, 1, key=jr.key(0))
+    for view in (context(), context((True, False))):
+        for of in (evidence, lambda view: nothing(view, jnp.zeros(SIZE))):
+            np.testing.assert_allclose(told(of(reverse(view)), network), told(of(view), network), atol=1e-4)
+
+
+def test_views_that_do_not_count_say_nothing():
+    network = eqx.nn.MLP(3 + 3 * SIZE, 4, 8, 1, key=jr.key(0))
+    view = context((True, False))
+    other = dataclasses.replace(view, observation=view.observation.at[1].set(5.0))
+    first, second = (told(nothing(x, jnp.zeros(SIZE)), network) for x in (view, other))
+    np.testing.assert_array_equal(first, second)
+    counted = dataclasses.replace(other, mask=jnp.array([True, True]))
+    assert np.any(told(nothing(counted, jnp.zeros(SIZE)), network) != second)
+    value = network(jnp.concatenate([view.observation[0], jnp.ravel(view.params[0])]))
+    np.testing.assert_allclose(first[-4:], np.asarray(value) / np.sqrt(VIEWS), atol=1e-5)

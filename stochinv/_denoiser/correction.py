@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable
 from .._frozen import Frozen
-from .._view import View, num_views, view_mask
+from .._view import View, view_mask
 from .evidence import AbstractEvidence
 from .flatten import flatten
 
@@ -61,7 +61,8 @@ class VectorCorrection(AbstractCorrection):
 
     @staticmethod
     def num_inputs(size: int) -> int:
-        """The entries of the input of a network for signals of so many entries, but for those of the views."""
+        """The entries of the input of a network for signals of so many entries, but for those of the views: the size of
+        the view network's value, and 1."""
         return 5 * size + (size * (size + 1) // 2 if size <= LARGEST_COVARIANCE else 0)
 
     def __call__(
@@ -80,11 +81,13 @@ class VectorCorrection(AbstractCorrection):
 
 
 def sum_of_views(network: AnyCallable, views: View, like: Float[Array, "..."]) -> Float[Array, " size"]:
-    """The values of a network of one view, summed over those of a stack that count, and divided by the root of how many
-    there are at most."""
+    """The values of a network of one view, summed over those of a stack that count and divided by the root of their
+    number, and the share of views that count."""
+    mask = view_mask(views).astype(like.dtype)
     one = lambda o, p: network(jnp.concatenate([flatten(o, like), flatten(p, like)]))
     values = jax.vmap(one)(views.observation, views.params)
-    return jnp.sum(jnp.where(view_mask(views)[:, None], values, 0), 0) / num_views(views) ** 0.5
+    total = jnp.sum(jnp.where(mask[:, None] > 0, values, 0), 0) / jnp.sqrt(jnp.maximum(jnp.sum(mask), 1))
+    return jnp.concatenate([total, jnp.mean(mask)[None]])
 
 
 @final

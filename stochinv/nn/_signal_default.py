@@ -75,7 +75,7 @@ def _vector_correction(size, info, noise, key):
     if size > LARGEST_COVARIANCE or not (info.affine and noise.every_level):
         one = sum(x.size // x.shape[0] for x in jax.tree.leaves((info.context.observation, info.context.params)))
         view_network = eqx.nn.MLP(one, _VIEW_SIZE, _VIEW_SIZE, 1, jax.nn.silu, key=view_key)
-        inputs += _VIEW_SIZE
+        inputs += _VIEW_SIZE + 1
     width = 128 if size <= 16 else 512
     network = MLP(inputs, size, embedding_size=_EMBEDDING_SIZE_OF_VECTORS, width=width, key=network_key)
     return VectorCorrection(network, view_network)

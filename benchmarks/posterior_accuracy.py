@@ -7,11 +7,13 @@ are known: in closed form, by Gibbs sampling, or by sequential Monte Carlo with 
 library makes a measurement or a reference. Columns: what was measured on held-out records, what exact posteriors have,
 the bar, and the seconds of training with compilation, on the clock and of all cores together.
 
-With `--space measurement`, what `measurement_accuracy.py` says instead: distances to references by objective and number
-of sampler steps. The problems of `sbibm` need the reference files of that package, which is not installed for it:
+Simulators of sbibm need the reference files of that package, which is not installed for it:
 
     pip download --no-deps sbibm==1.1.0 && unzip sbibm-1.1.0-*.whl -d sbibm-files
-    python benchmarks/posterior_accuracy.py --space measurement --problems two_moons --sbibm sbibm-files
+    python benchmarks/posterior_accuracy.py --problems two_moons slcp gaussian_mixture --sbibm sbibm-files
+
+With `--space measurement`, what `measurement_accuracy.py` says instead: distances to references by objective and number
+of sampler steps; problems of sbibm as above.
 
 With `--npse PYTHON`, the Python of a virtual environment where `sbi` is installed, its score estimation is trained on
 the same simulations and printed beside.
@@ -29,6 +31,7 @@ import jax.random as jr
 import measurement_accuracy
 import signal_closed_forms as closed
 import signal_problems as problems
+import signal_simulators as simulators
 import tyro
 from signal_case import Case, Sizes
 
@@ -48,6 +51,11 @@ SIGNAL_PROBLEMS: dict[str, Callable[[Sizes], Case]] = {
     "spectra": problems.spectra,
     "density": closed.density,
 }
+SIMULATORS: dict[str, Callable[[Sizes, Path | None], Case]] = {
+    "two_moons": simulators.two_moons,
+    "slcp": simulators.slcp,
+    "gaussian_mixture": simulators.gaussian_mixture,
+}
 MEASUREMENT_PROBLEMS = (
     *("circle", "null_space", "noisy_linear", "noisy_circle"),
     *("banana", "concentrations", "sigmoid", "manifold"),
@@ -59,7 +67,7 @@ class Options:
     """Posterior samples against references."""
 
     problems: tuple[str, ...] = ()
-    """Which problems; all by default. In measurement space also two_moons, slcp, gaussian_mixture (with `sbibm`)."""
+    """Which problems; by default all but two_moons, slcp and gaussian_mixture, which need `sbibm`."""
     space: Literal["signal", "measurement"] = "signal"
     """What is noised in training."""
     seed: int = 0
@@ -77,13 +85,14 @@ class Options:
     training: float = 1.0
     """In measurement space, the number of training steps, in units of what each problem asks for."""
     sbibm: Path | None = None
-    """In measurement space, the folder with the unpacked files of sbibm."""
+    """The folder with the unpacked files of sbibm."""
     npse: Path | None = None
     """In measurement space, a Python interpreter with `sbi`, to compare with on the problems of sbibm."""
 
 
 def run_signals(name: str, options: Options) -> dict:
-    case = SIGNAL_PROBLEMS[name](Sizes(options.quick, options.seed))
+    sizes = Sizes(options.quick, options.seed)
+    case = SIMULATORS[name](sizes, options.sbibm) if name in SIMULATORS else SIGNAL_PROBLEMS[name](sizes)
     settings: dict[str, Any] = dict(case.settings)
     if options.quick:
         settings |= {"steps": 4, "rounds": 2, "batch_size": 32}

@@ -6,6 +6,11 @@ Problems are trained in signal space, with the defaults of `fit` unless `Case.se
 are known: in closed form, by Gibbs sampling, or by sequential Monte Carlo with the true law of signals. Nothing of the
 library makes a measurement or a reference. Columns: what was measured on held-out records, what exact posteriors have,
 the bar, and the seconds of training with compilation, on the clock and of all cores together.
+
+Simulators of sbibm need the reference files of that package, which is not installed for it:
+
+    pip download --no-deps sbibm==1.1.0 && unzip sbibm-1.1.0-*.whl -d sbibm-files
+    python benchmarks/posterior_accuracy.py --problems two_moons slcp gaussian_mixture --sbibm sbibm-files
 """
 
 import json
@@ -19,6 +24,7 @@ import jax
 import jax.random as jr
 import signal_closed_forms as closed
 import signal_problems as problems
+import signal_simulators as simulators
 import tyro
 from signal_case import Case, Sizes
 
@@ -38,6 +44,11 @@ SIGNAL_PROBLEMS: dict[str, Callable[[Sizes], Case]] = {
     "spectra": problems.spectra,
     "density": closed.density,
 }
+SIMULATORS: dict[str, Callable[[Sizes, Path | None], Case]] = {
+    "two_moons": simulators.two_moons,
+    "slcp": simulators.slcp,
+    "gaussian_mixture": simulators.gaussian_mixture,
+}
 
 
 @dataclass(frozen=True)
@@ -45,18 +56,20 @@ class Options:
     """Posterior samples against references."""
 
     problems: tuple[str, ...] = ()
-    """Which problems; all by default."""
+    """Which problems; by default all but two_moons, slcp and gaussian_mixture, which need `sbibm`."""
     seed: int = 0
     """Seed of training."""
     quick: bool = False
     """Tiny sizes: that everything runs, and nothing else."""
     json: Path | None = None
     """Also write the figures to this file."""
+    sbibm: Path | None = None
+    """The folder with the unpacked files of sbibm."""
 
 
-def run(name: str, sizes: Sizes) -> dict:
+def run(name: str, sizes: Sizes, sbibm: Path | None = None) -> dict:
     """Trains a problem, and measures how near its posteriors are to the truth."""
-    case = SIGNAL_PROBLEMS[name](sizes)
+    case = SIMULATORS[name](sizes, sbibm) if name in SIMULATORS else SIGNAL_PROBLEMS[name](sizes)
     settings: dict[str, Any] = dict(case.settings)
     if sizes.quick:
         settings |= {"steps": 4, "rounds": 2, "batch_size": 32}
@@ -93,7 +106,7 @@ def main(argv: Sequence[str] | None = None):
     print(f"stochinv {si.__version__}, jax {jax.__version__}, {jax.default_backend()}")
     results = []
     for name in options.problems or SIGNAL_PROBLEMS:
-        results.append(run(name, Sizes(options.quick, options.seed)))
+        results.append(run(name, Sizes(options.quick, options.seed), options.sbibm))
         print_table(results[-1:])
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=2))

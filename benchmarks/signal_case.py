@@ -37,7 +37,7 @@ class Case:
     """
 
     problem: si.StochasticInverseProblem
-    data: si.View
+    data: si.View | si.Pairs
     assess: Callable[[si.StochasticInverseProblem], Sequence[Figure]]
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -1,11 +1,17 @@
 """The benchmarks run at tiny sizes and write the figures that they print."""
 
+import bz2
+import importlib
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -51,6 +57,53 @@ def test_posterior_accuracy(run):
     assert [x["problem"] for x in figures] == names
     assert all(np.isfinite(x["value"]) and "truth" in x for row in figures for x in row["figures"])
     assert "energy score / truth's" in printed
+
+
+@pytest.mark.slow
+def test_simulators(run, tmp_path):
+    """Of reference files, the names and the format; their numbers stand in for those of the package."""
+    rng, names = np.random.default_rng(0), {"two_moons": (2, 2), "slcp": (8, 5)}
+    for name, (measured, size) in names.items():
+        for number in (1, 2):
+            folder = tmp_path / "sbibm" / "tasks" / name / "files" / f"num_observation_{number}"
+            folder.mkdir(parents=True)
+            observed = rng.uniform(-1, 1, (1, measured))
+            np.savetxt(folder / "observation.csv", observed, delimiter=",", header="names")
+            with bz2.open(folder / "reference_posterior_samples.csv.bz2", "wt") as file:
+                np.savetxt(file, rng.uniform(-1, 1, (60, size)), delimiter=",", header="names")
+    figures, printed = run("posterior_accuracy", "--problems", *names, "--sbibm", str(tmp_path))
+    assert [x["problem"] for x in figures] == list(names)
+    assert all(0.4 < x["value"] <= 1 for row in figures for x in row["figures"])
+    assert "C2ST" in printed
+    with pytest.raises(SystemExit, match="two_moons needs `--sbibm FOLDER`"):
+        run("posterior_accuracy", "--problems", "two_moons")
+
+
+def test_noise_of_simulators(monkeypatch):
+    """The crescent's density integrates to 1 and is that of its NumPy simulator, as is the density of four points."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    simulators = importlib.import_module("signal_simulators")
+    theta = np.array([0.4, -0.7])
+    centre, edges = simulators.fold(theta, np), np.linspace(-0.16, 0.16, 21)
+    fine = np.linspace(-0.16, 0.16, 321)
+    middle = np.stack(np.meshgrid(*[(fine[1:] + fine[:-1]) / 2] * 2, indexing="ij"), -1)
+    density = np.exp(np.asarray(simulators.Crescent(jnp.zeros(2)).log_prob(jnp.asarray(middle)), np.float64))
+    mass = density.reshape(20, 16, 20, 16).sum((1, 3)) * (fine[1] - fine[0]) ** 2
+    assert np.isclose(mass.sum(), 1, atol=1e-4)
+    drawn = simulators.simulate_two_moons(np.random.default_rng(0), np.tile(theta, (200_000, 1))) - centre
+    counts, expected = np.histogram2d(*drawn.T, bins=[edges, edges])[0], 200_000 * mass
+    often = expected > 20
+    # Chi-square with as many degrees of freedom as bins: 4 standard deviations.
+    assert np.sum((counts - expected)[often] ** 2 / expected[often]) < often.sum() + 4 * np.sqrt(2 * often.sum())
+
+    theta = np.array([1.0, -2.0, 1.5, 0.7, -1.0])
+    drawn = simulators.simulate_slcp(np.random.default_rng(0), np.tile(theta, (50, 1)))
+    first, second, correlation = theta[2] ** 2, theta[3] ** 2, np.tanh(theta[4])
+    across = correlation * first * second
+    covariance: Any = [[first**2, across], [across, second**2]]
+    exact = multivariate_normal(theta[:2], covariance).logpdf(drawn).sum(-1)
+    found = jax.vmap(simulators.FourPoints(simulators.tell_gaussian(jnp.asarray(theta))).log_prob)(jnp.asarray(drawn))
+    assert np.allclose(found, exact, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from stochinv._training.gaussian import (
     pairwise_gaussian,
 )
 from stochinv._training.gaussian_start import find_start
+from stochinv._training.probe import is_affine
 from stochinv._training.records import Records
 
 SIZE, VIEWS, ENTRIES, NOISE = 12, 2, 3, 0.3
@@ -160,3 +161,10 @@ def test_moments_of_entries_that_were_measured_together():
     # 7,200 records have any two of them.
     np.testing.assert_allclose(mean, [1.0, -1.0, 0.5], atol=4 / np.sqrt(12_000))
     np.testing.assert_allclose(found, covariance, atol=4 * np.sqrt(2 / 7200) + 0.003)
+
+
+def test_a_kink_at_the_mean_is_not_affine():
+    fold = lambda signal, params: jnp.stack([jnp.abs(signal[0] + signal[1]), signal[1]])
+    signal = jax.ShapeDtypeStruct((2,), jnp.float32)
+    assert not any(is_affine(fold, signal, None, jr.key(seed)) for seed in range(20))
+    assert is_affine(lambda signal, params: 3 * signal + 1, signal, None, jr.key(0))

@@ -97,32 +97,44 @@ def test_training_ends_where_nothing_is_gained(short_rounds, monkeypatch, tmp_pa
         assert rest.loss == history.loss
 
 
-@pytest.mark.parametrize("data", ["unknown", "known", "both", "simulated"])
-def test_records_held_out_are_not_trained_on(data):
+@pytest.mark.parametrize("number_known", [0, 20])
+def test_records_held_out_are_not_trained_on(number_known):
     views = jax.tree.map(jnp.asarray, dataclasses.replace(records(60), mask=np.ones((60, 2), bool)))
-    known = jnp.arange(60.0)[:, None] * jnp.ones(2)
-    source = lambda key: si.Pairs(jr.normal(key, (60, 2)), si.View(jr.normal(key, (60, 2)), views.params, views.mask))
-    given = {
-        "unknown": Records(views, None),
-        "known": Records(views, known),
-        "both": Records(views, known[40:]),
-        "simulated": Records(views, known, source),
-    }[data]
-    rest, out = given.hold_out(10, jr.key(0))
-    of = lambda views: set(np.asarray(views.observation)[:, 0].tolist())
+    known = jnp.arange(20.0)[:, None] * jnp.ones(2) if number_known else None
+    rest, out = Records(views, known).hold_out(10, jr.key(0))
+    of = lambda views: np.asarray(views.observation)[:, 0].tolist()
     assert len(of(out)) == 10
-    assert not of(out) & of(rest.views)
-    if data == "simulated":
-        assert rest is given
-        return
-    assert of(out) | of(rest.views) == of(views)
-    if data == "unknown":
-        assert rest.signals is None
-        return
-    first = {float(o): float(s) for o, s in zip(views.observation[:, 0], known[:, 0], strict=True)}
-    assert rest.unknown == (30 if data == "both" else 0)
-    paired = zip(np.asarray(rest.views.observation)[rest.unknown :, 0], np.asarray(rest.signals)[:, 0], strict=True)
-    assert all(first[float(o)] == s for o, s in paired)
+    assert not set(of(out)) & set(of(rest.views))
+    assert set(of(out)) | set(of(rest.views)) == set(of(views))
+    assert rest.unknown == 50 - number_known
+    # Those whose signals are known stay last, and in order.
+    assert of(rest.views)[rest.unknown :] == of(views)[60 - number_known :]
+    assert rest.signals is known
+
+
+def pairs(number):
+    rng = np.random.default_rng(0)
+    return si.Pairs(np.float32(SPREAD * rng.normal(size=(number, SIZE))), records(number))
+
+
+def test_how_often_signals_that_are_known_are_learned_from():
+    steps = lambda number, **options: signals.steps_for_known(
+        Records(records(number), jnp.zeros((number, 2)), **options), SIGNAL, 64
+    )
+    assert steps(100_000) == steps(100, source=pairs) == 12_000
+    assert steps(640) == 3000
+    assert steps(50) == 500
+    image = jax.ShapeDtypeStruct((20, 20, 1), jnp.float32)
+    assert signals.steps_for_known(Records(records(10**5), jnp.zeros((10**5, 2))), image, 64) == 2000
+
+
+def test_nothing_is_held_out_of_signals_that_are_known(short_rounds, monkeypatch):
+    cycles, make = [], signals.in_cycles
+    monkeypatch.setattr(signals, "in_cycles", lambda cycle: make(cycles.append(cycle) or cycle))
+    monkeypatch.setattr(signals, "MOST_EPOCHS", 2)
+    history = fit(pairs(640)).history
+    assert history.score == []
+    assert cycles == [len(history.loss)] == [20]
 
 
 def test_few_records_are_all_trained_on(short_rounds):

@@ -31,10 +31,16 @@ def is_affine(forward: AnyCallable, signal: Structure, params: Params, key: Key)
     @eqx.filter_jit
     def measure_all(forward, params, key):
         first, second = (_random_signal(signal, k) for k in jr.split(key))
-        middle = jax.tree.map(lambda a, b: 0.5 * (a + b), first, second)
-        at_first, at_second, at_middle = (forward(s, params) for s in (first, second, middle))
-        gap = jax.tree.map(lambda a, b, m: 0.5 * a + 0.5 * b - m, at_first, at_second, at_middle)
-        return _largest(gap), _largest(at_first) + _largest(at_second)
+        # A kink at 0, as of an absolute value, lies between a signal and its opposite.
+        opposite = jax.tree.map(jnp.negative, first)
+        at_first, at_second, at_opposite = (forward(s, params) for s in (first, second, opposite))
+
+        def gap(other, at_other):
+            at_middle = forward(jax.tree.map(lambda a, b: 0.5 * (a + b), first, other), params)
+            return _largest(jax.tree.map(lambda a, b, m: 0.5 * a + 0.5 * b - m, at_first, at_other, at_middle))
+
+        gaps = jnp.maximum(gap(second, at_second), gap(opposite, at_opposite))
+        return gaps, _largest(at_first) + _largest(at_second)
 
     keys = jr.split(key, 3)
     gaps, sizes = (jnp.stack(x) for x in zip(*_run("measured", measure_all, forward, params, keys), strict=True))

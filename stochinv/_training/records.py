@@ -49,22 +49,20 @@ class Records(eqx.Module):
         return count(self.views) - (0 if self.signals is None else count(self.signals))
 
     def hold_out(self, number: int, key: Key) -> tuple["Records", View]:
-        """All but some records, chosen at random of those whose signals are unknown, if there are any; and the views of
-        these.
+        """All but some of the records whose signals are unknown, chosen at random; and the views of these.
 
         **Arguments:**
 
         - `number`: how many are held out.
         - `key`: a PRNG key.
         """
-        if self.source is not None:
-            return self, jax.tree.map(lambda x: x[:number], eqx.filter_jit(self.source)(key).view)
-        total = count(self.views)
-        order = jr.permutation(key, self.unknown or total)
-        out, kept = order[:number], jnp.concatenate([jnp.sort(order[number:]), jnp.arange(order.size, total)])
-        of = lambda tree, index: jax.tree.map(lambda x: x[index], tree)
-        signals = self.signals if self.unknown else of(self.signals, kept)
-        return Records(of(self.views, kept), signals), of(self.views, out)
+        order = jr.permutation(key, self.unknown)
+        out, kept = (
+            order[:number],
+            jnp.concatenate([jnp.sort(order[number:]), jnp.arange(order.size, count(self.views))]),
+        )
+        of = lambda index: jax.tree.map(lambda x: x[index], self.views)
+        return Records(of(kept), self.signals), of(out)
 
 
 def count(records: PyTree) -> int:

@@ -23,7 +23,7 @@ from .ema import AbstractEMA, RestartedEMA
 from .expectation_maximisation import Rounds, prepare_signals
 from .known_signals import KnownSignals
 from .loop import Options, Run, check_options, seed_of
-from .records import as_records, count
+from .records import Records, as_records, count
 from .state import start_state
 from .watch import Watch, number_held_out
 
@@ -31,6 +31,8 @@ from .watch import Watch, number_held_out
 # the most where held-out measurements do.
 LENGTH, LENGTH_FOR_IMAGES = 500, 250
 ROUNDS, MOST_ROUNDS = 8, 24
+# How often a signal that is known is learned from at most.
+MOST_EPOCHS = 300
 
 
 def train_signals(
@@ -64,8 +66,10 @@ def train_signals(
     of_round = lambda signal: length_of(steps, rounds, signal)
     signal, records = as_records(problem, data, known, options.batch_size, of_round, rounds_key)
     length, held_out = of_round(signal), None
-    if steps is None:
-        number = 0 if rounds is not None else number_held_out(count(records.views), options.batch_size)
+    if steps is None and rounds is None and not records.unknown:
+        options = dataclasses.replace(options, steps=steps_for_known(records, signal, options.batch_size))
+    elif steps is None:
+        number = 0 if rounds is not None else number_held_out(records.unknown, options.batch_size)
         if number:
             records, held_out = records.hold_out(number, watch_key)
         most = rounds if rounds is not None else MOST_ROUNDS if number else ROUNDS
@@ -76,8 +80,8 @@ def train_signals(
     problem, begin = prepare_signals(problem, records, signal, guess, standardise, prepare_key)
     check_closures(problem.denoiser)
     seed = seed_of(key)
-    # Where signals are known and the end is, all rounds are one.
-    cycle = length if records.unknown or steps is None else options.steps
+    # Where signals and the end are known, all rounds are one.
+    cycle = length if records.unknown or options.seconds is not None else options.steps
     given["optimizer"] = in_cycles(cycle) if optimizer is None else optimizer
     given["ema"] = None if ema is None else RestartedEMA(ema, cycle)
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
@@ -96,11 +100,24 @@ def train_signals(
 
 def length_of(steps: int | None, rounds: int | None, signal: Structure) -> int:
     """The number of steps in a round."""
-    image = sum(x.size for x in jax.tree.leaves(signal)) > LARGEST_VECTOR
-    usual = LENGTH_FOR_IMAGES if image else LENGTH
+    usual = LENGTH_FOR_IMAGES if is_large(signal) else LENGTH
     if steps is None:
         return usual
     return min(usual, -(-steps // ROUNDS)) if rounds is None else -(-steps // rounds)
+
+
+def steps_for_known(records: Records, signal: Structure, batch_size: int) -> int:
+    """The number of steps where all signals are known and nothing was said."""
+    length = length_of(None, None, signal)
+    steps = length * (ROUNDS if is_large(signal) else MOST_ROUNDS)
+    if records.source is not None:
+        return steps
+    return min(steps, max(length, MOST_EPOCHS * count(records.views) // batch_size))
+
+
+def is_large(signal: Structure) -> bool:
+    """Whether a signal has more entries than a perceptron denoises."""
+    return sum(x.size for x in jax.tree.leaves(signal)) > LARGEST_VECTOR
 
 
 def in_cycles(length: int) -> optax.GradientTransformation:

@@ -6,12 +6,11 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import AnyCallable
 from .._frozen import Frozen
 from .._view import View, view_mask
-from .evidence import AbstractEvidence
 from .flatten import flatten
 
 # How many entries a signal may have for the network to see their covariance, besides their standard deviations.
@@ -23,7 +22,7 @@ class AbstractCorrection(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, parts: Float[Array, "parts n"], context: AbstractEvidence, embedding: Float[Array, " size"]
+        self, parts: Float[Array, "parts n"], context: PyTree, embedding: Float[Array, " size"]
     ) -> Float[Array, " n"]:
         """The correction `r`, 0 from a fresh network.
 
@@ -31,7 +30,7 @@ class AbstractCorrection(eqx.Module):
 
         - `parts`: five rows: the noised signal, `g` and the logarithms of its standard deviations, and both again
             without the noised signal.
-        - `context`: what the context says of a Gaussian signal, and the context.
+        - `context`: what [`stochinv.AbstractEncodingDenoiser.encode`][] makes of the context.
         - `embedding`: that of the noise level.
         """
 
@@ -66,7 +65,7 @@ class VectorCorrection(AbstractCorrection):
         return 5 * size + (size * (size + 1) // 2 if size <= LARGEST_COVARIANCE else 0)
 
     def __call__(
-        self, parts: Float[Array, "parts n"], context: AbstractEvidence, embedding: Float[Array, " size"]
+        self, parts: Float[Array, "parts n"], context: PyTree, embedding: Float[Array, " size"]
     ) -> Float[Array, " n"]:
         size, given = parts.shape[1], [jnp.ravel(parts)]
         if size <= LARGEST_COVARIANCE:
@@ -110,7 +109,7 @@ class ImageCorrection(AbstractCorrection):
     root: Frozen = Frozen(None)
 
     def __call__(
-        self, parts: Float[Array, "parts n"], context: AbstractEvidence, embedding: Float[Array, " size"]
+        self, parts: Float[Array, "parts n"], context: PyTree, embedding: Float[Array, " size"]
     ) -> Float[Array, " n"]:
         if self.root.value is not None:
             parts = jnp.concatenate([parts, parts[jnp.array([1, 3])] @ self.root.value.T])

@@ -112,7 +112,7 @@ def read(
     - `path`: the file.
     - `problem`: what the caller says of the problem, its forward model above all.
     - `given`: those of its parts, by name, that the caller gave and did not leave to the file.
-    - `make_denoiser`: makes the denoiser from forward model, signal, [`stochinv.DataInfo`][] and noise, where none is
+    - `make_denoiser`: makes the denoiser from forward model, signal and [`stochinv.DataInfo`][], where none is
         given.
 
     **Raises:**
@@ -152,8 +152,11 @@ class _Reader:
             if info is None:
                 raise ValueError(f"`path`: {self._path} does not say what its denoiser was made for; give `denoiser=`.")
             # The arrays are overwritten; making them costs less than a second way to make a denoiser.
-            make = make_denoiser if info.form is None else signal_denoiser
-            denoiser = make(problem.forward, signal, info, noise=found["noise"], key=jr.key(0))
+            key = jr.key(0)
+            if info.form is None:
+                denoiser = make_denoiser(problem.forward, signal, info, key=key)
+            else:
+                denoiser = signal_denoiser(problem.forward, signal, info, noise=found["noise"], key=key)
         different = differences(self._content["denoiser"], _without_arrays(denoiser), "denoiser")
         if different:
             self._refuse(different)

@@ -65,15 +65,8 @@ def train_signals(
     prepare_key, rounds_key, train_key, watch_key = jr.split(key, 4)
     of_round = lambda signal: length_of(steps, rounds, signal)
     signal, records = as_records(problem, data, known, options.batch_size, of_round, rounds_key)
-    length, held_out = of_round(signal), None
-    if steps is None and rounds is None and not records.unknown:
-        options = dataclasses.replace(options, steps=steps_for_known(records, signal, options.batch_size))
-    elif steps is None:
-        number = 0 if rounds is not None else number_held_out(records.unknown, options.batch_size)
-        if number:
-            records, held_out = records.hold_out(number, watch_key)
-        most = rounds if rounds is not None else MOST_ROUNDS if number else ROUNDS
-        options = dataclasses.replace(options, steps=length * most)
+    length = of_round(signal)
+    options, records, held_out = plan(records, signal, options, steps, rounds, watch_key)
     guess = as_start(start, signal)
     if guess is not None and not records.unknown:
         raise ValueError("`start` is where signals that are unknown start, but all signals are known; leave it out.")
@@ -96,6 +89,25 @@ def train_signals(
     configuration |= {"measurement_noise": problem.noise}
     public = lambda trained: dataclasses.replace(problem, denoiser=trained.denoiser)
     return Run(state, batches, options, configuration, began, schedule, watch, public).run()
+
+
+def plan(
+    records: Records, signal: Structure, options: Options, steps: int | None, rounds: int | None, key: Key
+) -> tuple[Options, Records, View | None]:
+    """The number of steps at most, the records to train on, and those that are held out to tell when to end, if any."""
+    if steps is not None:
+        return options, records, None
+    length, held_out = length_of(None, rounds, signal), None
+    if rounds is not None:
+        steps = length * rounds
+    elif not records.unknown:
+        steps = steps_for_known(records, signal, options.batch_size)
+    elif number := number_held_out(records.unknown, options.batch_size):
+        records, held_out = records.hold_out(number, key)
+        steps = length * MOST_ROUNDS
+    else:
+        steps = length * ROUNDS
+    return dataclasses.replace(options, steps=steps), records, held_out
 
 
 def length_of(steps: int | None, rounds: int | None, signal: Structure) -> int:

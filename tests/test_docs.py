@@ -26,7 +26,7 @@ PAGES = (
     pytest.param("docs/getting-started.md", marks=pytest.mark.slow),
     pytest.param("docs/bring-your-own.md", marks=pytest.mark.slow),
     "docs/how-to-choose.md",
-    "docs/simulators.md",
+    pytest.param("docs/simulators.md", marks=pytest.mark.slow),
     pytest.param("docs/trust.md", marks=pytest.mark.slow),
     pytest.param("docs/coming-from.md", marks=pytest.mark.slow),
     pytest.param("docs/extending.md", marks=pytest.mark.slow),

@@ -48,7 +48,7 @@ def blurred(signal, row):
     return (row @ signal)[None]
 
 
-@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("views", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_instrument_of_another_kind(fitted, views):
     """Draws of the prior, weighted; with more views than any record of training had, too."""
     rng = np.random.default_rng(1)
@@ -60,7 +60,7 @@ def test_an_instrument_of_another_kind(fitted, views):
     assert_posterior(posterior, *posterior_of(fitted, rows.astype(float), observed, 0.4), least=100)
 
 
-@pytest.mark.parametrize(("factor", "noise"), [(1.0, 0.5), (1.0, 0.1), (1.5, 1.0)])
+@pytest.mark.parametrize(("factor", "noise"), [(1.0, 0.5), (1.0, 0.1), pytest.param(1.5, 1.0, marks=pytest.mark.slow)])
 def test_an_instrument_of_the_same_kind(fitted, factor, noise):
     """Noisier, less noisy, and measuring half as much again: half of the draws are those given the context."""
     context = given(2)

@@ -74,6 +74,7 @@ def first_two(number, seed):
     return signals, si.View(np.float32(clean + NOISE * rng.normal(size=clean.shape)), matrices)
 
 
+@pytest.mark.slow
 def test_known_signals_tell_what_measurements_never_see():
     """The third entry from its regression on the others, which 600 known signals alone tell; by the law of all."""
     _, data = first_two(2000, seed=1)

@@ -72,6 +72,7 @@ def test_every_round_has_signals_of_its_own_and_of_the_prior():
 WEIGHTS, CENTRES, STDS = np.array([0.3, 0.7]), np.array([-2.0, 1.5]), np.array([0.3, 0.6])
 
 
+@pytest.mark.slow
 def test_a_prior_of_two_modes_and_no_parameters():
     """One measurement `s + noise` of each; given it the posterior is a mixture of Gaussians again."""
 

@@ -57,10 +57,8 @@ class Records(eqx.Module):
         - `key`: a PRNG key.
         """
         order = jr.permutation(key, self.unknown)
-        out, kept = (
-            order[:number],
-            jnp.concatenate([jnp.sort(order[number:]), jnp.arange(order.size, count(self.views))]),
-        )
+        out, known = order[:number], jnp.arange(self.unknown, count(self.views))
+        kept = jnp.concatenate([jnp.sort(order[number:]), known])
         of = lambda index: jax.tree.map(lambda x: x[index], self.views)
         return Records(of(kept), self.signals), of(out)
 

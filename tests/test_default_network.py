@@ -263,3 +263,17 @@ def test_a_trusted_context_is_repeated(context_snr, error):
     difference = jnp.max(jnp.abs(window(signal, corners[0]) - context.observation[0]))
     assert difference < error
     assert context_snr is not None or difference > 0.1
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_signals_of_vectors_have_the_size_that_measurements_tell(size):
+    rng = np.random.default_rng(0)
+    params = rng.normal(size=(200, 2, 2, 3))
+    clean = np.einsum("nvij,nj->nvi", params, size * rng.normal(size=(200, 3)))
+    problem = si.StochasticInverseProblem(
+        lambda s, p: p @ s, signal=jax.ShapeDtypeStruct((3,), jnp.float32), space=si.MeasurementSpace()
+    )
+    data = si.View(np.float32(clean), np.float32(params))
+    denoiser = si.init(problem, data, key=jr.key(0), roles=si.RandomViews(1, 1)).problem.denoiser
+    # One measurement of one random signal tells it to a factor of 2 or so.
+    assert 0.2 < denoiser.scale / size < 5

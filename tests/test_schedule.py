@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from scipy import stats
 
 import helpers
 import stochinv as si
@@ -133,3 +134,19 @@ def test_noise_level_of_arrays():
 def test_impossible_settings(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("law", "share"), [(si.uniform_log_snr, 0), (si.middle_log_snr, 1), (si.half_middle_log_snr, 0.5)]
+)
+def test_noise_levels_of_training(law, share):
+    """Log-SNRs normal around -0.5 with standard deviation 2, even over the schedule's range, or half of both."""
+    schedule = si.CosineSchedule()
+    times = jax.jit(jax.vmap(lambda key: law(schedule, key)))(jr.split(jr.key(0), 20_000))
+    low, high = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
+    # Inside of the range: the ends hold what is outside of it.
+    cdf = lambda x: share * stats.norm.cdf(x, -0.5, 2) + (1 - share) * (x - low) / (high - low)
+    found = np.sort(np.asarray(jax.vmap(schedule.log_snr)(times), float))
+    inside = (found > low + 0.01) & (found < high - 0.01)
+    ranks = (np.arange(20_000) + 0.5) / 20_000
+    assert np.abs(ranks - cdf(found))[inside].max() < 1.63 / np.sqrt(20_000)

@@ -11,15 +11,17 @@ connection.
 """
 
 import abc
+import math
 from typing import Literal, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal, Structure
+from .._data_info import Units
 from .._schedule import NoiseLevel
 from .base import AbstractDenoiser
 
@@ -151,3 +153,18 @@ def split_signal(output: Float[Array, "..."], signal: Structure) -> Signal:
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     parts = [output[..., end - size : end].reshape(x.shape) for x, size, end in zip(leaves, sizes, ends, strict=True)]
     return jax.tree.unflatten(treedef, [p.astype(x.dtype) for p, x in zip(parts, leaves, strict=True)])
+
+
+def signal_scale(forward: AnyCallable, signal: Structure, params: PyTree, units: Units) -> float:
+    """How large the entries of a signal are, if measurements vary as much as those of `N(0, scale² I)` would.
+
+    It is told from the parameters of one measurement, and from the units of all.
+    """
+    stds = [float(x) for x in jax.tree.leaves(units.std)]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal)
+    drawn = jax.tree.map(lambda x: jr.normal(jr.key(0), x.shape, x.dtype), signal)
+    vary = jax.jit(lambda: jax.tree.map(lambda a, b: a - b, forward(drawn, params), forward(zeros, params)))()
+    # In standardised units, so that no square is out of range.
+    square = [jnp.mean((x / s) ** 2) for x, s in zip(jax.tree.leaves(vary), stds, strict=True)]
+    size = math.sqrt(float(sum(square)) / len(square))
+    return 1 / size if size > 0 else 1.0

@@ -1,6 +1,5 @@
 r"""Where training in signal space starts: the best Gaussian of the measurements, and draws of it given each record."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -8,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._chunks import in_chunks
 from .._custom_types import AnyCallable, Key, Signal, Structure
 from .._data_info import AbstractUnits, Units, standardise_view
 from .._denoiser.evidence import LEAST_NOISE, Form, Measured
 from .._denoiser.least_squares import levenberg_marquardt
-from .._denoiser.network import is_image
+from .._denoiser.network import is_image, signal_scale
 from .._sampling import LARGEST_VECTOR
 from .._view import View, take_views, view_mask
 from .._whitening import Whitening, whitening
@@ -110,21 +109,6 @@ def find_start(
     coordinates = _scalar_units(gaussian, signal) if form == "diagonal" else gaussian
     bounds = _range(measured, signal, scale, data) if form == "diagonal" else None
     return Start(coordinates, gaussian if known and guess is None else None, form, bounds)
-
-
-def signal_scale(forward: AnyCallable, signal: Structure, params: PyTree, units: Units) -> float:
-    """How large the entries of a signal are, if measurements vary as much as those of `N(0, scale² I)` would.
-
-    It is told from the parameters of one measurement, and from the units of all.
-    """
-    stds = [float(x) for x in jax.tree.leaves(units.std)]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal)
-    drawn = jax.tree.map(lambda x: jr.normal(jr.key(0), x.shape, x.dtype), signal)
-    vary = jax.jit(lambda: jax.tree.map(lambda a, b: a - b, forward(drawn, params), forward(zeros, params)))()
-    # In standardised units, so that no square is out of range.
-    square = [jnp.mean((x / s) ** 2) for x, s in zip(jax.tree.leaves(vary), stds, strict=True)]
-    size = math.sqrt(float(sum(square)) / len(square))
-    return 1 / size if size > 0 else 1.0
 
 
 def zeros_of(signal: Structure) -> tuple[Float[Array, " n"], AnyCallable]:

@@ -12,7 +12,7 @@ from .._custom_types import Key, Structure
 from .._data_info import DataInfo, describe
 from .._denoiser.back_projection import BackProjection, count_channels, forward_gain
 from .._denoiser.flatten import Flatten
-from .._denoiser.network import AbstractEncoder, NetworkDenoiser, is_image
+from .._denoiser.network import AbstractEncoder, NetworkDenoiser, is_image, signal_scale
 from .._forward.base import AbstractForwardModel
 from .._frozen import trainable
 from .._view import is_view
@@ -69,7 +69,7 @@ def default_denoiser(
         parts = _image_parts(forward, signal, info, width=width, key=network_key)
     else:
         keys = {"key": network_key, "view_key": view_key}
-        parts = _vector_parts(signal, info, width=width, latent_size=latent_size, **keys)
+        parts = _vector_parts(forward, signal, info, width=width, latent_size=latent_size, **keys)
     dtype = jnp.result_type(*jax.tree.leaves(signal))
     embedding = NoiseEmbedding(_EMBEDDING_SIZE, key=embedding_key)
     encoder, network, embedding = (_cast(part, dtype) for part in (parts.encoder, parts.network, embedding))
@@ -131,7 +131,7 @@ def _image_parts(forward, signal, info, *, width, key):
     return _Parts(encoder, network, "embedding", shift, scale)
 
 
-def _vector_parts(signal, info, *, width, latent_size, key, view_key):
+def _vector_parts(forward, signal, info, *, width, latent_size, key, view_key):
     """An MLP on flattened measurements."""
     size = _entries(signal)
     if size > 65_536:
@@ -153,7 +153,10 @@ def _vector_parts(signal, info, *, width, latent_size, key, view_key):
     if not info.affine:
         # A signal of zeros may be a place without a slope: intensities, for one, are squares.
         network = eqx.tree_at(lambda n: n.linear_out, network, Linear(width, size, key=jr.fold_in(key, 1)))
-    return _Parts(Flatten(view_network), network, "input")
+    scale = 1.0
+    if info.affine and info.witness is not None:
+        scale = signal_scale(forward, signal, info.witness.params, info.units)
+    return _Parts(Flatten(view_network), network, "input", scale=scale)
 
 
 def _cast(module, dtype):

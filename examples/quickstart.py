@@ -49,8 +49,6 @@ class Config:
     """Unseen windows that are scored, per held-out digit."""
     samples: int = 32
     """Samples per held-out digit."""
-    sampler_steps: int = 12
-    """Noise levels that a sample goes through."""
     seed: int = 0
     """Seed of everything random."""
     out: Path = Path("quickstart.png")
@@ -74,9 +72,7 @@ def main(argv=None):
     # single one it reads `fit.problem.posterior(si.View(window, corner)).sample(key, 8)`.
     contexts = random_windows(held_out, 1, keys[2])
     start = time.perf_counter()
-    sampler = si.ExponentialAdams(config.sampler_steps)
-    options = {"sampler": sampler, "num_samples": config.samples}
-    samples = fit.problem.sample_many(contexts, key=keys[3], **options).signal
+    samples = fit.problem.sample_many(contexts, key=keys[3], num_samples=config.samples).signal
     jax.block_until_ready(samples)
     sample_seconds = time.perf_counter() - start
 

@@ -73,7 +73,11 @@ from ._posterior import Posterior as Posterior
 from ._problem import StochasticInverseProblem as StochasticInverseProblem
 from ._sampler.ancestral import Ancestral as Ancestral
 from ._sampler.autoregressive import Autoregressive as Autoregressive
-from ._sampler.base import AbstractSampler as AbstractSampler, Sample as Sample
+from ._sampler.base import (
+    AbstractIndependentSampler as AbstractIndependentSampler,
+    AbstractSampler as AbstractSampler,
+    Sample as Sample,
+)
 from ._sampler.exponential_adams import ExponentialAdams as ExponentialAdams
 from ._sampler.grid import (
     AbstractTimeGrid as AbstractTimeGrid,

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
 
 from ._checks import check_instance, check_integer, check_key
 from ._chunks import in_chunks
@@ -28,6 +27,7 @@ from ._data_info import check_structure, standardise_view
 from ._denoiser.gaussian_residual import Measured
 from ._instrument import effective_number
 from ._objective.rules import EnergyRule
+from ._pareto import LARGEST_SHAPE, pareto_k
 from ._problem_base import context_units, encode_context
 from ._sampler.importance import ImportanceSampling
 from ._sampling import LARGEST_CORRECTED, sample_many
@@ -41,7 +41,7 @@ FEWEST, CHUNK = 8, 16
 # How many draws given all of a record's measurements are compared with these.
 RESIDUAL_DRAWS = 8
 # What may be off in practice, whatever the number of records says: of the residual, of coverage.
-RESIDUAL_TOLERANCE, COVERAGE_TOLERANCE, LEAST_EFFECTIVE = 0.1, 0.05, 0.05
+RESIDUAL_TOLERANCE, COVERAGE_TOLERANCE, LEAST_EFFECTIVE, MOST_HEAVY = 0.1, 0.05, 0.05, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Check:
     - `energy_others`: that of other records' measurements taken for predictions.
     - `effective`: the effective sample size per draw of the network. NaN without a likelihood, or for signals of more
         than 16 entries.
+    - `heavy`: the share of records for which Pareto k is above 0.7, so that corrected draws are not to be relied on.
+        NaN as before, and for fewer than 25 draws.
     """
 
     records: int
@@ -83,6 +85,7 @@ class Check:
     energy_gaussian: Figure
     energy_others: Figure
     effective: Figure
+    heavy: Figure
 
     @property
     def verdict(self) -> str:
@@ -103,6 +106,8 @@ class Check:
             return "The Gaussian of the start predicts better than the network: train longer."
         if self.effective.value < LEAST_EFFECTIVE:
             return "Few draws of the network fit the measurements: train longer, or give samplers more proposals."
+        if self.heavy.value > MOST_HEAVY:
+            return "Given many records, weights of few draws are all that counts: train longer."
         return f"Nothing is wrong that {self.records} records can tell."
 
     def __repr__(self) -> str:
@@ -115,6 +120,7 @@ class Check:
             ("  by the Gaussian of the start", _row(self.energy_gaussian, "")),
             ("  by other records' measurements", _row(self.energy_others, "")),
             ("effective sample size per draw", _row(self.effective, "near 1")),
+            ("records with Pareto k above 0.7", _row(self.heavy, "near 0")),
         ]
         lines = [f"  {name:<42}{row}".rstrip() for name, row in rows]
         head = f"{f'Check: {self.records} held-out records, {self.draws} draws each':<44}{'found':>8}   right"
@@ -141,10 +147,9 @@ def check(problem: Any, held_out: View, key: Key | None, num_samples: int) -> Ch
     std = noised.measurement_noise.std(jax.tree.map(lambda x: x[0], unseen.observation))
     found = _scores(noised, records, unseen.observation, std is not None and not noised.measurement_noise.exact)
     size = sum(x.size for x in jax.tree.leaves(noised.signal))
-    effective = np.full(number, np.nan)
     if noised.likelihood_known and size <= LARGEST_CORRECTED:
-        effective = _effective(noised, views, jr.split(effective_key, number), num_samples)
-    return _figures(number, num_samples, {name: np.asarray(x, np.float64) for name, x in found.items()}, effective)
+        found |= _weights(noised, views, jr.split(effective_key, number), num_samples)
+    return _figures(number, num_samples, {name: np.asarray(x, np.float64) for name, x in found.items()})
 
 
 def _check_held_out(problem, held_out, num_samples):
@@ -206,18 +211,21 @@ def _gaussian(problem, measured, views, key, number) -> Signal:
 
 
 @eqx.filter_jit
-def _effective(problem, views, keys, number):
+def _weights(problem, views, keys, number):
     def one(inputs):
         view, key = inputs
         context = encode_context(problem, problem.as_context(view))
         _, log_weights = ImportanceSampling().propose(problem, context, key, number)
-        return effective_number(log_weights) / number
+        shape = pareto_k(log_weights)
+        heavy = jnp.where(shape == jnp.inf, jnp.nan, shape > LARGEST_SHAPE)
+        return {"effective": effective_number(log_weights) / number, "heavy": heavy}
 
     return in_chunks(one, (views, keys), CHUNK)
 
 
-def _figures(number: int, draws: int, found: dict[str, Any], effective: Float[Array | np.ndarray, " records"]) -> Check:
+def _figures(number: int, draws: int, found: dict[str, Any]) -> Check:
     """Means over records, and their standard errors."""
+    unknown = np.full(number, np.nan)
     mean = lambda x: Figure(float(np.mean(x)), float(np.std(x, ddof=1) / np.sqrt(number)))
     square = found["squares"].sum() / found["counts"].sum()
     # Of a ratio of means, and of its root.
@@ -232,5 +240,6 @@ def _figures(number: int, draws: int, found: dict[str, Any], effective: Float[Ar
         energy=mean(found["energy"]),
         energy_gaussian=Figure(float(np.mean(found["energy_gaussian"])), difference.error),
         energy_others=mean(found["energy_others"]),
-        effective=mean(np.asarray(effective)),
+        effective=mean(found.get("effective", unknown)),
+        heavy=mean(found.get("heavy", unknown)),
     )

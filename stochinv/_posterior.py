@@ -19,6 +19,7 @@ from ._instrument import WeightedDraws, effective_number, resample
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._noise import add_noise
 from ._numpyro import DensityDistribution, SignalDistribution
+from ._pareto import pareto_k
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.base import AbstractSampler, as_sampler
 from ._sampler.importance import ImportanceSampling
@@ -138,14 +139,31 @@ class Posterior(eqx.Module):
 
         `ValueError` if the likelihood is not known: in measurement space, or without noise.
         """
+        return effective_number(self._log_weights("The effective sample size", key, num_samples, 2))
+
+    def pareto_k(self, key: Key, num_samples: int = 256) -> FloatScalar:
+        """The shape `k` of the generalised Pareto law of the largest weights, for draws as in `effective_sample_size`.
+
+        Below 0.5 weights have a variance, and corrected draws are right; above 0.7 they are not to be relied on,
+        however many there are: the network is too narrow for the likelihood, or looks elsewhere.
+
+        **Raises:**
+
+        `ValueError` as `effective_sample_size`, and for fewer than 25 samples.
+
+        ??? cite "Source"
+
+            Vehtari et al. 2024, "Pareto smoothed importance sampling".
+        """
+        return pareto_k(self._log_weights("Pareto k", key, num_samples, 25))
+
+    def _log_weights(self, what, key, num_samples, fewest):
         check_key(key)
-        check_integer("`num_samples`", num_samples, 2)
+        check_integer("`num_samples`", num_samples, fewest)
         noised = self.problem.noised
         if not noised.likelihood_known:
-            raise ValueError(
-                "The effective sample size needs a likelihood: a problem in signal space, with a `noise` that is not 0."
-            )
-        return _effective(noised, self.weighted, noised.as_context(self.context), key, num_samples)
+            raise ValueError(f"{what} needs a likelihood: a problem in signal space, with a `noise` that is not 0.")
+        return _log_weights(noised, self.weighted, noised.as_context(self.context), key, num_samples)
 
     def to_arviz(self, key: Key, num_samples: int = 256) -> Any:
         """Posterior draws as an `arviz.InferenceData`, one variable per leaf of the signal, in a single chain.
@@ -263,12 +281,10 @@ class Posterior(eqx.Module):
 
 
 @eqx.filter_jit
-def _effective(problem, weighted, context, key, number):
+def _log_weights(problem, weighted, context, key, number):
     if weighted is None:
-        _, log_weights = ImportanceSampling().propose(problem, encode_context(problem, context), key, number)
-    else:
-        _, log_weights = weighted.propose(problem, context, key, number)
-    return effective_number(log_weights)
+        return ImportanceSampling().propose(problem, encode_context(problem, context), key, number)[1]
+    return weighted.propose(problem, context, key, number)[1]
 
 
 def _check_density(posterior):

@@ -33,6 +33,7 @@ from ._space import AbstractSpace, MeasurementSpace, SignalSpace, as_space
 from ._training.ema import AbstractEMA, PowerEMA
 from ._training.history import Progress
 from ._training.loop import Options, train
+from ._training.plan import BATCH_SIZE
 from ._training.signals import train_signals
 from ._view import Example, RandomViews, View, as_signal, is_view
 
@@ -131,7 +132,7 @@ class StochasticInverseProblem(AbstractProblem):
         known: Pairs | None = None,
         steps: int | None = None,
         seconds: float | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         roles: RandomViews | None = None,
         rounds: int | None = None,
         start: dist.Distribution | AnyCallable | None = None,
@@ -169,16 +170,17 @@ class StochasticInverseProblem(AbstractProblem):
             which are held out for that. Where all signals are known 12,000, or 2,000 for signals of more than 256
             entries, and no more than learn 300 times from each.
         - `seconds`: in signal space, how long training may take: no round begins that would end later.
-        - `batch_size`: records per step, for arrays in memory.
+        - `batch_size`: records per step, for arrays in memory; by default 64, and 256 for signals of up to 256 entries
+            in signal space, but no more than an eighth of the records.
         - `roles`: in measurement space, how the views of a record are dealt, anew at each step.
         - `rounds`: in signal space, how often the training's signals are drawn where they are unknown, the first time
-            included, and measurements of them simulated; each round has an equal share of `steps`. By default 500 steps
-            each, or 250 for signals of more than 256 entries, and at least 8 rounds where `steps` are given.
+            included. The last round has half of `steps`, and the others share the rest. By default the short ones have
+            500 steps each, or 250 for signals of more than 256 entries, and the last is as long as 8, or 4, of them.
         - `start`: in signal space, a law of signals to start from: a NumPyro distribution, or a callable from a key to
             a signal. By default it is the best Gaussian where the forward model is affine and the noise Gaussian, and
-            the standard normal elsewhere.
+            elsewhere the standard normal, from whose posterior by Laplace's approximation signals are drawn.
         - `optimizer`: an optax transformation; by default Adam with a warm-up to 1e-3 and a cosine decay over `steps`,
-            in signal space over each round, unless all signals are known.
+            in signal space over each round, unless all signals are known; to 3e-3 for signals of more than 256 entries.
         - `gradient_clip`: the largest global norm of the gradient, positive; `None` does not clip.
         - `ema`: how the parameters are averaged over training; `None` does not average.
         - `standardise`: whether measurements are brought to mean 0 and standard deviation 1 (one of each per leaf).
@@ -211,9 +213,7 @@ class StochasticInverseProblem(AbstractProblem):
             batch_size=batch_size,
             roles=roles,
             validation=validation,
-            validation_every=default_validation(10_000 if steps is None else steps)
-            if validation_every is None
-            else validation_every,
+            validation_every=default_validation(steps) if validation_every is None else validation_every,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             resume=resume,
@@ -230,6 +230,7 @@ class StochasticInverseProblem(AbstractProblem):
             trained = train_signals(problem, cast(View | Pairs | Simulated, data), key=key, options=options, **given)
         else:
             refuse_rounds(seconds=seconds, rounds=rounds, start=start)
+            options = options if batch_size is not None else dataclasses.replace(options, batch_size=BATCH_SIZE)
             trained = train(problem, cast(Any, data), key=key, options=options, **given)
         return Fit(*trained)
 
@@ -288,8 +289,10 @@ class StochasticInverseProblem(AbstractProblem):
 
         - `context`, `params`: as in `posterior`.
         - `key`: a PRNG key.
-        - `sampler`: the sampler; by default `Ancestral()` for a stochastic objective, `Ancestral(1)` if the noise is
-            not Gaussian, and `ExponentialAdams()` for others.
+        - `sampler`: the sampler; by default, in signal space `ImportanceSampling()` for signals of up to 16 entries
+            given measurements with noise, `Ancestral(12, order=2)` for those of more than 256, and
+            `ExponentialAdams()` for others; in measurement space `Ancestral()` for a stochastic objective,
+            `Ancestral(1)` if the noise is not Gaussian, and `ExponentialAdams()` for others.
         - `num_samples`: how many; `None` draws one, without a leading axis.
         - `chunk_size`: how many are drawn at once; memory grows with it and not with `num_samples`.
 
@@ -388,8 +391,8 @@ def refuse_rounds(**given: Any):
 
 
 def default_validation(steps: Any) -> Any:
-    """A tenth of `steps`; what is no number is left to be refused."""
-    return max(steps // 10, 1) if is_integer(steps) else 1
+    """A tenth of `steps`, or of 10,000; what is no number is left to be refused."""
+    return max(steps // 10, 1) if is_integer(steps) else 1000
 
 
 def short(x: Any) -> str:

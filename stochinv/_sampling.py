@@ -19,6 +19,8 @@ from ._view import is_view
 
 # The largest signal, in entries, whose draws are chosen by importance weights.
 LARGEST_CORRECTED = 16
+# How draws are corrected in rounds, where the signals of the rounds before are candidates too.
+OF_ROUNDS = ImportanceSampling(num_proposals=2)
 # Larger signals are images, as a rule: their forward model must be affine, and their networks are dear.
 LARGEST_VECTOR = 256
 
@@ -40,7 +42,21 @@ def default_sampler(problem: AbstractProblem, *, given: bool = True) -> Abstract
         return ImportanceSampling()
     if not problem.noise.every_level:
         return Ancestral(1)
-    return Ancestral() if problem.objective.stochastic else ExponentialAdams()
+    if problem.objective.stochastic:
+        return Ancestral()
+    return of_images(12) if is_image_of_signals(problem) else ExponentialAdams()
+
+
+def of_images(num_steps: int) -> AbstractSampler:
+    """Few steps through a network of images, as these are dear; fresh noise makes up for what it has not learned."""
+    return Ancestral(num_steps, order=2)
+
+
+def is_image_of_signals(problem: AbstractProblem) -> bool:
+    """Whether what is noised is a signal of more entries than a perceptron denoises."""
+    info = problem.data_info
+    size = sum(x.size for x in jax.tree.leaves(problem.signal))
+    return info is not None and info.form is not None and size > LARGEST_VECTOR
 
 
 def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
@@ -48,12 +64,13 @@ def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
     records training takes as long as one draw."""
     size = sum(x.size for x in jax.tree.leaves(problem.signal))
     if corrects(problem):
-        return ImportanceSampling(), 3 * (size + 1)
+        # Six densities, of 20 evaluations and as many derivatives as a signal has entries, each a third of a step.
+        return OF_ROUNDS, 40 * (size + 1)
     if size <= LARGEST_VECTOR:
         return ExponentialAdams(), 8
-    # Few steps, as networks of images are dear; to decompose what is measured of whitened pixels is dearer.
+    # To decompose what is measured of whitened pixels is dear.
     info = problem.data_info
-    return ExponentialAdams(8), 8 if info is not None and info.form == "dense" else 4
+    return of_images(8), 8 if info is not None and info.form == "dense" else 4
 
 
 def sample(
@@ -76,23 +93,15 @@ def sample(
     sampler = default_sampler(problem, given=context is not None) if sampler is None else as_sampler(sampler)
     check_measurement("params", params)
     context, params = problem.as_context(context), jax.tree.map(jnp.asarray, params)
-    keys = key if num_samples is None else jr.split(key, num_samples)
-    return _sample(problem, sampler, context, params, keys, None if num_samples is None else chunk_size)
+    return _sample(problem, sampler, context, params, key, num_samples, chunk_size)
 
 
 @eqx.filter_jit
-def _sample(problem, sampler, context, params, keys, chunk_size):
+def _sample(problem, sampler, context, params, key, num_samples, chunk_size):
     context = encode_context(problem, context)
-    if chunk_size is None:
-        return sampler(problem, context, params, key=keys)
-    return _draws(problem, sampler, context, params, keys, chunk_size)
-
-
-def _draws(problem, sampler, context, params, keys, chunk_size):
-    draw = lambda key: sampler(problem, context, params, key=key)
-    if keys.shape[0] <= chunk_size:
-        return jax.vmap(draw)(keys)
-    return jax.lax.map(draw, keys, batch_size=chunk_size)
+    if num_samples is None:
+        return sampler(problem, context, params, key=key)
+    return sampler.many(problem, context, params, key=key, num_samples=num_samples, chunk_size=chunk_size)
 
 
 def sample_many(
@@ -126,7 +135,7 @@ def _sample_many(problem, sampler, contexts, params, keys, num_samples, chunk_si
     def one(inputs):
         context, params, key = inputs
         context = encode_context(problem, problem.as_context(context))
-        return _draws(problem, sampler, context, params, jr.split(key, num_samples), chunk_size)
+        return sampler.many(problem, context, params, key=key, num_samples=num_samples, chunk_size=chunk_size)
 
     return in_chunks(one, (contexts, params, keys), max(chunk_size // num_samples, 1))
 

@@ -38,6 +38,7 @@ def samplers() -> dict[str, si.AbstractSampler]:
         "sde_tree": si.ReverseSDE(num_steps=48, brownian_path=dfx.VirtualBrownianTree),
         "ancestral_ddpm": si.Ancestral(num_steps=256),
         "ancestral_ddim": si.Ancestral(num_steps=256, eta=0.0),
+        "ancestral_second_order": si.Ancestral(num_steps=48, order=2),
     }
 
 

@@ -27,7 +27,7 @@ def fitted():
 
 @pytest.fixture(scope="module")
 def checked(fitted):
-    return fitted.check(HELD_OUT, num_samples=16)
+    return fitted.check(HELD_OUT, num_samples=32)
 
 
 def exact_energy(data, number=400, seed=0):
@@ -56,13 +56,14 @@ def test_exact_posteriors_pass(checked):
     assert abs(checked.energy.value - checked.energy_gaussian.value) < 4 * checked.energy_gaussian.error
     assert checked.energy_others.value > checked.energy.value + 5 * checked.energy_others.error
     assert checked.effective.value > 0.8
+    assert checked.heavy.value < 0.1
     assert checked.verdict == "Nothing is wrong that 60 records can tell."
 
 
 def test_it_is_printed_on_one_screen(checked):
     lines = repr(checked).splitlines()
-    assert len(lines) == 10 and lines[-1] == checked.verdict and max(map(len, lines)) <= 100
-    assert lines[0].startswith("Check: 60 held-out records, 16 draws each") and "residual" in lines[1]
+    assert len(lines) == 11 and lines[-1] == checked.verdict and max(map(len, lines)) <= 100
+    assert lines[0].startswith("Check: 60 held-out records, 32 draws each") and "residual" in lines[1]
 
 
 def test_noise_that_is_wrong_is_found(fitted):
@@ -112,6 +113,7 @@ RIGHT = si.Check(
     energy_gaussian=si.Figure(0.55, 0.01),
     energy_others=si.Figure(0.9, 0.02),
     effective=si.Figure(0.6, 0.02),
+    heavy=si.Figure(0.02, 0.01),
 )
 
 
@@ -127,6 +129,7 @@ RIGHT = si.Check(
         ({"coverage": (*RIGHT.coverage[:2], si.Figure(0.98, 0.01))}, "Predictions are too wide"),
         ({"energy_gaussian": si.Figure(0.45, 0.01)}, "The Gaussian of the start predicts better"),
         ({"effective": si.Figure(0.01, 0.01)}, "Few draws of the network"),
+        ({"heavy": si.Figure(0.4, 0.05)}, "Given many records, weights of few draws"),
         ({"effective": si.Figure(np.nan, np.nan), "energy_gaussian": si.Figure(np.nan, np.nan)}, "Nothing is wrong"),
     ],
 )

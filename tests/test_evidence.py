@@ -15,7 +15,7 @@ from stochinv._training.gaussian import (
     condition_few,
     pairwise_gaussian,
 )
-from stochinv._training.gaussian_start import find_start
+from stochinv._training.gaussian_start import Start, find_start, first_signal, standard_normal
 from stochinv._training.probe import is_affine
 from stochinv._training.records import Records
 
@@ -98,6 +98,44 @@ def test_several_answers_are_none(centre, form):
     evidence = measured.evidence(begin.form, lambda z: z[0], jnp.zeros(1), view)
     known = float(evidence.diagonal(lambda values: 1 / (1 + values))[0])
     assert known == 1 if form == "nothing" else known < 0.1
+
+
+def bend(signal, params):
+    return signal + params * signal**3
+
+
+def test_first_signals_are_those_of_the_posterior():
+    """Laplace's approximation, chosen among by the likelihood: 4,000 draws of one record, by brute force."""
+    view = si.View(jnp.array([[1.2], [0.2]]), jnp.array([[0.3], [0.8]]), jnp.ones(2, bool))
+    measured = Measured(si.ForwardFunction(bend), si.GaussianNoise(0.5), si.Units())
+    signal = jax.ShapeDtypeStruct((1,), jnp.float32)
+    begin = Start(standard_normal(signal), None, "laplace")
+    keys = jr.split(jr.key(0), 4000)
+    draws = np.asarray(jax.vmap(lambda key: first_signal(begin, measured, signal, view, key))(keys), float)[:, 0]
+    grid = np.linspace(-4, 4, 8001)
+    misfit = np.array([[1.2], [0.2]]) - bend(grid, np.array([[0.3], [0.8]]))
+    density = np.exp(-0.5 * (misfit**2).sum(0) / 0.25 - 0.5 * grid**2)
+    density /= density.sum()
+    mean = density @ grid
+    std = np.sqrt(density @ (grid - mean) ** 2)
+    # One of 16 proposals: what is left of the approximation's error is some per cent.
+    assert abs(draws.mean() - mean) < (4 / np.sqrt(4000) + 0.03) * std
+    assert abs(draws.std() / std - 1) < 4 / np.sqrt(8000) + 0.03
+    shares = np.quantile(draws, [0.05, 0.5, 0.95])
+    np.testing.assert_allclose(np.interp(shares, grid, np.cumsum(density)), [0.05, 0.5, 0.95], atol=0.03)
+
+
+def test_a_better_answer_far_from_the_mean_is_found():
+    """A direction that is that of -0.1 and of 2 π less: from the mean the steps may end at either."""
+    ahead = si.View(jnp.array([[np.cos(2.9), np.sin(2.9)]], jnp.float32), None, jnp.ones(1, bool))
+    measured = Measured(si.ForwardFunction(turn), si.GaussianNoise(0.3), si.Units())
+    evidence = measured.evidence("laplace", lambda z: z[0], jnp.zeros(1), ahead)
+    found = float(evidence.estimate(jnp.ones(()), jnp.zeros(1))[0])
+    # The most likely of all, by brute force.
+    grid = np.linspace(-8, 8, 16001)
+    points = np.stack([np.cos(grid), np.sin(grid)])
+    cost = ((np.asarray(ahead.observation[0])[:, None] - points) ** 2).sum(0) / 0.09 + grid**2
+    assert abs(found - grid[np.argmin(cost)]) < 0.1
 
 
 def few(number=3000, seed=0):

@@ -36,7 +36,7 @@ def quickstart():
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_runs_at_tiny_sizes(quickstart, tmp_path):
-    sizes = "--steps 4 --rounds 2 --batch-size 8 --train 64 --digits 3 --unseen 2 --samples 4 --sampler-steps 3"
+    sizes = "--steps 4 --rounds 2 --batch-size 8 --train 64 --digits 3 --unseen 2 --samples 4"
     picture, figures_file = tmp_path / "picture.png", tmp_path / "figures.json"
     files = ["--out", str(picture), "--json", str(figures_file)]
     figures = quickstart.main([*sizes.split(), *files])

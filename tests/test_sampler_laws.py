@@ -26,6 +26,7 @@ DISCRETISATION_BIAS = {
     "sde_tree": 0.05,
     "ancestral_ddpm": 0.08,
     "ancestral_ddim": 0.06,
+    "ancestral_second_order": 0.03,
 }
 NUM_SAMPLES = 2000
 

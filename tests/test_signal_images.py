@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import stochinv as si
+from stochinv._training.expectation_maximisation import UNSEEN, Rounds
+from stochinv._training.plan import Plan
+from stochinv._training.records import Records
 
 SIZE, NOISE = 17, 0.1
 IMAGE = jax.ShapeDtypeStruct((SIZE, SIZE, 1), jnp.float32)
@@ -133,6 +136,27 @@ def test_masks_are_told_pixel_by_pixel_and_what_is_given_is_repeated(of_masks):
     np.testing.assert_allclose((draws - known)[np.broadcast_to(twice, draws.shape)].std() / NOISE, 0.5**0.5, atol=0.1)
     # Pixels that were not measured vary as much as images do.
     np.testing.assert_allclose(draws[:, context.params.sum(0) == 0].std(), np.sqrt(1.05), rtol=0.2)
+
+
+def test_what_the_network_drew_itself_hardly_counts(of_masks):
+    """Errors of pixels that were measured count in full, whichever record's signal a step learns from."""
+    data = jax.tree.map(jnp.asarray, masked(np.random.default_rng(2), 40))
+    data = si.View(data.observation, data.params, jnp.ones((40, 2), bool))
+    rounds = Rounds(of_masks.noised, Records(data, None), None, None, jr.key(0), Plan(4, 8, 16), 8)
+    example = rounds.records(of_masks.noised, 0)
+    weights = np.asarray(example.target.params)
+    seen = np.asarray(data.params).max(1).reshape(40, -1)
+    of_record = lambda image, record: np.abs((image - data.observation[record]) * data.params[record]).max() < 6 * NOISE
+    signals = np.asarray(example.target.observation)
+    for signal, weight in zip(signals[:8], weights[:8], strict=True):
+        (record,) = (i for i in range(40) if of_record(signal, i))
+        np.testing.assert_allclose(weight, np.where(seen[record] > 0, 1.0, UNSEEN), atol=0.02)
+    of = lambda weights: dataclasses.replace(example, target=si.View(example.target.observation, weights))
+    one = lambda example: jax.tree.map(lambda x: x[0], example)
+    loss = lambda weights: of_masks.noised.loss(one(of(jnp.asarray(weights))), key=jr.key(0))[0]
+    plain, none = loss(np.ones_like(weights)), loss(np.zeros_like(weights))
+    assert none == 0 and loss(weights) < plain
+    np.testing.assert_allclose(loss(0.5 * np.ones_like(weights)), 0.5 * plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize("which", ["of_masks", "of_projections"])

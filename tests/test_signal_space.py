@@ -18,6 +18,7 @@ from stochinv._problem_base import encode_context
 from stochinv._sampling import default_sampler
 from stochinv._training.expectation_maximisation import Rounds
 from stochinv._training.gaussian import best_gaussian
+from stochinv._training.plan import Plan
 from stochinv._training.records import Records
 
 NOISE = 0.2
@@ -306,9 +307,9 @@ def test_a_round_draws_what_it_has_time_for(fitted):
     """Fewer signals than there are records, of records chosen at random, and each as often as the others."""
     data = records(2000)
     data = jax.tree.map(jnp.asarray, si.View(data.observation, data.params, np.ones((2000, 2), bool)))
-    rounds = Rounds(fitted.problem.noised, Records(data, None), None, None, jr.key(0), 60, 64)
+    rounds = Rounds(fitted.problem.noised, Records(data, None), None, None, jr.key(0), Plan(60, 120, 240), 64)
     first = rounds.signals
-    (residual,) = rounds.draw(fitted.problem.noised, 1)
+    (residual,) = rounds.draw(fitted.problem.noised, 1, last=False)
     drawn = np.asarray(rounds.signals, float)
     assert first.shape == drawn.shape and abs(residual - 1) < 0.1
     found, counts = np.unique(drawn, axis=0, return_counts=True)

@@ -11,6 +11,7 @@ from scipy import stats
 import stochinv as si
 from refusals import without_annotations
 from stochinv._training.known_signals import KnownSignals
+from stochinv._training.plan import Plan
 from stochinv._training.records import as_records
 from test_signal_space import COVARIANCE, MEAN, NOISE, given, posterior_of, problem, records
 
@@ -46,10 +47,10 @@ def test_nothing_is_drawn_by_the_network(fitted):
 
 def rounds_of(length=10):
     simulated = si.data.Simulated(PRIOR, PARAMS)
-    signal, made = as_records(problem(), simulated, None, 64, lambda _: length, jr.key(0))
+    signal, made = as_records(problem(), simulated, None, 64, lambda _: 64 * length, jr.key(0))
     assert made.unknown == 0 and signal == jax.ShapeDtypeStruct((3,), jnp.float32)
     noised = si.SignalSpace().problem(problem())
-    return KnownSignals(noised, si.Pairs(made.signals, made.views), made.source, jr.key(1), length)
+    return KnownSignals(noised, si.Pairs(made.signals, made.views), made.source, jr.key(1), Plan(length, 0, length))
 
 
 def test_every_round_has_signals_of_its_own_and_of_the_prior():

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
+from scipy import stats
 
 import stochinv as si
 from refusals import without_annotations
-from stochinv._training import signals, watch
+from stochinv._training import plan, signals, watch
 from stochinv._training.records import Records
 from stochinv._training.watch import LEVELS, Watch, has_settled, lost_track, number_held_out
 
@@ -39,8 +41,22 @@ def fit(data=None, **options):
 
 
 @pytest.fixture
+def fitted_state():
+    problem = si.StochasticInverseProblem(measure, noise=NOISE, signal=SIGNAL, space=si.MeasurementSpace())
+    return si.init(
+        problem,
+        records(64),
+        key=jr.key(0),
+        roles=si.RandomViews(1),
+        optimizer=optax.adam(optax.constant_schedule(1e-3)),
+    )
+
+
+@pytest.fixture
 def short_rounds(monkeypatch):
-    monkeypatch.setattr(signals, "LENGTH", 12)
+    monkeypatch.setattr(plan, "LENGTH", 12)
+    monkeypatch.setattr(plan, "LAST", 2)
+    monkeypatch.setattr(plan, "MOST_ROUNDS", 6)
     monkeypatch.setattr(signals, "MOST_ROUNDS", 6)
     monkeypatch.setattr(watch, "MOST", 16)
 
@@ -57,13 +73,41 @@ def exact_scores(given, unseen, number=4000):
     return np.array(scores)
 
 
-def test_scores_and_coverage_of_exact_posteriors_are_theirs():
+def exact_log_evidence(views):
+    """The logarithm of how likely the true law makes two measurements."""
+    laws = (
+        stats.multivariate_normal(np.zeros(2), phi @ np.diag(SPREAD**2) @ phi.T + NOISE**2 * np.eye(2))
+        for phi in views.params.astype(float)
+    )
+    return np.array([law.logpdf(o) for law, o in zip(laws, views.observation, strict=True)])
+
+
+def test_how_likely_held_out_records_are():
     """One step leaves the network as it was made: the exact denoiser of the best Gaussian, which 2,000 records tell."""
+    trained, held_out = fit(steps=1, rounds=1).problem, records(256, seed=1)
+    views = dataclasses.replace(jax.tree.map(jnp.asarray, held_out), mask=jnp.ones((256, 2), bool))
+    look = lambda problem: Watch(problem.noised, views, jr.key(2)).look(problem.noised)[0]
+    exact = -exact_log_evidence(held_out).mean()
+    # Five parameters of a Gaussian that 2,000 records tell cost 5/2 nats of all of these, and weights of a right
+    # proposal vary little.
+    assert abs(look(trained) - exact) < 0.02
+    # A prior that is twice as wide makes them less likely, by as much as a gain that matters many times over.
+    whitening = trained.data_info.units
+    wide = dataclasses.replace(whitening, root=2 * whitening.root, inverse=whitening.inverse / 2)
+    wrong = dataclasses.replace(trained, data_info=dataclasses.replace(trained.data_info, units=wide))
+    wrong = dataclasses.replace(wrong, denoiser=rebuilt(trained.denoiser, wide, trained.denoiser.known.value[1]))
+    assert look(wrong) > exact + 10 * watch.LEAST_LOG_GAIN
+
+
+def test_scores_and_coverage_of_exact_posteriors_are_theirs(monkeypatch):
+    """As above, where no weights are known."""
+    monkeypatch.setattr(watch, "corrects", lambda problem: False)
     trained = fit(steps=1, rounds=1).problem
     held_out = records(512, seed=1)
     watch_views = dataclasses.replace(jax.tree.map(jnp.asarray, held_out), mask=jnp.ones((512, 2), bool))
     watching = Watch(trained.noised, watch_views, jr.key(2))
     score, coverage = watching.look(trained.noised)
+    assert coverage is not None
     kept = np.asarray(watching._given.mask).argmax(1)
     pick = lambda x, index: np.take_along_axis(x, index.reshape(-1, 1, *[1] * (x.ndim - 2)), 1)
     given = jax.tree.map(lambda x: pick(np.asarray(x, float), kept), held_out)
@@ -76,17 +120,18 @@ def test_scores_and_coverage_of_exact_posteriors_are_theirs():
     # With measurements that have thrice the noise, predictions are too sure.
     noisier = dataclasses.replace(watch_views, observation=records(512, seed=1, noise=3 * NOISE).observation)
     _, coverage = Watch(trained.noised, noisier, jr.key(2)).look(trained.noised)
-    assert coverage[-1] < 0.8
+    assert coverage is not None and coverage[-1] < 0.8
 
 
 def test_training_ends_where_nothing_is_gained(short_rounds, monkeypatch, tmp_path):
-    """The Gaussian from which it starts is exact here: no two rounds halve the score."""
-    monkeypatch.setattr(watch, "LEAST_GAIN", 0.5)
+    """The Gaussian from which it starts is exact here: no two rounds gain as much."""
+    monkeypatch.setattr(watch, "LEAST_LOG_GAIN", 0.5)
     history = fit(checkpoint=tmp_path / "whole").history
-    assert len(history.score) == len(history.coverage) == 3
-    assert len(history.loss) == 12 * 3
+    # Three short rounds, and a last one that is as long as two.
+    assert len(history.score) == 4 and history.coverage == []
+    assert len(history.loss) == 12 * (3 + 2)
     assert not history.interrupted
-    assert "score of held-out measurements" in repr(history)
+    assert "score of held-out records" in repr(history)
     # A run that the clock ends after one round goes on to the same end, bit for bit, and one that has ended is at it.
     first = fit(checkpoint=tmp_path / "parts", seconds=1e-3).history
     assert len(first.loss) == 12
@@ -112,35 +157,86 @@ def test_records_held_out_are_not_trained_on(number_known):
     assert rest.signals is known
 
 
+def rebuilt(denoiser, coordinates, measured):
+    parts = {"form": denoiser.form, "network": denoiser.network, "embedding": denoiser.embedding}
+    known = (measured.forward, measured.noise, measured.units)
+    return si.GaussianResidual(coordinates, denoiser.signal, *known, **parts)
+
+
 def pairs(number):
     rng = np.random.default_rng(0)
     return si.Pairs(np.float32(SPREAD * rng.normal(size=(number, SIZE))), records(number))
 
 
 def test_how_often_signals_that_are_known_are_learned_from():
-    steps = lambda number, **options: signals.steps_for_known(
-        Records(records(number), jnp.zeros((number, 2)), **options), SIGNAL, 64
-    )
-    assert steps(100_000) == steps(100, source=pairs) == 12_000
+    def steps(number, signal=SIGNAL, *, source=None, whole=True):
+        known = Records(records(number), jnp.zeros((number, 2)), source=source)
+        planned = signals.plan_of_known(known, signal, 64, None, None, whole=whole)
+        # One cycle, but where it is not known when the clock ends training.
+        assert planned.last == (0 if whole else planned.steps)
+        return planned.steps
+
+    assert steps(100_000) == steps(100, source=pairs) == steps(100_000, whole=False) == 12_000
     assert steps(640) == 3000
     assert steps(50) == 500
-    image = jax.ShapeDtypeStruct((20, 20, 1), jnp.float32)
-    assert signals.steps_for_known(Records(records(10**5), jnp.zeros((10**5, 2))), image, 64) == 2000
+    assert steps(10**5, jax.ShapeDtypeStruct((20, 20, 1), jnp.float32)) == 2000
+
+
+def test_half_of_the_steps_are_those_of_the_last_round():
+    of = lambda steps, rounds: dataclasses.astuple(plan.plan_of(steps, rounds, SIGNAL))
+    assert of(None, None) == (500, 3500, 7500)
+    assert of(None, 3) == (500, 1000, 5000)
+    assert of(4000, 5) == (500, 2000, 4000)
+    assert of(700, None) == (50, 350, 700)
+    assert of(901, 4) == (151, 453, 901)
+    assert of(20, 1) == (20, 0, 20)
+    assert of(1, 2) == (1, 1, 1)
+    assert of(1, None) == (1, 1, 1)
+
+
+def test_steps_that_are_left_out(fitted_state):
+    """The rate goes on as if they had been done, where the optimiser is ours; a user's counts those that were."""
+    counts = lambda state: [int(x) for _, x in optax.tree_utils.tree_get_all_with_path(state.optimizer_state, "count")]
+    state = plan.jump(fitted_state, 12, counted=True)
+    assert int(state.count) == 12 and set(counts(state)) == {12}
+    state = plan.jump(fitted_state, 12, counted=False)
+    assert int(state.count) == 12 and set(counts(state)) == {0}
+
+
+def test_the_rate_falls_once_in_each_round():
+    short = plan.Plan(length=20, last=60, steps=160)
+    optimizer, params = short.optimizer(1e-3), jnp.zeros(())
+    state, rates = optimizer.init(params), []
+    for _ in range(160):
+        update, state = optimizer.update(jnp.ones(()), state, params)
+        rates.append(-float(update))
+    # Adam's step for a gradient of 1 is the rate.
+    ups = np.diff(rates) > 0
+    assert [int(x) for x in np.flatnonzero(ups & ~np.roll(ups, 1))] == [0, 20, 40, 60]
+    np.testing.assert_allclose([max(rates[:60]), max(rates[60:])], 1e-3, rtol=1e-3)
+    average = plan.EMAOfRounds(si.PowerEMA(), short)
+    assert [n for n in range(1, 161) if average.decay(jnp.asarray(n)) == 0] == [1, 21, 41, 61]
+
+
+def test_how_much_time_is_left():
+    short = plan.Plan(length=100, last=500, steps=900)
+    # A round takes 3 s, of which 1 s is the last round's fourth part: the last one takes 6 s.
+    left = lambda position, seconds: short.rounds_left(position, seconds, whole=3.0, of_steps=1.0)
+    assert [left(100, x) for x in (2.9, 3.1, 5.9, 6.1, 8.9, 9.1)] == [None, 1, 1, 0, 0, 1]
+    assert [left(500, x) for x in (5.9, 6.1)] == [None, 0]
 
 
 def test_nothing_is_held_out_of_signals_that_are_known(short_rounds, monkeypatch):
-    cycles, make = [], signals.in_cycles
-    monkeypatch.setattr(signals, "in_cycles", lambda cycle: make(cycles.append(cycle) or cycle))
     monkeypatch.setattr(signals, "MOST_EPOCHS", 2)
     history = fit(pairs(640)).history
     assert history.score == []
-    assert cycles == [len(history.loss)] == [20]
+    assert len(history.loss) == 20
 
 
 def test_few_records_are_all_trained_on(short_rounds):
     history = fit(records(100)).history
     assert history.score == []
-    assert len(history.loss) == 12 * signals.ROUNDS
+    assert len(history.loss) == 12 * (plan.ROUNDS + plan.LAST)
 
 
 def test_how_many_are_held_out():
@@ -149,12 +245,16 @@ def test_how_many_are_held_out():
 
 
 def test_scores_settle():
-    assert not has_settled([1.0, 1.0], 1)
-    assert has_settled([1.0, 1.0, 0.999], 3)
-    assert not has_settled([1.0, 1.0, 0.999], 4)
-    assert not has_settled([1.0, 1.1, 0.9], 3)
-    assert has_settled([1.0, 0.9, 0.899, 0.91], 3)
-    assert not has_settled([1.0, 0.9, 0.8, 0.7], 3)
+    settled = lambda *args: has_settled(*args, logarithmic=False)
+    assert not settled([1.0, 1.0], 1)
+    assert settled([1.0, 1.0, 0.999], 3)
+    assert not settled([1.0, 1.0, 0.999], 4)
+    assert not settled([1.0, 1.1, 0.9], 3)
+    assert settled([1.0, 0.9, 0.899, 0.91], 3)
+    assert not settled([1.0, 0.9, 0.8, 0.7], 3)
+    # A logarithm may be negative, and its zero means nothing.
+    assert has_settled([-50.0, -50.005, -50.002], 3, logarithmic=True)
+    assert not has_settled([-50.0, -50.02, -50.0], 3, logarithmic=True)
 
 
 def test_leaving_the_data_ends_training():

@@ -16,6 +16,7 @@ from typing import Literal, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -28,6 +29,8 @@ from .least_squares import levenberg_marquardt
 
 # The least noise that a measurement is taken to have, in its standard deviations: without any, `Λ` would be infinite.
 LEAST_NOISE = 1e-3
+# From the best of how many other signals than the mean the most likely one is sought.
+OTHER_STARTS = 16
 # Eigenvalues of `Λ` below this share of the largest are lost to rounding.
 ROUNDING = 1e-6
 
@@ -226,11 +229,17 @@ class Measured(eqx.Module):
     def laplace(
         self, signal: AnyCallable, zeros: Float[Array, " n"], views: View
     ) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
-        """`Λ` and `b` of any forward model, linearised at the most likely signal that Gauss-Newton steps find.
+        """`Λ` and `b` of any forward model, linearised at the most likely signal that Gauss-Newton steps find from the
+        best of some signals.
 
         An estimate that does not explain what was measured is trusted less, by the square of its misfit.
         """
-        found, rest, matrix = levenberg_marquardt(lambda z: jnp.ravel(self.misfit(signal, views)(z)), zeros)
+        misfit = lambda z: jnp.ravel(self.misfit(signal, views)(z))
+        # Always the same: what a context says is a function of it.
+        others = np.random.default_rng(0).normal(size=(OTHER_STARTS, zeros.size))
+        starts = jnp.concatenate([zeros[None], jnp.asarray(others, zeros.dtype)])
+        cost = jnp.sum(jax.vmap(misfit)(starts) ** 2, 1) + jnp.sum(starts**2, 1)
+        found, rest, matrix = levenberg_marquardt(misfit, starts[jnp.nanargmin(cost)])
         known = jnp.sum(view_mask(views)) * (rest.size // num_views(views))
         trust = 1 / jnp.maximum(jnp.sum(rest**2) / jnp.maximum(known, 1), 1) ** 2
         precision = trust * matrix.T @ matrix

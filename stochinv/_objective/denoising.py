@@ -21,6 +21,8 @@ class DenoisingError(AbstractObjective):
     level (Vincent 2011). For a denoiser without an estimate of its own the unit is that of a standard normal signal,
     `1/√(1 + α²/σ²)` (Karras et al. 2022).
 
+    Parameters of the target are weights of its entries' errors.
+
     **Arguments:**
 
     - `sample_time`: draws the training's `t ∈ [0, 1]`, a callable `(schedule, key) -> t` such as
@@ -47,4 +49,6 @@ class DenoisingError(AbstractObjective):
         t = self.sample_time(problem.schedule, time_key)
         noisy, level = noise_target(problem.schedule, clean, t, noise_key)
         error = normalised_error(problem, noisy, level, example.context, clean)
+        if example.target.params is not None:
+            error = jnp.sqrt(example.target.params) * error
         return jnp.mean(error**2), {}

@@ -9,11 +9,11 @@ from .._checks import check_instance
 from .._custom_types import Context, Key, Params
 from .._forward.base import as_multi_view, measures_stack
 from .._view import View, is_view, num_views, view_mask
-from .base import AbstractSampler, Sample
+from .base import AbstractIndependentSampler, AbstractSampler, Sample
 
 
 @final
-class Autoregressive(AbstractSampler):
+class Autoregressive(AbstractIndependentSampler):
     """Draws several target measurements one after the other, each appended to the context of the next.
 
     The context is a [`stochinv.View`][] with a mask and room for the targets: a stack with at least as many

@@ -28,10 +28,10 @@ class Sample(eqx.Module):
 
 
 class AbstractSampler(eqx.Module):
-    """Draws a signal, and the target measurement it explains, given the context.
+    """Draws signals, and the target measurements they explain, given the context.
 
-    Samplers are written for one sample and work on standardised measurements; `problem.sample` standardises, maps
-    over samples and compiles.
+    Samplers work on standardised measurements; `problem.sample` standardises and compiles. Most are written for one
+    sample: [`stochinv.AbstractIndependentSampler`][].
     """
 
     @abc.abstractmethod
@@ -49,6 +49,34 @@ class AbstractSampler(eqx.Module):
 
         A [`stochinv.Sample`][] in raw units: the signal, and `forward(signal, params)`.
         """
+
+    @abc.abstractmethod
+    def many(
+        self, problem: Any, context: Context, params: Params, *, key: Key, num_samples: int, chunk_size: int
+    ) -> Sample:
+        """Draws samples given one context.
+
+        **Arguments:**
+
+        - `problem`, `context`, `params`, `key`: as of one sample.
+        - `num_samples`: how many.
+        - `chunk_size`: how many signals are drawn at once.
+
+        **Returns:**
+
+        A [`stochinv.Sample`][] whose arrays have a leading axis.
+        """
+
+
+class AbstractIndependentSampler(AbstractSampler):
+    """A sampler of one signal at a time: implement `__call__`."""
+
+    def many(
+        self, problem: Any, context: Context, params: Params, *, key: Key, num_samples: int, chunk_size: int
+    ) -> Sample:
+        draw = lambda key: self(problem, context, params, key=key)
+        keys = jr.split(key, num_samples)
+        return jax.vmap(draw)(keys) if num_samples <= chunk_size else jax.lax.map(draw, keys, batch_size=chunk_size)
 
 
 def initial_noisy(problem: Any, params: Params, t: FloatScalar, key: Key) -> Observation:
@@ -88,7 +116,7 @@ def final_sample(
 
 
 @final
-class SamplerFunction(AbstractSampler):
+class SamplerFunction(AbstractIndependentSampler):
     """A callable with the arguments of a sampler as one.
 
     **Arguments:**

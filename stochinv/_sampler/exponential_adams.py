@@ -25,11 +25,11 @@ import numpy as np
 from .._checks import check_integer, check_number, is_integer, shown
 from .._custom_types import Context, Key, Params
 from .._noising import noise_level, scaled_normal
-from .base import AbstractSampler, Sample, draw_keys, final_sample, mean_observation
+from .base import AbstractIndependentSampler, Sample, draw_keys, final_sample, mean_observation
 
 
 @final
-class ExponentialAdams(AbstractSampler):
+class ExponentialAdams(AbstractIndependentSampler):
     """The probability-flow ODE in few steps, by an exponential Adams predictor-corrector.
 
     Its noise levels are spaced evenly in `v = log(1 + ρ/r)`, `r = σ/α`, between those of the schedule at 1 and 0. The

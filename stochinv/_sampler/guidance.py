@@ -25,12 +25,12 @@ from .._denoiser.evidence import AbstractEvidence
 from .._denoiser.gaussian_residual import GaussianResidual
 from .._problem_base import encode_context
 from .._schedule import NoiseLevel
-from .base import AbstractSampler, Sample
+from .base import AbstractIndependentSampler, AbstractSampler, Sample
 from .exponential_adams import ExponentialAdams
 
 
 @final
-class Guidance(AbstractSampler):
+class Guidance(AbstractIndependentSampler):
     """Draws of the learned prior, conditioned on the context by its likelihood alone.
 
     For signals of any size in signal space, measured by an affine forward model with Gaussian noise, or with none,

@@ -17,16 +17,19 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._checks import check_integer
-from .._custom_types import AnyCallable, Context, FloatScalar, Key, Params
+from .._chunks import in_chunks
+from .._custom_types import AnyCallable, Context, FloatScalar, Key, Params, Signal
 from .._data_info import destandardise_view
 from .._problem_base import context_units, encode_context
 from .._schedule import NoiseLevel
 from .._view import View, is_view
 from .base import AbstractSampler, Sample
 
+# The fewest proposals that draws given one context are chosen from.
+LEAST_POOL = 64
 # The classical Runge-Kutta method of order 4.
 SHARES = np.array([0, 0.5, 0.5, 1], np.float32)
 WEIGHTS = np.array([1, 2, 2, 1], np.float32) / 6
@@ -34,13 +37,15 @@ WEIGHTS = np.array([1, 2, 2, 1], np.float32) / 6
 
 @final
 class ImportanceSampling(AbstractSampler):
-    """One of several draws of the network, chosen by how well the likelihood says that it fits.
+    """Draws of the network, chosen by how well the likelihood says that they fit.
 
     For signals of few entries in signal space, up to about 16: the variance of the weights grows with their number.
+    All draws given one context are chosen from all of its proposals.
 
     **Arguments:**
 
-    - `num_proposals`: how many draws one is chosen from. The law of the choice is right as their number grows.
+    - `num_proposals`: how many proposals there are for each draw; at least 64 of them in all. The law of the draws is
+        right as their number grows.
     - `num_steps`: how many Runge-Kutta steps, of four evaluations each, take noise to a signal, or back.
     """
 
@@ -52,13 +57,22 @@ class ImportanceSampling(AbstractSampler):
         check_integer("ImportanceSampling: `num_steps`", self.num_steps)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
-        propose_key, choice_key = jr.split(key)
-        proposals, log_weights = self.propose(problem, context, propose_key, self.num_proposals)
-        index = jr.categorical(choice_key, log_weights)
-        signal = jax.tree.map(lambda x: x[index], proposals)
-        return Sample(signal, signal)
+        drawn = self.many(problem, context, params, key=key, num_samples=1, chunk_size=LEAST_POOL)
+        return jax.tree.map(lambda x: x[0], drawn)
 
-    def propose(self, problem: Any, context: Context, key: Key, number: int) -> tuple[Any, Float[Array, " number"]]:
+    def many(
+        self, problem: Any, context: Context, params: Params, *, key: Key, num_samples: int, chunk_size: int
+    ) -> Sample:
+        propose_key, choice_key = jr.split(key)
+        number = max(self.num_proposals * num_samples, LEAST_POOL)
+        proposals, log_weights = self.propose(problem, context, propose_key, number, chunk_size)
+        index = systematic(log_weights, choice_key, num_samples)
+        signals = jax.tree.map(lambda x: x[index], proposals)
+        return Sample(signals, signals)
+
+    def propose(
+        self, problem: Any, context: Context, key: Key, number: int, chunk_size: int = 1024
+    ) -> tuple[Signal, Float[Array, " number"]]:
         """Draws of the network, and the logarithms of their weights.
 
         **Arguments:**
@@ -67,22 +81,81 @@ class ImportanceSampling(AbstractSampler):
         - `context`: the encoded context.
         - `key`: a PRNG key.
         - `number`: how many.
+        - `chunk_size`: how many are drawn at once.
         """
-        view = destandardise_view(context_units(problem), view_of(context))
-        # The same for every context, so that a map over records computes it once.
-        nothing = encode_context(problem, problem.as_context(None))
-        structure = problem.observation_structure(None)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure)
-        flat, unravel = ravel_pytree(zeros)
+        weigh = self._weigh(problem, context)
+        flat, unravel = _zeros(problem)
 
         def one(key):
             start = jr.normal(key, flat.shape, flat.dtype)
             z, log_given = flow(problem, context, unravel, start, self.num_steps, towards_noise=False)
+            return weigh(z, log_given)
+
+        return in_chunks(one, jr.split(key, number), chunk_size)
+
+    def renew(self, problem: Any, context: Context, signal: Signal, key: Key) -> Signal:
+        """A step of a Markov chain whose law in the long run is the posterior, however few the proposals: the present
+        signal is chosen from again, with fresh ones.
+
+        **Arguments:**
+
+        - `problem`, `context`: as in `propose`.
+        - `signal`: the present signal, in raw units.
+        - `key`: a PRNG key.
+
+        ??? cite "Source"
+
+            Andrieu, Lee and Vihola 2018, "Uniform ergodicity of the iterated conditional SMC and geometric ergodicity
+            of particle Gibbs samplers", where it is iterated sampling importance resampling.
+        """
+        propose_key, choice_key = jr.split(key)
+        weigh = self._weigh(problem, context)
+        flat, unravel = _zeros(problem)
+        starts = jr.normal(propose_key, (self.num_proposals, flat.size), flat.dtype)
+        fresh = lambda start: flow(problem, context, unravel, start, self.num_steps, towards_noise=False)
+        proposals, log_given = jax.vmap(fresh)(starts)
+        present = ravel_pytree(problem.units.standardise(signal))[0]
+        _, log_present = flow(problem, context, unravel, present, self.num_steps, towards_noise=True)
+        candidates = jnp.concatenate([proposals, present[None]])
+        signals, log_weights = jax.vmap(weigh)(candidates, jnp.append(log_given, log_present))
+        index = jr.categorical(choice_key, log_weights)
+        return jax.tree.map(lambda x: x[index], signals)
+
+    def _weigh(self, problem, context):
+        """From a standardised signal and the logarithm of its density given the context to the raw signal and the
+        logarithm of its weight."""
+        view = destandardise_view(context_units(problem), view_of(context))
+        # The same for every context, so that a map over records computes it once.
+        nothing = encode_context(problem, problem.as_context(None))
+        _, unravel = _zeros(problem)
+
+        def weigh(z, log_given):
             _, log_prior = flow(problem, nothing, unravel, z, self.num_steps, towards_noise=True)
             signal = problem.units.destandardise(unravel(z))
-            return signal, problem.log_likelihood(signal, view) + log_prior - log_given
+            log_weight = problem.log_likelihood(signal, view) + log_prior - log_given
+            return signal, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
 
-        return jax.vmap(one)(jr.split(key, number))
+        return weigh
+
+
+def systematic(log_weights: Float[Array, " proposals"], key: Key, number: int) -> Int[Array, " number"]:
+    """Indices of proposals, each chosen as often as its weight says, rounded up or down at random, in random order.
+
+    ??? cite "Source"
+
+        Kitagawa 1996, "Monte Carlo filter and smoother for non-Gaussian nonlinear state space models".
+    """
+    offset_key, order_key = jr.split(key)
+    total = jnp.cumsum(jax.nn.softmax(log_weights))
+    positions = (jnp.arange(number) + jr.uniform(offset_key)) / number
+    index = jnp.searchsorted(total, positions * total[-1])
+    return jr.permutation(order_key, jnp.minimum(index, log_weights.size - 1))
+
+
+def _zeros(problem):
+    """A standardised signal of zeros as a vector, and the way back."""
+    structure = problem.observation_structure(None)
+    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure))
 
 
 def view_of(context: Any) -> View:

@@ -5,13 +5,13 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
 from .._custom_types import AnyCallable, Context, Key, Params
-from .base import AbstractSampler, Sample, draw_keys, final_sample, initial_noisy
+from .base import AbstractIndependentSampler, Sample, draw_keys, final_sample, initial_noisy
 from .diffrax_terms import check_solve, reverse_drift, solve
 from .grid import AbstractTimeGrid, UniformLogSNR, check_grid, visited
 
 
 @final
-class ProbabilityFlow(AbstractSampler):
+class ProbabilityFlow(AbstractIndependentSampler):
     """The probability-flow ODE, solved by diffrax.
 
     Every solver of ordinary differential equations in diffrax can be used. The answer is a deterministic

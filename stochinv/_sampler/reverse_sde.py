@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 
 from .._checks import check_number, shown
 from .._custom_types import AnyCallable, Context, Key, Params
-from .base import AbstractSampler, Sample, draw_keys, final_sample, initial_noisy
+from .base import AbstractIndependentSampler, Sample, draw_keys, final_sample, initial_noisy
 from .brownian import FixedStepBrownianPath
 from .diffrax_terms import check_solve, reverse_diffusion, reverse_drift, solve
 from .grid import AbstractTimeGrid, UniformLogSNR, check_grid, visited
 
 
 @final
-class ReverseSDE(AbstractSampler):
+class ReverseSDE(AbstractIndependentSampler):
     """The reverse-time stochastic differential equation, solved by diffrax.
 
     Every solver of stochastic differential equations with additive noise in diffrax can be used. `churn` scales the

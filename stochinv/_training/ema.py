@@ -53,23 +53,6 @@ class PowerEMA(AbstractEMA):
 
 
 @final
-class RestartedEMA(AbstractEMA):
-    """An average that starts anew every so many steps.
-
-    **Arguments:**
-
-    - `ema`: the average.
-    - `length`: after how many steps it starts anew.
-    """
-
-    ema: AbstractEMA
-    length: int
-
-    def decay(self, step: Int[Array, ""]) -> FloatScalar:
-        return self.ema.decay((step - 1) % self.length + 1)
-
-
-@final
 class ExponentialEMA(AbstractEMA):
     """The exponential average `Σ δ^(n−k) θ_k`, normalised (bias-corrected): `β_n = δ (1 − δ^(n−1)) / (1 − δ^n)`.
 

@@ -4,20 +4,24 @@ Records `c_i` hold one or more measurements each. A round has two steps:
 
 - **M**: the denoiser learns from pairs of the signals drawn last and contexts that are simulated afresh from them, at
   the parameters of other records and with a random number of views.
-- **E**: for every record a signal is drawn given its measurements, corrected by the likelihood where that is possible.
+- **E**: for every record a signal is drawn given its measurements, corrected by the likelihood where that is possible:
+  then it is chosen from fresh draws and the signal that the record has. Round by round that is a Markov chain, whose
+  law is right however blunt the network is.
 
 The first signals are draws of the best Gaussian given the measurements where the forward model is affine, and otherwise
-of a Gaussian that the user guesses. Many short rounds do better than a few long ones.
+of a Gaussian that the user guesses. Many short rounds do better than a few long ones; the last is long, for what the
+network learns of the signals.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._chunks import CHUNK, in_chunks
 from .._custom_types import AnyCallable, Key, Signal, summary
@@ -33,7 +37,7 @@ from .._denoiser.evidence import Measured
 from .._pairs import SimulatedContext
 from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.importance import view_of
-from .._sampling import sampler_of_rounds
+from .._sampling import OF_ROUNDS, corrects, sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import same_structure
@@ -41,11 +45,16 @@ from .._view import Example, View, structure, take_views, view_mask
 from ..nn import signal_denoiser
 from .gaussian_start import Start, find_start, first_signal
 from .known_signals import AbstractRounds, encode_records
+from .plan import Plan
 from .probe import is_affine
 from .records import Records, count
 
 # The most numbers that are kept of what contexts say: 1 GB in single precision.
 LARGEST_BANK = 2**28
+# For how many rounds at least signals are learned from that are candidates next time, and how many signals.
+ACTIVE_ROUNDS, LEAST_ACTIVE = 8, 4096
+# How much the error of an entry counts that was not measured in a record, and that the network drew itself.
+UNSEEN = 0.1
 
 
 def prepare_signals(
@@ -134,7 +143,7 @@ class Rounds(AbstractRounds):
         before.
     - `guess`: a callable from a key to a signal, for the first signals, or `None`.
     - `key`: a PRNG key.
-    - `length`: the number of optimiser steps in a round.
+    - `plan`: which steps are in which round.
     - `batch_size`: the number of records in a step. A round draws no more signals than take as long as its steps.
     """
 
@@ -145,33 +154,57 @@ class Rounds(AbstractRounds):
         begin: Start | None,
         guess: AnyCallable | None,
         key: Key,
-        length: int,
+        plan: Plan,
         batch_size: int,
     ):
-        self.length = length
+        self.plan = plan
         self._data, self._known, self._begin, self._guess, self._key = records.views, records.signals, begin, guess, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._sampler, cost = sampler_of_rounds(problem)
+        self._renew = OF_ROUNDS.renew if corrects(problem) else None
         self._number, self._total = records.unknown, count(records.views)
-        self._drawn = min(self._number, max(CHUNK, length * batch_size // cost))
+        self._drawn = min(self._number, max(CHUNK, plan.length * batch_size // cost))
         self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
         self._bank = None
         if problem.data_info.affine and problem.measurement_noise.every_level:
             self._bank = eqx.filter_jit(self._make_bank)(problem, self._data, jr.fold_in(key, 1))
+        self._weights = None
+        if problem.data_info.form == "diagonal":
+            self._weights = eqx.filter_jit(self._weigh)(problem, self._data)
         self._simulate = eqx.filter_jit(self._simulate_traced)
         self._draw = eqx.filter_jit(self._draw_traced)
+        self._draw_again = eqx.filter_jit(self._draw_again_traced)
+        # Whether the first signals are drawn given what was measured.
+        self._informed = guess is None and (begin is None or begin.gaussian is not None or begin.form == "laplace")
+        # In this order; those that stay candidates can be learned from for longer.
+        self._order = jr.permutation(jr.fold_in(key, 2), self._number)
+        self._active = self._drawn if self._renew is None else max(LEAST_ACTIVE, ACTIVE_ROUNDS * self._drawn)
+        self._active = min(self._number, self._active)
+        everything = jnp.arange(self._number)
+        unknown = jax.tree.map(lambda x: x[: self._number], self._data)
         if begin is None and guess is None:
-            self.signals: Signal = None
-            self.draw(problem, 0, everything=True)
+            first, _ = self._draw(problem, unknown, None, everything, jr.fold_in(key, 4))
         else:
-            unknown = jax.tree.map(lambda x: x[: self._number], self._data)
-            self.signals = self._with_known(eqx.filter_jit(self._first)(problem, unknown, begin, jr.fold_in(key, 0)))
+            first = eqx.filter_jit(self._first)(problem, unknown, begin, jr.fold_in(key, 0))
+        self.kept: Any = Drawn(first, everything, jnp.zeros((), jnp.int32))
 
-    def _with_known(self, drawn):
-        """The signals of all records."""
+    @property
+    def signals(self) -> Signal:
+        """What is learned from: a signal for each record, those that are known last."""
+        drawn = jax.tree.map(lambda x: x[self.kept.latest], self.kept.signals)
         if self._known is None:
             return drawn
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, self._known)
+
+    def _weigh(self, problem, data):
+        """How much the errors of each record's entries count: in full where they were measured."""
+
+        def one(inputs):
+            view, known = inputs
+            values = encode_context(problem, view).values
+            return jnp.where(known, 1.0, UNSEEN + (1 - UNSEEN) * values / (1 + values))
+
+        return in_chunks(one, (data, jnp.arange(self._total) >= self._number))
 
     def _make_bank(self, problem, data, key):
         """Encoded contexts of the number and parameters of views that steps train on, whatever was measured."""
@@ -193,52 +226,89 @@ class Rounds(AbstractRounds):
         return begin.clip(in_chunks(one, (data, keys)))
 
     def records(self, problem: Any, number: int) -> Example:
-        """What the steps of round `number = 0, 1, …` train on: the signals, and contexts simulated from them."""
-        return self._simulate(problem, self.signals, self._data, self._bank, jr.fold_in(self._key, 2 * number + 3))
+        """What steps train on: the signals, and contexts simulated from them for the time `number = 0, 1, …`."""
+        key = jr.fold_in(self._key, 2 * number + 3)
+        weights = self._weights
+        if weights is not None:
+            weights = weights[jnp.append(self.kept.latest, jnp.arange(self._number, self._total))]
+        return self._simulate(problem, self.signals, weights, self._data, self._bank, key)
 
-    def _simulate_traced(self, problem, signals, data, bank, key):
+    def _simulate_traced(self, problem, signals, weights, data, bank, key):
         if bank is None:
-            return Example(encode_records(problem, self._roles(signals, data, key=key)), View(signals), None)
+            return Example(encode_records(problem, self._roles(signals, data, key=key)), View(signals, weights), None)
         order_key, noise_key = jr.split(key)
         order = jr.permutation(order_key, self._total)
         number = jax.tree.leaves(bank)[0].shape[0]
-        signals = jax.tree.map(lambda x: x[order[:number]], signals)
+        signals, weights = jax.tree.map(lambda x: x[order[:number]], (signals, weights))
 
         def one(inputs):
             signal, encoded, key = inputs
             view = self._roles.observe(signal, view_of(encoded), key)
             return encode_again(problem, encoded, view)
 
-        return Example(in_chunks(one, (signals, bank, jr.split(noise_key, number))), View(signals), None)
+        return Example(in_chunks(one, (signals, bank, jr.split(noise_key, number))), View(signals, weights), None)
 
-    def draw(self, problem: Any, number: int, *, everything: bool = False) -> list[float]:
-        """Draws records' signals anew, for round `number = 1, 2, …`.
+    def draw(self, problem: Any, number: int, *, last: bool) -> list[float]:
+        """Draws records' signals anew, for the time `number = 1, 2, …`.
 
-        No more, of records chosen at random, than take as long as the round's steps. They stand in for the others,
-        whose signals were drawn when the denoiser knew less: which record a signal came from does not matter.
+        No more than take as long as the steps of the round that they are for, which may be the `last`: those whose turn
+        it is, in random order. Others are learned from for some rounds where their signals are candidates next time,
+        and else they stand in for the others, whose signals were drawn when the denoiser knew less: which record a
+        signal came from does not matter.
 
         **Returns:**
 
         The root mean square by which they miss the given measurements, in standard deviations of the noise.
         """
-        key, draw_key = jr.split(jr.fold_in(self._key, 2 * number + 2))
-        index = jr.permutation(key, self._number)[: self._number if everything else self._drawn]
-        drawn, residual = self._draw(problem, self._data, index, draw_key)
-        self.signals = self._with_known(drawn)
-        return [float(residual)]
+        key = jr.fold_in(self._key, 2 * number + 2)
+        most = max((self.plan.steps - self.plan.last) // self.plan.length, 1) if last else 1
+        times, residuals = min(-(-self._number // self._drawn), most), []
+        for time in range(times):
+            index = self._order[(self.kept.count + jnp.arange(self._drawn)) % self._number]
+            self.kept, found = self._draw_again(problem, self._data, self.kept, index, jr.fold_in(key, time))
+            residuals.append(float(found))
+        known = self._number if self._informed else int(self.kept.count)
+        active = min(max(self._active, times * self._drawn), known, self._number)
+        latest = self._order[(self.kept.count - 1 - jnp.arange(self._number) % active) % self._number]
+        self.kept = Drawn(self.kept.signals, latest, self.kept.count)
+        return [math.sqrt(sum(x**2 for x in residuals) / times)]
 
-    def _draw_traced(self, problem, data, index, key):
+    def _draw_again_traced(self, problem, data, kept, index, key):
+        of = lambda signals: jax.tree.map(lambda x: x[index], signals)
+        drawn, residual = self._draw_traced(problem, take_views(data, index), of(kept.signals), index, key)
+        signals = jax.tree.map(lambda x, new: x.at[index].set(new), kept.signals, drawn)
+        return Drawn(signals, kept.latest, kept.count + index.size), residual
+
+    def _draw_traced(self, problem, views, present, index, key):
+        """Signals of records given their views, where their present signals are known candidates among others."""
+
         def one(inputs):
-            view, key = inputs
+            view, present, key = inputs
             context = encode_context(problem, view)
-            signal = self._sampler(problem, context, None, key=key).signal
+            if self._renew is None or present is None:
+                signal = self._sampler(problem, context, None, key=key).signal
+            else:
+                signal = self._renew(problem, context, present, key)
             return signal, residual(problem, self._measured, signal, view_of(context))
 
-        drawn, (squares, counts) = in_chunks(one, (take_views(data, index), jr.split(key, index.size)))
+        drawn, (squares, counts) = in_chunks(one, (views, present, jr.split(key, index.size)))
         drawn = drawn if self._begin is None else self._begin.clip(drawn)
-        repeated = jnp.arange(self._number) % index.size
-        signals = jax.tree.map(lambda x: x[repeated], drawn)
-        return signals, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
+        return drawn, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
+
+
+class Drawn(eqx.Module):
+    """The signals of all records, as they were drawn last.
+
+    **Arguments:**
+
+    - `signals`: one of each record whose signal is not known.
+    - `latest`: the records of those that are learned from, repeated to as many as there are.
+    - `count`: how many were drawn since the first.
+    """
+
+    signals: Signal
+    latest: Int[Array, " records"]
+    count: Int[Array, ""]
 
 
 def residual(

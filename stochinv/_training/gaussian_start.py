@@ -36,6 +36,8 @@ LARGEST_EVIDENCE = 2**27
 ENOUGH_RECORDS, ENOUGH_EVIDENCE = 2048, 2**24
 # The least noise, in standard deviations of measurements, that the first draws take measurements to have.
 LEAST_NOISE_OF_START = 0.1
+# From how many draws of Laplace's approximation the first signal of a record is chosen.
+START_PROPOSALS = 16
 # From how many other places signals are sought that explain a record, of how many records, how many at once; and from
 # which share of records with several such signals on none of them is taken for the answer.
 OTHER_STARTS, MOST_ASKED, CHUNK_ASKED, SHARE_OF_SEVERAL = 4, 64, 32, 0.1
@@ -195,9 +197,10 @@ def first_signal(start: Start, measured: Measured, signal: Structure, view: View
     gaussian = start.gaussian
     z_key, noise_key = jr.split(key)
     z = jr.normal(z_key, flat.shape, flat.dtype)
-    if gaussian is None:
-        return start.coordinates.destandardise(unravel(z))
     view = standardise_view(measured.units, view)
+    if gaussian is None:
+        white = lambda z: start.coordinates.destandardise(unravel(z))
+        return white(_draw_by_laplace(measured, white, flat, view, key) if start.form == "laplace" else z)
     white = lambda z: gaussian.destandardise(unravel(z))
     if start.form == "diagonal":
         # In units of one number, in which the covariance is not too large or small to be squared.
@@ -215,6 +218,21 @@ def first_signal(start: Start, measured: Measured, signal: Structure, view: View
     if sum(x.size for x in jax.tree.leaves(view.observation)) < flat.size:
         return white(condition_few(*measured.rows(white, flat, view), key))
     return white(condition(*measured.precision(white, flat, view), z))
+
+
+def _draw_by_laplace(measured, signal, flat, view, key):
+    """A draw of a standard normal `z` given views: of Laplace's approximation of its posterior, and chosen among some
+    by how likely they make the views."""
+    propose_key, choice_key = jr.split(key)
+    precision, shift = measured.laplace(signal, flat, view)
+    root = jnp.linalg.cholesky(jnp.eye(flat.size, dtype=flat.dtype) + precision)
+    noise = jr.normal(propose_key, (START_PROPOSALS, flat.size), flat.dtype)
+    centre = jax.scipy.linalg.cho_solve((root, True), shift)
+    proposals = centre + jax.vmap(lambda x: jax.scipy.linalg.solve_triangular(root.T, x, lower=False))(noise)
+    misfit = jax.vmap(measured.misfit(signal, view))(proposals)
+    log_weights = -0.5 * (jnp.sum(misfit**2, (1, 2)) + jnp.sum(proposals**2, 1) - jnp.sum(noise**2, 1))
+    log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+    return proposals[jr.categorical(choice_key, log_weights)]
 
 
 def _entries(measured, signal, flat, view):

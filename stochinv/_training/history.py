@@ -18,9 +18,11 @@ class History:
         values.
     - `residual`: in signal space, by how much the signals drawn after each round but the last miss the given
         measurements, in standard deviations of the noise: near 1 where all is well.
-    - `score`: in signal space, the energy score by which measurements of held-out records were predicted after each
-        round, in their standard deviations; empty where `steps` or `rounds` were given.
-    - `coverage`: how much of these measurements central intervals of 50, 80 and 90 % held.
+    - `score`: in signal space, how well held-out records were explained after each round, the less the better; empty
+        where `steps` or `rounds` were given. Where draws are corrected by importance weights it is minus the logarithm
+        of the density of a record's measurements, and elsewhere the energy score by which one of them is predicted from
+        the others, in standard deviations.
+    - `coverage`: in the second case, how much of these measurements central intervals of 50, 80 and 90 % held.
     - `seconds`: how long training took, compilation included.
     - `compile_seconds`: how much of that was compilation.
     - `interrupted`: whether Ctrl-C or SIGTERM ended training before its last step.
@@ -45,7 +47,7 @@ class History:
         if self.residual:
             parts.append(f"{len(self.residual) + 1} rounds, residual {self.residual[-1]:.2f}")
         if self.score:
-            parts.append(f"score of held-out measurements {self.score[0]:.4g} -> {self.score[-1]:.4g}")
+            parts.append(f"score of held-out records {self.score[0]:.4g} -> {self.score[-1]:.4g}")
         return f"History({', '.join(parts + ['interrupted'] * self.interrupted)})"
 
 

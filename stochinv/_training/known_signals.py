@@ -7,28 +7,29 @@ import equinox as eqx
 import jax.random as jr
 
 from .._chunks import in_chunks
-from .._custom_types import AnyCallable, Key, Signal
+from .._custom_types import AnyCallable, Key
 from .._pairs import Pairs, SimulatedContext
 from .._problem_base import encode_context
 from .._view import Example, View
+from .plan import Plan
 
 
 class AbstractRounds(abc.ABC):
     """What the steps of training in signal space learn from, round by round.
 
-    `length` is the number of steps in a round; `signals` is what a checkpoint keeps besides the state.
+    `plan` says which steps are in which; `kept` is what a checkpoint keeps besides the state.
     """
 
-    length: int
-    signals: Signal
+    plan: Plan
+    kept: Any
 
     @abc.abstractmethod
     def records(self, problem: Any, number: int) -> Example:
-        """What the steps of round `number = 0, 1, …` train on: signals, and contexts simulated from them."""
+        """What steps train on: signals, and contexts simulated from them for the time `number = 0, 1, …`."""
 
     @abc.abstractmethod
-    def draw(self, problem: Any, number: int) -> list[float]:
-        """What happens before round `number = 1, 2, …`, given the trained problem.
+    def draw(self, problem: Any, number: int, *, last: bool) -> list[float]:
+        """Signals are drawn for the time `number = 1, 2, …`, given the trained problem; for the `last` round's.
 
         **Returns:**
 
@@ -45,14 +46,14 @@ class KnownSignals(AbstractRounds):
     - `pairs`: the records, where they are the same in all rounds.
     - `source`: a callable from a key to those of a round, or `None` where they are the same.
     - `key`: a PRNG key.
-    - `length`: the number of optimiser steps in a round.
+    - `plan`: how many steps there are, and in which cycles.
     """
 
     # They follow from the key.
-    signals: Signal = None
+    kept: Any = None
 
-    def __init__(self, problem: Any, pairs: Pairs, source: AnyCallable | None, key: Key, length: int):
-        self.length = length
+    def __init__(self, problem: Any, pairs: Pairs, source: AnyCallable | None, key: Key, plan: Plan):
+        self.plan = plan
         self._pairs, self._source, self._key = pairs, source, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._simulate = eqx.filter_jit(self._simulate_traced)
@@ -66,7 +67,7 @@ class KnownSignals(AbstractRounds):
         views = self._roles(pairs.signal, pairs.view, key=roles_key)
         return Example(encode_records(problem, views), View(pairs.signal), None)
 
-    def draw(self, problem: Any, number: int) -> list[float]:
+    def draw(self, problem: Any, number: int, *, last: bool) -> list[float]:
         return []
 
 

@@ -29,6 +29,7 @@ from .ema import AbstractEMA
 from .history import History, Progress
 from .interrupts import interruptible
 from .known_signals import AbstractRounds
+from .plan import BATCH_SIZE, jump
 from .progress import make_progress
 from .state import State, batch_loss, init, moving_part, step
 from .watch import Watch, lost_track
@@ -40,7 +41,7 @@ class Options:
 
     steps: int
     seconds: float | None
-    batch_size: int
+    batch_size: Any
     roles: RandomViews | None
     validation: Example | View | None
     validation_every: int
@@ -88,7 +89,7 @@ def check_options(options: Options):
     """Whether the options that the loop reads are of their kinds and in their ranges."""
     check_loop(
         integers={
-            "batch_size": options.batch_size,
+            "batch_size": BATCH_SIZE if options.batch_size is None else options.batch_size,
             "validation_every": options.validation_every,
             "checkpoint_every": options.checkpoint_every,
             "log_every": options.log_every,
@@ -125,6 +126,7 @@ class Run:
         rounds: AbstractRounds | None = None,
         watch: Watch | None = None,
         public: Callable[[Any], Any] = lambda problem: problem,
+        counted: bool = True,
     ):
         moving, rest = eqx.partition(state, moving_part(state))
         fixed, self._static = eqx.partition(rest, eqx.is_array)
@@ -134,8 +136,8 @@ class Run:
             moving, fixed, records = jax.device_put((moving, fixed, records), self._replicated())
         self._moving, self._fixed, self._records = moving, fixed, records
         self._options, self._batches, self._start = options, batches, start
-        self._rounds, self._watch, self._public = rounds, watch, public
-        self._round_began = start
+        self._rounds, self._watch, self._public, self._counted = rounds, watch, public, counted
+        self._round_began, self._steps_began, self._skipped = start, start, 0
         self._advance = jax.jit(self._advance_traced, donate_argnums=0)
         self._evaluate = jax.jit(self._evaluate_traced)
         self._finite = jax.jit(all_finite)
@@ -154,11 +156,11 @@ class Run:
         if not self._options.resume:
             checkpoints.clear()
         elif checkpoints.latest() is not None:
-            signals = None if self._rounds is None else self._rounds.signals
-            (self._moving, signals), record = checkpoints.restore((self._moving, signals))
+            kept = None if self._rounds is None else self._rounds.kept
+            (self._moving, kept), record = checkpoints.restore((self._moving, kept))
             if self._rounds is not None:
-                self._rounds.signals = signals
-            self._step = record["step"]
+                self._rounds.kept = kept
+            self._step, self._skipped = record["step"], record["skipped"]
             self._history = History(**record["history"])
             self._history.interrupted = False
             self._batches.restore(record["batches"], self._step)
@@ -199,11 +201,11 @@ class Run:
 
     def run(self) -> tuple[AbstractProblem, History]:
         """Trains to the end, or until something ends it before: then nothing that was trained is lost."""
-        bar = make_progress(self._options.progress, self._options.steps, self._step)
+        bar = make_progress(self._options.progress, self._total, self._step)
         try:
             with interruptible() as interrupted:
                 self._loop(bar, interrupted)
-                self._finish(interrupted.is_set() and self._step < self._options.steps)
+                self._finish(interrupted.is_set() and self._step < self._total)
         except _NotFinite:
             raise
         except BaseException as error:
@@ -218,12 +220,12 @@ class Run:
     def _loop(self, bar, interrupted):
         options, stop = self._options, False
         first = self._step
-        while self._step < options.steps and not stop:
-            if not self._next_round(bar, first):
+        while self._step < self._total and not stop:
+            if self._rounds is not None and not self._next_round(self._rounds, bar, first):
                 break
             batch = self._batches.batch(self._step)
             if batch is None:
-                warn_exhausted(self._step, options.steps)
+                warn_exhausted(self._step, self._total)
                 break
             before = time.perf_counter()
             self._moving, metrics = self._advance(self._moving, self._fixed, batch, self._records)
@@ -234,7 +236,7 @@ class Run:
                 self._history.compile_seconds += time.perf_counter() - before
                 bar.compiled()
             bar.step()
-            last = self._step == options.steps
+            last = self._step == self._total
             if self._validation is not None and (self._step % options.validation_every == 0 or last):
                 self._validate()
             if self._step % options.log_every == 0 or last:
@@ -243,42 +245,62 @@ class Run:
                 self._save()
             stop = stop or interrupted.is_set()
 
-    def _next_round(self, bar, first) -> bool:
-        """Where a round ends, draws the signals anew and simulates what the next one trains on; `False` if there is to
-        be none."""
-        rounds = self._rounds
-        if rounds is None or (self._step % rounds.length and self._step != first):
+    @property
+    def _total(self) -> int:
+        return self._options.steps - self._skipped
+
+    def _next_round(self, rounds, bar, first) -> bool:
+        """Where a round ends, draws the signals anew; where one begins, simulates what it trains on. `False` if there
+        is to be none."""
+        plan, position = rounds.plan, self._step + self._skipped
+        if not plan.begins(position) and self._step != first:
             return True
-        number, rest = divmod(self._step, rounds.length)
-        if number and not rest:
+        if plan.draws(position):
             self._flush()
             bar.drawing(True)
             trained = self._trained()
-            if self._ends(trained, number, bar):
+            left = self._rounds_left(trained, plan, position, bar)
+            if left is None:
                 return False
-            self._history.residual.extend(rounds.draw(trained, number))
+            if left == 0 and position < plan.last:
+                self._skip(plan.last - position)
+                bar.shorten(self._total)
+                position = plan.last
+            self._history.residual.extend(rounds.draw(trained, position // plan.length, last=position == plan.last))
             bar.drawing(False)
-        records = rounds.records(self._state(self._moving, self._fixed).problem, number)
+        records = rounds.records(self._state(self._moving, self._fixed).problem, position // plan.length)
         self._records = records if self._sharding is None else jax.device_put(records, self._replicated())
+        self._steps_began = time.perf_counter()
         return True
 
-    def _ends(self, trained, number, bar) -> bool:
-        """Whether training ends after this many rounds: the next one would last too long, or would gain nothing."""
-        now, history = time.perf_counter(), self._history
-        seconds = self._seconds_before + now - self._start
-        late = self._options.seconds is not None and seconds + now - self._round_began > self._options.seconds
-        self._round_began = now
-        if self._watch is None or late:
-            return late
-        if len(history.score) < number:
-            score, coverage = self._watch.look(trained)
-            history.score.append(score)
-            history.coverage.append(coverage)
-        bar.round(number, history.score[-1])
+    def _rounds_left(self, trained, plan, position, bar) -> int | None:
+        """Whether there is another short round before the last: 1, or 0 for none, or `None` if training ends here."""
+        now, history, total = time.perf_counter(), self._history, self._options.seconds
+        whole, of_steps, self._round_began = now - self._round_began, now - self._steps_began, now
+        left = 1
+        if total is not None:
+            left = plan.rounds_left(position, total - self._seconds_before - now + self._start, whole, of_steps)
+        if self._watch is None or left != 1:
+            return left
+        if len(history.score) < position // plan.length:
+            self._look_at_held_out(self._watch, trained)
+        bar.round(position // plan.length, history.score[-1])
         wrong = lost_track(history.residual, history.coverage)
         if wrong is not None:
-            warnings.warn(f"Training ended after {number} rounds: {wrong}.", stacklevel=7)
-        return wrong is not None or self._watch.settled(history.score)
+            warnings.warn(f"Training ended after {position // plan.length} rounds: {wrong}.", stacklevel=7)
+            return None
+        return 0 if self._watch.settled(history.score) else 1
+
+    def _look_at_held_out(self, watch, trained):
+        score, coverage = watch.look(trained)
+        self._history.score.append(score)
+        self._history.coverage.extend([] if coverage is None else [coverage])
+
+    def _skip(self, number: int):
+        """Leaves out so many steps, for which there is nothing to learn."""
+        self._skipped += number
+        state = jump(self._state(self._moving, self._fixed), self._step + self._skipped, counted=self._counted)
+        self._moving = eqx.filter(state, moving_part(state))
 
     def _validate(self):
         loss = self._evaluate(self._moving, self._fixed, self._validation, self._validation_key)
@@ -332,26 +354,30 @@ class Run:
         if self._checkpoints is not None:
             record = {
                 "step": self._step,
+                "skipped": self._skipped,
                 "history": dataclasses.asdict(self._history),
                 "batches": self._batches.state(),
             }
-            signals = None if self._rounds is None else self._rounds.signals
-            self._checkpoints.save(self._step, (self._moving, signals), record)
+            self._checkpoints.save(self._step, (self._moving, self._rounds and self._rounds.kept), record)
 
     def _finish(self, interrupted: bool):
         self._history.interrupted = interrupted
+        if self._watch is not None and self._rounds is not None and self._step == self._total:
+            plan = self._rounds.plan
+            if len(self._history.score) == (plan.last - self._skipped) // plan.length:
+                self._look_at_held_out(self._watch, self._trained())
         self._save()
         if interrupted:
             where = "" if self._checkpoints is None else f", and a checkpoint was written to {self._checkpoints.folder}"
             warnings.warn(
-                f"Training was interrupted after {self._step} of {self._options.steps} steps; what was trained is "
+                f"Training was interrupted after {self._step} of {self._total} steps; what was trained is "
                 f"returned{where}.",
                 stacklevel=6,
             )
 
     def _keep(self, error: BaseException):
         """Keeps what was trained before somebody else's exception is passed on."""
-        done = f"stochinv: {self._step} of {self._options.steps} steps were done; what was trained"
+        done = f"stochinv: {self._step} of {self._total} steps were done; what was trained"
         if any(x.is_deleted() for x in jax.tree.leaves(self._moving)):
             error.add_note(f"{done} went with the step that failed, which had been given its memory; {self._kept()}.")
             return

@@ -44,6 +44,10 @@ class Bar:
         """After so many rounds held-out measurements are predicted with this score."""
         self._rounds = {"round": number + 1, "score": f"{score:.4g}"}
 
+    def shorten(self, total: int):
+        """There will be no more steps than so many."""
+        self._bar.total = total
+
     def step(self):
         """One step is done."""
         self._bar.update()
@@ -76,6 +80,10 @@ class Lines:
         """After so many rounds held-out measurements are predicted with this score."""
         self._rounds = f", round {number + 1}, score {score:.4g}"
 
+    def shorten(self, total: int):
+        """There will be no more steps than so many."""
+        self._total = total
+
     def step(self):
         """One step is done."""
 
@@ -106,6 +114,9 @@ class Silent:
 
     def round(self, number: int, score: float):
         """After so many rounds held-out measurements are predicted with this score."""
+
+    def shorten(self, total: int):
+        """There will be no more steps than so many."""
 
     def step(self):
         """One step is done."""

@@ -20,6 +20,7 @@ from .._simulated import Simulated, holds_signals, simulate_pairs
 from .._structure import same_structure
 from .._view import View, check_signal, structure, view_mask
 from .checks import FILL, check_number_of_records
+from .plan import batch_size_of
 from .prepare import check_output, known_signal, measured_structure
 
 # The covariance of the signal is kept in full.
@@ -69,7 +70,7 @@ def count(records: PyTree) -> int:
 
 
 def as_records(
-    problem: Any, data: Any, known: Any, batch_size: int, length: Callable[[Structure], int], key: Key
+    problem: Any, data: Any, known: Any, batch_size: int | None, of_round: Callable[[Structure], int], key: Key
 ) -> tuple[Structure, Records]:
     """The structure of the signal, and the records that a user gave.
 
@@ -78,8 +79,8 @@ def as_records(
     - `problem`: a [`stochinv.StochasticInverseProblem`][].
     - `data`: a `View`, `Pairs` or `Simulated`.
     - `known`: `Pairs`, or `None`.
-    - `batch_size`: the number of records in a batch.
-    - `length`: the number of batches in a round, for the structure of a signal.
+    - `batch_size`: the number of records in a batch, `None` for the default.
+    - `of_round`: the number of records that a round takes, for the structure of a signal.
     - `key`: a PRNG key.
 
     **Raises:**
@@ -94,7 +95,8 @@ def as_records(
                 "pairs into `data`."
             )
     if isinstance(data, Simulated):
-        return simulated_records(problem, data, batch_size, length, key)
+        return simulated_records(problem, data, batch_size, of_round, key)
+    batch_size = 1 if batch_size is None else batch_size
     if isinstance(data, Pairs):
         check_pairs("data", data, problem, batch_size)
         signal, data = find_signal(problem, one_of(data.view), structure(first(data.signal))), as_arrays(data)
@@ -111,7 +113,7 @@ def as_records(
 
 
 def simulated_records(
-    problem: Any, data: Simulated, batch_size: int, length: Callable[[Structure], int], key: Key
+    problem: Any, data: Simulated, batch_size: int | None, of_round: Callable[[Structure], int], key: Key
 ) -> tuple[Structure, Records]:
     """The records of a simulator: those of its first round.
 
@@ -124,7 +126,7 @@ def simulated_records(
     params = structure(data.one)
     signal = find_signal(problem, View(measured_structure(problem.forward, known, params), params), known)
     entries = sum(x.size for x in jax.tree.leaves(signal))
-    number = max(batch_size, min(batch_size * length(signal), LARGEST_ROUND // entries**2))
+    number = max(batch_size_of(batch_size, signal, None), min(of_round(signal), LARGEST_ROUND // entries**2))
     source = eqx.Partial(simulate_pairs, data, problem.forward, problem.noise, number)
     pairs = eqx.filter_jit(source)(key)
     check_finite("Simulated: prior", pairs.signal, "draw finite signals")

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import optax
 
@@ -13,24 +12,20 @@ from .._checks import check_integer, check_key
 from .._custom_types import AnyCallable, Key, Structure
 from .._data_info import describe
 from .._pairs import Pairs
-from .._sampling import LARGEST_VECTOR
 from .._simulated import Simulated, as_law
 from .._structure import same_structure
 from .._view import View
 from .batches import ArrayBatches
 from .checks import check_closures, check_training
-from .ema import AbstractEMA, RestartedEMA
+from .ema import AbstractEMA
 from .expectation_maximisation import Rounds, prepare_signals
 from .known_signals import KnownSignals
 from .loop import Options, Run, check_options, seed_of
+from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, is_large, plan_of
 from .records import Records, as_records, count
 from .state import start_state
 from .watch import Watch, number_held_out
 
-# Steps in a round: of signals that a perceptron denoises, and of images. Rounds where nothing tells when to end, and
-# the most where held-out measurements do.
-LENGTH, LENGTH_FOR_IMAGES = 500, 250
-ROUNDS, MOST_ROUNDS = 8, 24
 # How often a signal that is known is learned from at most.
 MOST_EPOCHS = 300
 
@@ -63,80 +58,61 @@ def train_signals(
             "`validation` is not used in signal space, whose training signals change from round to round; leave it out."
         )
     prepare_key, rounds_key, train_key, watch_key = jr.split(key, 4)
-    of_round = lambda signal: length_of(steps, rounds, signal)
-    signal, records = as_records(problem, data, known, options.batch_size, of_round, rounds_key)
-    length = of_round(signal)
-    options, records, held_out = plan(records, signal, options, steps, rounds, watch_key)
+    given_size = options.batch_size
+    of_round = lambda signal: plan_of(steps, rounds, signal).length * batch_size_of(given_size, signal, None)
+    signal, records = as_records(problem, data, known, given_size, of_round, rounds_key)
+    number = None if records.source is not None else count(records.views)
+    options = dataclasses.replace(options, batch_size=batch_size_of(given_size, signal, number))
+    plan, records, held_out = make_plan(records, signal, options, steps, rounds, watch_key)
+    options = dataclasses.replace(options, steps=plan.steps)
     guess = as_start(start, signal)
     if guess is not None and not records.unknown:
         raise ValueError("`start` is where signals that are unknown start, but all signals are known; leave it out.")
     problem, begin = prepare_signals(problem, records, signal, guess, standardise, prepare_key)
     check_closures(problem.denoiser)
     seed = seed_of(key)
-    # Where signals and the end are known, all rounds are one.
-    cycle = length if records.unknown or options.seconds is not None else options.steps
-    given["optimizer"] = in_cycles(cycle) if optimizer is None else optimizer
-    given["ema"] = None if ema is None else RestartedEMA(ema, cycle)
+    rate = RATE_FOR_IMAGES if is_large(signal) else RATE
+    given["optimizer"] = plan.optimizer(rate) if optimizer is None else optimizer
+    given["ema"] = None if ema is None else EMAOfRounds(ema, plan)
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
     if records.unknown:
-        schedule = Rounds(state.problem, records, begin, guess, rounds_key, length, options.batch_size)
+        schedule = Rounds(state.problem, records, begin, guess, rounds_key, plan, options.batch_size)
     else:
         pairs = Pairs(records.signals, records.views)
-        schedule = KnownSignals(state.problem, pairs, records.source, rounds_key, length)
+        schedule = KnownSignals(state.problem, pairs, records.source, rounds_key, plan)
     watch = None if held_out is None else Watch(state.problem, held_out, watch_key)
     batches = ArrayBatches((records.views, records.signals), options.batch_size, seed)
-    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip, "length": length}
-    configuration |= {"measurement_noise": problem.noise}
+    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
+    configuration |= {"measurement_noise": problem.noise, "plan": dataclasses.astuple(plan)}
     public = lambda trained: dataclasses.replace(problem, denoiser=trained.denoiser)
-    return Run(state, batches, options, configuration, began, schedule, watch, public).run()
+    return Run(state, batches, options, configuration, began, schedule, watch, public, optimizer is None).run()
 
 
-def plan(
+def make_plan(
     records: Records, signal: Structure, options: Options, steps: int | None, rounds: int | None, key: Key
-) -> tuple[Options, Records, View | None]:
-    """The number of steps at most, the records to train on, and those that are held out to tell when to end, if any."""
-    if steps is not None:
-        return options, records, None
-    length, held_out = length_of(None, rounds, signal), None
-    if rounds is not None:
-        steps = length * rounds
-    elif not records.unknown:
-        steps = steps_for_known(records, signal, options.batch_size)
-    elif number := number_held_out(records.unknown, options.batch_size):
+) -> tuple[Plan, Records, View | None]:
+    """Which steps there are in which rounds, the records to train on, and those that are held out to tell when short
+    rounds gain no more, if any."""
+    if not records.unknown:
+        whole = options.seconds is None
+        return plan_of_known(records, signal, options.batch_size, steps, rounds, whole=whole), records, None
+    if steps is None and rounds is None and (number := number_held_out(records.unknown, options.batch_size)):
         records, held_out = records.hold_out(number, key)
-        steps = length * MOST_ROUNDS
-    else:
-        steps = length * ROUNDS
-    return dataclasses.replace(options, steps=steps), records, held_out
+        return plan_of(steps, rounds, signal, settles=True), records, held_out
+    return plan_of(steps, rounds, signal), records, None
 
 
-def length_of(steps: int | None, rounds: int | None, signal: Structure) -> int:
-    """The number of steps in a round."""
-    usual = LENGTH_FOR_IMAGES if is_large(signal) else LENGTH
-    if steps is None:
-        return usual
-    return min(usual, -(-steps // ROUNDS)) if rounds is None else -(-steps // rounds)
-
-
-def steps_for_known(records: Records, signal: Structure, batch_size: int) -> int:
-    """The number of steps where all signals are known and nothing was said."""
-    length = length_of(None, None, signal)
-    steps = length * (ROUNDS if is_large(signal) else MOST_ROUNDS)
-    if records.source is not None:
-        return steps
-    return min(steps, max(length, MOST_EPOCHS * count(records.views) // batch_size))
-
-
-def is_large(signal: Structure) -> bool:
-    """Whether a signal has more entries than a perceptron denoises."""
-    return sum(x.size for x in jax.tree.leaves(signal)) > LARGEST_VECTOR
-
-
-def in_cycles(length: int) -> optax.GradientTransformation:
-    """Adam, whose learning rate rises and falls in every so many steps: signals are drawn anew, and training may end,
-    when it is low."""
-    cycle = optax.warmup_cosine_decay_schedule(0.0, 1e-3, max(length // 10, 1), max(length, 2), 1e-5)
-    return optax.adam(lambda count: cycle(jnp.mod(count, length)))
+def plan_of_known(
+    records: Records, signal: Structure, batch_size: int, steps: int | None, rounds: int | None, *, whole: bool
+) -> Plan:
+    """All rounds are one where all signals are known, unless it is not known when training ends: not `whole`."""
+    plan = plan_of(steps, rounds, signal)
+    total = plan.steps
+    if steps is None and rounds is None:
+        total = plan.length * (LAST if is_large(signal) else MOST_ROUNDS)
+        if records.source is None:
+            total = min(total, max(plan.length, MOST_EPOCHS * count(records.views) // batch_size))
+    return Plan(plan.length, 0 if whole else total, total)
 
 
 def as_start(start: Any, signal: Structure) -> AnyCallable | None:

@@ -1,9 +1,14 @@
 r"""How well measurements that training does not see are predicted, round by round.
 
-Each record of several measurements gives all but one of them as its context, and the one that is left is predicted,
-noise included. A record of one measurement gives none: its prediction by the prior tells less, and rounds go on for
-longer. No prediction has a better expected energy score than the exact
-posterior's (Gneiting and Raftery 2007), and central intervals of exact posteriors hold as many as their level says.
+Where draws are corrected by importance weights, the mean weight of a record's proposals is how likely the learned prior
+makes all its measurements, `p(c) = ∫ p(c | s) q(s) ds`: the quantity that expectation maximisation makes larger. Its
+negative logarithm is the score.
+
+Elsewhere each record of several measurements gives all but one of them as its context, and the score is the energy
+score by which the one that is left is predicted, noise included. A record of one measurement gives none: its prediction
+by the prior tells less, and rounds go on for longer. No prediction has a better expected score of either kind than the
+exact posterior's (Gneiting and Raftery 2007), and central intervals of exact posteriors hold as many as their level
+says.
 """
 
 from typing import Any
@@ -16,20 +21,22 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._chunks import in_chunks
-from .._custom_types import Key, Signal
+from .._custom_types import FloatScalar, Key, Signal
 from .._objective.rules import EnergyRule
 from .._problem_base import context_units, encode_context
-from .._sampling import sampler_of_rounds
+from .._sampler.importance import ImportanceSampling
+from .._sampling import corrects, sampler_of_rounds
 from .._view import View, take_views, view_mask
 
 LEVELS = (0.5, 0.8, 0.9)
 # Of the records one in twenty is held out, no more than these, and none of fewer.
 SHARE, MOST, FEWEST = 20, 128, 8
-# How many draws predict each measurement, and how many records are drawn for at once.
-DRAWS, CHUNK = 8, 16
-# By how much, relatively, the best score must fall, and in how many rounds; and how many there are at least where most
-# records give no context.
-LEAST_GAIN, PATIENCE, FEWEST_BLUNT = 0.005, 2, 6
+# How many draws predict each measurement, how many proposals tell how likely a record is, and how many records are
+# drawn for at once.
+DRAWS, PROPOSALS, CHUNK = 8, 8, 16
+# By how much the best score must fall, and in how many rounds: an energy score relatively, the logarithm of a density
+# by a number. And how many rounds there are at least where most records give no context.
+LEAST_GAIN, LEAST_LOG_GAIN, PATIENCE, FEWEST_BLUNT = 0.005, 0.01, 2, 6
 # Where draws have kept to the given data, where they have left them, in standard deviations of the noise; and by how
 # much coverage may be off.
 CLOSE, FAR, BAND = 1.2, 1.5, 0.08
@@ -83,37 +90,61 @@ class Watch:
 
     def __init__(self, problem: Any, views: View, key: Key):
         self._sampler, _ = sampler_of_rounds(problem)
+        self._weighs = corrects(problem)
         split_key, self._key = jr.split(key)
+        self._views = views
         self._given, self._unseen = jax.jit(hold_out)(views, split_key)
-        blunt = float(jnp.mean(jnp.any(self._given.mask, 1))) < 0.5
+        blunt = not self._weighs and float(jnp.mean(jnp.any(self._given.mask, 1))) < 0.5
         self._fewest = FEWEST_BLUNT if blunt else PATIENCE + 1
-        self._look = eqx.filter_jit(self._look_traced)
+        self._weigh = eqx.filter_jit(self._weigh_traced)
+        self._predict = eqx.filter_jit(self._predict_traced)
 
-    def look(self, problem: Any) -> tuple[float, list[float]]:
-        """The mean energy score of a trained problem's predictions, and the shares in intervals of `LEVELS`.
+    def look(self, problem: Any) -> tuple[float, list[float] | None]:
+        """The mean score of a trained problem, and the shares in intervals of `LEVELS` where measurements are
+        predicted.
 
         **Arguments:**
 
         - `problem`: the trained problem of signals.
         """
-        energy, inside = self._look(problem, self._given, self._unseen, self._key)
-        return float(energy), inside.tolist()
+        if self._weighs:
+            return float(self._weigh(problem, self._views, self._key)), None
+        score, inside = self._predict(problem, self._given, self._unseen, self._key)
+        return float(score), inside.tolist()
 
     def settled(self, scores: list[float]) -> bool:
         """Whether the scores of all rounds so far say that further ones gain nothing."""
-        return has_settled(scores, self._fewest)
+        return has_settled(scores, self._fewest, logarithmic=self._weighs)
 
-    def _look_traced(self, problem, given, unseen, key):
+    def _predict_traced(self, problem, given, unseen, key):
         def one(inputs):
-            views, unseen, key = inputs
+            given, unseen, key = inputs
             draw_key, predict_key = jr.split(key)
-            context = encode_context(problem, views)
-            draw = lambda key: self._sampler(problem, context, None, key=key).signal
-            return predict(problem, jax.vmap(draw)(jr.split(draw_key, DRAWS)), unseen, predict_key)
+            context = encode_context(problem, given)
+            drawn = self._sampler.many(problem, context, None, key=draw_key, num_samples=DRAWS, chunk_size=DRAWS)
+            return predict(problem, drawn.signal, unseen, predict_key)
 
         number = jax.tree.leaves(unseen)[0].shape[0]
         found = in_chunks(one, (given, unseen, jr.split(key, number)), CHUNK)
         return jnp.mean(found["energy"]), jnp.mean(found["inside"], 0)
+
+    def _weigh_traced(self, problem, views, key):
+        keys = jr.split(key, jax.tree.leaves(views)[0].shape[0])
+        return -jnp.mean(in_chunks(lambda inputs: log_evidence(problem, *inputs), (views, keys), CHUNK))
+
+
+def log_evidence(problem: Any, views: View, key: Key) -> FloatScalar:
+    """How likely the learned prior makes the views of a record, the logarithm of their density in raw units, by the
+    mean weight of some proposals.
+
+    **Arguments:**
+
+    - `problem`: the trained problem of signals.
+    - `views`: the views.
+    - `key`: a PRNG key.
+    """
+    _, log_weights = ImportanceSampling().propose(problem, encode_context(problem, views), key, PROPOSALS)
+    return jax.nn.logsumexp(log_weights) - jnp.log(PROPOSALS)
 
 
 def lost_track(residual: list[float], coverage: list[list[float]]) -> str | None:
@@ -132,9 +163,10 @@ def lost_track(residual: list[float], coverage: list[list[float]]) -> str | None
     return None
 
 
-def has_settled(scores: list[float], fewest: int) -> bool:
+def has_settled(scores: list[float], fewest: int, *, logarithmic: bool) -> bool:
     """Whether the scores of rounds, in order, no longer fall: none of the last `PATIENCE` is lower than the best before
-    by `LEAST_GAIN`, of `fewest` rounds or more."""
+    by `LEAST_GAIN` of it, or by `LEAST_LOG_GAIN` if it is a logarithm, of `fewest` rounds or more."""
     if len(scores) < max(fewest, PATIENCE + 1):
         return False
-    return min(scores[-PATIENCE:]) > (1 - LEAST_GAIN) * min(scores[:-PATIENCE])
+    best = min(scores[:-PATIENCE])
+    return min(scores[-PATIENCE:]) > best - (LEAST_LOG_GAIN if logarithmic else LEAST_GAIN * best)

@@ -20,7 +20,7 @@ from stochinv._problem_base import encode_context
 from stochinv._sampler.importance import systematic
 from test_signal_space import SIGNAL, fit, records
 
-SIZE, VIEWS, DRAWS = 3, 2, 1000
+SIZE, VIEWS, DRAWS = 3, 2, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ SAMPLERS = {
 def test_samplers_draw_from_the_posterior(trained, name):
     sampler, bias = SAMPLERS[name]
 
-    @settings(max_examples=10)
+    @settings(max_examples=5)
     @given(case=cases(), seed=st.integers(0, 2**31 - 1))
     def check(case, seed):
         assert_posterior(draw(exact(trained, case), case.context, sampler, jr.key(seed)), case, bias=bias)
@@ -125,11 +125,11 @@ def test_weights_make_up_for_a_network_that_is_wrong(trained):
     """It is told of noise of half again the size; draws that are not corrected are told apart."""
     plain = []
 
-    @settings(max_examples=10)
+    @settings(max_examples=5)
     @given(case=cases(), seed=st.integers(0, 2**31 - 1))
     def check(case, seed):
         problem, key = exact(trained, case, told=1.5), jr.key(seed)
-        # Weights vary: of 4,000 proposals about a half are effective, and 1,000 are chosen.
+        # Weights vary: of 2,000 proposals about a half are effective, and 500 are chosen.
         assert_posterior(
             draw(problem, case.context, si.ImportanceSampling(), key), case, effective=0.6 * DRAWS, bias=0.02
         )

@@ -47,7 +47,7 @@ def fitted_state():
         problem,
         records(64),
         key=jr.key(0),
-        roles=si.RandomViews(1),
+        roles=si.RandomViews(0, novel=1),
         optimizer=optax.adam(optax.constant_schedule(1e-3)),
     )
 
@@ -87,7 +87,7 @@ def test_how_likely_held_out_records_are():
     trained, held_out = fit(steps=1, rounds=1).problem, records(256, seed=1)
     views = dataclasses.replace(jax.tree.map(jnp.asarray, held_out), mask=jnp.ones((256, 2), bool))
     look = lambda problem: Watch(problem.noised, views, jr.key(2)).look(problem.noised)[0]
-    exact = -exact_log_evidence(held_out).mean()
+    exact = -np.sort(exact_log_evidence(held_out))[256 // watch.SHARE :].mean()
     # Five parameters of a Gaussian that 2,000 records tell cost 5/2 nats of all of these, and weights of a right
     # proposal vary little.
     assert abs(look(trained) - exact) < 0.02
@@ -102,6 +102,7 @@ def test_how_likely_held_out_records_are():
 def test_scores_and_coverage_of_exact_posteriors_are_theirs(monkeypatch):
     """As above, where no weights are known."""
     monkeypatch.setattr(watch, "corrects", lambda problem: False)
+    monkeypatch.setattr(watch, "sampler_of_rounds", lambda problem: (si.ExponentialAdams(), 8))
     trained = fit(steps=1, rounds=1).problem
     held_out = records(512, seed=1)
     watch_views = dataclasses.replace(jax.tree.map(jnp.asarray, held_out), mask=jnp.ones((512, 2), bool))

@@ -40,6 +40,8 @@ from ._view import View
 FEWEST, CHUNK = 8, 16
 # How many draws given all of a record's measurements are compared with these.
 RESIDUAL_DRAWS = 8
+# How many weights at least tell whether they can be trusted.
+LEAST_WEIGHTS = 128
 # What may be off in practice, whatever the number of records says: of the residual, of coverage.
 RESIDUAL_TOLERANCE, COVERAGE_TOLERANCE, LEAST_EFFECTIVE, MOST_HEAVY = 0.1, 0.05, 0.05, 0.25
 
@@ -148,7 +150,7 @@ def check(problem: Any, held_out: View, key: Key | None, num_samples: int) -> Ch
     found = _scores(noised, records, unseen.observation, std is not None and not noised.measurement_noise.exact)
     size = sum(x.size for x in jax.tree.leaves(noised.signal))
     if noised.likelihood_known and size <= LARGEST_CORRECTED:
-        found |= _weights(noised, views, jr.split(effective_key, number), num_samples)
+        found |= _weights(noised, views, jr.split(effective_key, number), max(num_samples, LEAST_WEIGHTS))
     return _figures(number, num_samples, {name: np.asarray(x, np.float64) for name, x in found.items()})
 
 

@@ -64,8 +64,9 @@ def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
     records training takes as long as one draw."""
     size = sum(x.size for x in jax.tree.leaves(problem.signal))
     if corrects(problem):
-        # Six densities, of 20 evaluations and as many derivatives as a signal has entries, each a third of a step.
-        return OF_ROUNDS, 40 * (size + 1)
+        # Six densities, of 20 evaluations and as many derivatives as a signal has entries, each a third of a step, and
+        # more of them at once than there are records in a step.
+        return OF_ROUNDS, 20 * (size + 1)
     if size <= LARGEST_VECTOR:
         return ExponentialAdams(), 8
     # To decompose what is measured of whitened pixels is dear.

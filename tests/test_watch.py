@@ -128,9 +128,9 @@ def test_training_ends_where_nothing_is_gained(short_rounds, monkeypatch, tmp_pa
     """The Gaussian from which it starts is exact here: no two rounds gain as much."""
     monkeypatch.setattr(watch, "LEAST_LOG_GAIN", 0.5)
     history = fit(checkpoint=tmp_path / "whole").history
-    # Three short rounds, and a last one that is as long as two.
-    assert len(history.score) == 4 and history.coverage == []
-    assert len(history.loss) == 12 * (3 + 2)
+    # Four short rounds, and a last one that is as long as two.
+    assert len(history.score) == 5 and history.coverage == []
+    assert len(history.loss) == 12 * (4 + 2)
     assert not history.interrupted
     assert "score of held-out records" in repr(history)
     # A run that the clock ends after one round goes on to the same end, bit for bit, and one that has ended is at it.
@@ -247,15 +247,15 @@ def test_how_many_are_held_out():
 
 def test_scores_settle():
     settled = lambda *args: has_settled(*args, logarithmic=False)
-    assert not settled([1.0, 1.0], 1)
-    assert settled([1.0, 1.0, 0.999], 3)
-    assert not settled([1.0, 1.0, 0.999], 4)
-    assert not settled([1.0, 1.1, 0.9], 3)
-    assert settled([1.0, 0.9, 0.899, 0.91], 3)
-    assert not settled([1.0, 0.9, 0.8, 0.7], 3)
+    assert not settled([1.0, 1.0, 1.0], 1)
+    assert settled([1.0, 1.0, 1.0, 0.999], 4)
+    assert not settled([1.0, 1.0, 1.0, 0.999], 5)
+    assert not settled([1.0, 1.1, 1.1, 0.9], 4)
+    assert settled([1.0, 0.9, 0.899, 0.91, 0.9], 4)
+    assert not settled([1.0, 0.9, 0.8, 0.7, 0.6], 4)
     # A logarithm may be negative, and its zero means nothing.
-    assert has_settled([-50.0, -50.005, -50.002], 3, logarithmic=True)
-    assert not has_settled([-50.0, -50.02, -50.0], 3, logarithmic=True)
+    assert has_settled([-50.0, -50.005, -50.002, -50.0], 4, logarithmic=True)
+    assert not has_settled([-50.0, -50.0, -50.02, -50.0], 4, logarithmic=True)
 
 
 def test_leaving_the_data_ends_training():

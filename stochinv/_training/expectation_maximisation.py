@@ -36,6 +36,7 @@ from .._data_info import (
 from .._denoiser.evidence import Measured
 from .._pairs import SimulatedContext
 from .._problem_base import context_units, encode_again, encode_context
+from .._sampler.exponential_adams import ExponentialAdams
 from .._sampler.importance import view_of
 from .._sampling import OF_ROUNDS, corrects, sampler_of_rounds
 from .._schedule import NoiseLevel
@@ -53,6 +54,8 @@ from .records import Records, count
 LARGEST_BANK = 2**28
 # For how many rounds at least signals are learned from that are candidates next time, and how many signals.
 ACTIVE_ROUNDS, LEAST_ACTIVE = 8, 4096
+# How often they are drawn anew before the last round, if there is time.
+LAST_PASSES = 2
 # How much the error of an entry counts that was not measured in a record, and that the network drew itself.
 UNSEEN = 0.1
 
@@ -160,8 +163,9 @@ class Rounds(AbstractRounds):
         self.plan = plan
         self._data, self._known, self._begin, self._guess, self._key = records.views, records.signals, begin, guess, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
-        self._sampler, cost = sampler_of_rounds(problem)
+        sampler, cost = sampler_of_rounds(problem)
         self._renew = OF_ROUNDS.renew if corrects(problem) else None
+        self._plain = sampler if self._renew is None else ExponentialAdams()
         self._number, self._total = records.unknown, count(records.views)
         self._drawn = min(self._number, max(CHUNK, plan.length * batch_size // cost))
         self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
@@ -262,7 +266,8 @@ class Rounds(AbstractRounds):
         """
         key = jr.fold_in(self._key, 2 * number + 2)
         most = max((self.plan.steps - self.plan.last) // self.plan.length, 1) if last else 1
-        times, residuals = min(-(-self._number // self._drawn), most), []
+        passes = LAST_PASSES if last and self._renew is not None else 1
+        times, residuals = min(passes * -(-self._number // self._drawn), most), []
         for time in range(times):
             index = self._order[(self.kept.count + jnp.arange(self._drawn)) % self._number]
             self.kept, found = self._draw_again(problem, self._data, self.kept, index, jr.fold_in(key, time))
@@ -285,10 +290,10 @@ class Rounds(AbstractRounds):
         def one(inputs):
             view, present, key = inputs
             context = encode_context(problem, view)
-            if self._renew is None or present is None:
-                signal = self._sampler(problem, context, None, key=key).signal
-            else:
-                signal = self._renew(problem, context, present, key)
+            start_key, key = jr.split(key)
+            if present is None or self._renew is None:
+                present = self._plain(problem, context, None, key=start_key).signal
+            signal = present if self._renew is None else self._renew(problem, context, present, key)
             return signal, residual(problem, self._measured, signal, view_of(context))
 
         drawn, (squares, counts) = in_chunks(one, (views, present, jr.split(key, index.size)))

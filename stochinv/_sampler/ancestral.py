@@ -23,8 +23,8 @@ class Ancestral(AbstractIndependentSampler):
     of steps, one included**. With a deterministic one it is of first order in the step, and of second order with
     `order = 2`: then `ô` is extrapolated, as a linear function of the log-SNR of its last two values, to the middle
     of the step. Fresh noise undoes a denoiser's errors of before, which the probability-flow ODE carries to the end:
-    for networks that are not fully trained these draws are better than those of
-    [`stochinv.ExponentialAdams`][], which are closer to the network's own law.
+    a network of images that was trained for a short time drew better with it than with
+    [`stochinv.ExponentialAdams`][]. Standard deviations of a Gaussian are 5 % too wide with 12 steps, 1 % with 48.
 
     **Arguments:**
 

@@ -100,7 +100,7 @@ class ImportanceSampling(AbstractSampler):
         **Arguments:**
 
         - `problem`, `context`: as in `propose`.
-        - `signal`: the present signal, in raw units.
+        - `signal`: the present signal, in raw units; one of NaN is never chosen.
         - `key`: a PRNG key.
 
         ??? cite "Source"

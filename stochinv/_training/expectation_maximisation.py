@@ -279,8 +279,14 @@ class Rounds(AbstractRounds):
         return [math.sqrt(sum(x**2 for x in residuals) / times)]
 
     def _draw_again_traced(self, problem, data, kept, index, key):
-        of = lambda signals: jax.tree.map(lambda x: x[index], signals)
-        drawn, residual = self._draw_traced(problem, take_views(data, index), of(kept.signals), index, key)
+        present = jax.tree.map(lambda x: x[index], kept.signals)
+        if not self._informed:
+            # No candidate: an exact network would weigh it like any other.
+            guessed = kept.count + jnp.arange(index.size) < self._number
+            present = jax.vmap(lambda guessed, x: jax.tree.map(lambda x: jnp.where(guessed, jnp.nan, x), x))(
+                guessed, present
+            )
+        drawn, residual = self._draw_traced(problem, take_views(data, index), present, index, key)
         signals = jax.tree.map(lambda x, new: x.at[index].set(new), kept.signals, drawn)
         return Drawn(signals, kept.latest, kept.count + index.size), residual
 

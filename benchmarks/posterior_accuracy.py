@@ -25,6 +25,7 @@ import jax.random as jr
 import signal_closed_forms as closed
 import signal_problems as problems
 import signal_simulators as simulators
+import signal_tomography as images
 import tyro
 from signal_case import Case, Sizes
 
@@ -43,6 +44,7 @@ SIGNAL_PROBLEMS: dict[str, Callable[[Sizes], Case]] = {
     "sigmoid": closed.sigmoid,
     "spectra": problems.spectra,
     "density": closed.density,
+    "tomography": images.tomography,
 }
 SIMULATORS: dict[str, Callable[[Sizes, Path | None], Case]] = {
     "two_moons": simulators.two_moons,

@@ -11,7 +11,7 @@ noise are the true ones:
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from ._checks import check_instance, check_integer, check_key
 from ._chunks import in_chunks
+from ._complex import view_as_parts
 from ._custom_types import Key, Signal
 from ._data_info import check_structure, standardise_view
 from ._denoiser.gaussian_residual import Measured
@@ -29,8 +30,8 @@ from ._instrument import effective_number
 from ._objective.rules import EnergyRule
 from ._pareto import LARGEST_SHAPE, pareto_k
 from ._problem_base import context_units, encode_context
-from ._sampler.importance import ImportanceSampling
-from ._sampling import LARGEST_CORRECTED, sample_many
+from ._sampler.importance import ImportanceSampling, systematic
+from ._sampling import corrects, sample_many
 from ._training.expectation_maximisation import residual
 from ._training.records import as_masked, check_views, count
 from ._training.watch import LEVELS, hold_out, predict
@@ -135,23 +136,26 @@ def _row(figure: Figure, right: str) -> str:
 
 def check(problem: Any, held_out: View, key: Key | None, num_samples: int) -> Check:
     """What `fit.check` does."""
-    number = _check_held_out(problem, held_out, num_samples)
+    held_out = _check_held_out(problem, held_out, num_samples)
+    number = count(held_out)
     key = jr.key(0) if key is None else key
     check_key(key)
     noised, views = problem.noised, as_masked(held_out)
-    split_key, all_key, part_key, score_key, others_key, effective_key = jr.split(key, 6)
+    split_key, all_key, part_key, score_key, others_key = jr.split(key, 5)
     given, unseen = jax.jit(hold_out)(views, split_key)
     options = {"sampler": None, "chunk_size": 1024}
-    draw = lambda views, key, each: sample_many(problem, views, None, key=key, num_samples=each, **options).signal
-    drawn, predicting = draw(views, all_key, RESIDUAL_DRAWS), draw(given, part_key, num_samples)
+    draw = lambda views, key, each: sample_many(noised, views, None, key=key, num_samples=each, **options).signal
+    weights = {}
+    if corrects(noised):
+        drawn, weights = _weigh(noised, views, jr.split(all_key, number), max(num_samples, LEAST_WEIGHTS))
+    else:
+        drawn = draw(views, all_key, RESIDUAL_DRAWS)
+    predicting = draw(given, part_key, num_samples)
     others = jr.randint(others_key, (number, num_samples), 1, number) + jnp.arange(number)[:, None]
     records = (views, given, unseen, drawn, predicting, others % number, jr.split(score_key, number))
     std = noised.measurement_noise.std(jax.tree.map(lambda x: x[0], unseen.observation))
     found = _scores(noised, records, unseen.observation, std is not None and not noised.measurement_noise.exact)
-    size = sum(x.size for x in jax.tree.leaves(noised.signal))
-    if noised.likelihood_known and size <= LARGEST_CORRECTED:
-        found |= _weights(noised, views, jr.split(effective_key, number), max(num_samples, LEAST_WEIGHTS))
-    return _figures(number, num_samples, {name: np.asarray(x, np.float64) for name, x in found.items()})
+    return _figures(number, num_samples, {name: np.asarray(x, np.float64) for name, x in (found | weights).items()})
 
 
 def _check_held_out(problem, held_out, num_samples):
@@ -163,13 +167,14 @@ def _check_held_out(problem, held_out, num_samples):
     check_instance("`held_out`", held_out, View, "a `View` with leading (record, views) axes")
     check_integer("`num_samples`", num_samples, 2)
     check_views("held_out", held_out, problem, 1)
+    held_out = cast(View, view_as_parts(held_out))
     record = jax.tree.map(lambda x: x[0, 0], View(held_out.observation, held_out.params))
     remedy = "give records like those of the training data"
     check_structure("held_out[0, 0]", record, problem.data_info.measurement, remedy)
     number = count(held_out)
     if number < FEWEST:
         raise ValueError(f"`held_out` has {number} records, but at least {FEWEST} are needed; hold out more.")
-    return number
+    return held_out
 
 
 @eqx.filter_jit
@@ -213,14 +218,19 @@ def _gaussian(problem, measured, views, key, number) -> Signal:
 
 
 @eqx.filter_jit
-def _weights(problem, views, keys, number):
+def _weigh(problem, views, keys, number):
+    """Draws given all views of a record, chosen of weighted ones, and what the weights are like."""
+
     def one(inputs):
         view, key = inputs
+        propose_key, choice_key = jr.split(key)
         context = encode_context(problem, problem.as_context(view))
-        _, log_weights = ImportanceSampling().propose(problem, context, key, number)
+        proposals, log_weights = ImportanceSampling().propose(problem, context, propose_key, number)
+        index = systematic(log_weights, choice_key, RESIDUAL_DRAWS)
         shape = pareto_k(log_weights)
         heavy = jnp.where(shape == jnp.inf, jnp.nan, shape > LARGEST_SHAPE)
-        return {"effective": effective_number(log_weights) / number, "heavy": heavy}
+        found = {"effective": effective_number(log_weights) / number, "heavy": heavy}
+        return jax.tree.map(lambda x: x[index], proposals), found
 
     return in_chunks(one, (views, keys), CHUNK)
 

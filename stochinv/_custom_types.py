@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, ArrayLike as ArrayLike, Float, Key as _TypedKey, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, ArrayLike as ArrayLike, Bool, Float, Key as _TypedKey, PRNGKeyArray, PyTree, UInt32
 
 Key: TypeAlias = PRNGKeyArray
 Keys: TypeAlias = _TypedKey[Array, " draws"] | UInt32[Array, "draws words"]
 FloatScalar: TypeAlias = Float[Array, ""]
 FloatScalarLike: TypeAlias = float | int | Float[Array, ""]
+BoolScalarLike: TypeAlias = bool | Bool[Array, ""]
 Signal: TypeAlias = PyTree
 Observation: TypeAlias = PyTree
 Params: TypeAlias = PyTree

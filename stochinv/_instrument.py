@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from ._checks import is_traced
 from ._chunks import in_chunks
+from ._complex import RealForward, parts_structure, view_as_parts
 from ._contexts import as_view
 from ._custom_types import Context, FloatScalar, Key, Signal
 from ._data_info import Units, describe
@@ -30,7 +31,7 @@ from ._forward.base import as_forward_model, measures_stack
 from ._noise import as_noise
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.exponential_adams import ExponentialAdams
-from ._sampler.importance import ImportanceSampling, flow
+from ._sampler.importance import ImportanceSampling, two_densities
 from ._sampling import LARGEST_CORRECTED
 from ._structure import same_structure
 from ._view import View, num_views, structure, view_mask
@@ -93,13 +94,11 @@ class WeightedDraws(eqx.Module):
         """A draw given nothing or the context (`own` 0 or 1), and the logarithm of the prior over the mixture."""
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.trained.signal)
         flat, unravel = ravel_pytree(zeros)
-        pick = lambda index: jax.tree.map(lambda x: x[index], contexts)
-        steps, start = ImportanceSampling().num_steps, jr.normal(key, flat.shape, flat.dtype)
-        z, log_own = flow(self.trained, pick(own), unravel, start, steps, towards_noise=False)
-        _, log_other = flow(self.trained, pick(1 - own), unravel, z, steps, towards_noise=True)
-        log_prior = jnp.where(own == 0, log_own, log_other)
-        log_mixture = jnp.logaddexp(log_own, log_other) - jnp.log(2.0)
-        return self.trained.units.destandardise(unravel(z)), log_prior - log_mixture
+        ordered = jax.tree.map(lambda x: x[jnp.stack([own, 1 - own])], contexts)
+        start = jr.normal(key, flat.shape, flat.dtype)
+        z, logs = two_densities(self.trained, ordered, unravel, start, ImportanceSampling().num_steps)
+        log_mixture = jax.nn.logsumexp(logs) - jnp.log(2.0)
+        return self.trained.units.destandardise(unravel(z)), logs[own] - log_mixture
 
 
 def resample(problem: Any, weighted: WeightedDraws, context: View, key: Key, number: int, chunk_size: int) -> Signal:
@@ -158,7 +157,7 @@ def under_instrument(problem: Any, context: Context, forward: Any, noise: Any) -
     one = one_view(structure(View(views.observation, views.params)))
     other.noise.check(one.observation)
     capacity = num_views(cast(View, info.context))
-    size = sum(x.size for x in jax.tree.leaves(problem.signal))
+    size = sum(x.size for x in jax.tree.leaves(problem.noised.signal))
     alike = same_structure(one, info.measurement) and num_views(views) <= capacity
     if not alike or size > LARGEST_CORRECTED:
         # What is weighted by the likelihood alone is in no units.
@@ -173,7 +172,7 @@ def as_stack(problem: Any, context: Any) -> View:
 
     Where both can be, what is like a measurement of training is one view.
     """
-    views = as_view(context, WANTED)
+    views = as_view(view_as_parts(context), WANTED)
     found = structure(View(views.observation, views.params))
     shapes = {x.shape[:1] for x in jax.tree.leaves(found)}
     stack = found if len(shapes) == 1 and not shapes & {(), (0,)} else None
@@ -197,7 +196,8 @@ def one_view(stack: View) -> View:
 def _measures(problem, one):
     """Whether the forward model returns measurements of this structure."""
     try:
-        output = eqx.filter_eval_shape(problem.forward, problem.signal, one.params)
+        forward, signal = RealForward(problem.forward, problem.signal), parts_structure(problem.signal)
+        output = eqx.filter_eval_shape(forward, signal, one.params)
     except Exception:
         return False
     return same_structure(output, one.observation)

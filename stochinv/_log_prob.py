@@ -20,6 +20,7 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
 from ._checks import check_instance, check_integer, check_key
+from ._complex import as_parts
 from ._custom_types import Context, FloatScalar, Key, Observation, Params
 from ._data_info import check_measurement, check_structure
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
@@ -46,6 +47,9 @@ def log_prob(
     num_draws: int,
 ) -> FloatScalar:
     """What `problem.log_prob` does, with all its defaults filled in."""
+    check_measurement("value", observation)
+    if problem.noised is not problem:
+        observation = as_parts(observation)
     problem = problem.noised
     trained_denoiser(problem)
     if key is not None:
@@ -57,7 +61,6 @@ def log_prob(
     check_instance("`solver`", solver, dfx.AbstractSolver, "a diffrax solver such as `diffrax.Tsit5()`")
     wanted = "a diffrax controller such as `diffrax.PIDController(rtol=1e-4, atol=1e-4)`"
     check_instance("`stepsize_controller`", stepsize_controller, dfx.AbstractStepSizeController, wanted)
-    check_measurement("value", observation)
     check_measurement("params", params)
     expected = problem.observation_structure(params)
     remedy = "give one signal, or one measurement for `params`; map over several with `jax.vmap`"

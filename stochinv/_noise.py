@@ -26,6 +26,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_instance, is_traced, numbers, shown
+from ._complex import as_parts, from_parts
 from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, Structure, summary
 from ._noising import scaled_normal
 from ._schedule import NoiseLevel
@@ -138,12 +139,12 @@ class AbstractNoise(eqx.Module):
 
 @final
 class GaussianNoise(AbstractNoise):
-    """Gaussian noise, independent from entry to entry.
+    """Gaussian noise, independent from entry to entry, and of real and imaginary parts of complex ones.
 
     **Arguments:**
 
-    - `scale`: the standard deviation `τ ≥ 0` in raw units: a scalar, or a PyTree of scalars in the structure of an
-        observation. 0 is no noise.
+    - `scale`: the standard deviation `τ ≥ 0` in raw units, of each part where measurements are complex: a scalar, or a
+        PyTree of scalars in the structure of an observation. 0 is no noise.
 
     **Raises:**
 
@@ -340,10 +341,14 @@ _COUNTS = NoiseLaw(lambda rates: jax.tree.map(dist.Poisson, rates))
 
 
 def add_noise(noise: AbstractNoise, clean: Observation, *, key: Key, stacked: bool) -> Observation:
-    """A noisy measurement, or with `stacked` a stack of views each with noise of its own; in raw units."""
+    """A noisy measurement, or with `stacked` a stack of views each with noise of its own; in raw units.
+
+    Real and imaginary parts of complex measurements have noise each.
+    """
+    one = lambda key, clean: from_parts(noise.sample(key, as_parts(clean)), clean)
     if not stacked:
-        return noise.sample(key, clean)
-    return jax.vmap(noise.sample)(jr.split(key, jax.tree.leaves(clean)[0].shape[0]), clean)
+        return one(key, clean)
+    return jax.vmap(one)(jr.split(key, jax.tree.leaves(clean)[0].shape[0]), clean)
 
 
 def as_noise(noise: Any) -> AbstractNoise:

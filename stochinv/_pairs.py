@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from ._checks import check_instance
+from ._complex import as_parts, view_as_parts
 from ._custom_types import Key, Params, Signal
 from ._forward.base import AbstractForwardModel
-from ._noise import AbstractNoise
+from ._noise import AbstractNoise, add_noise
 from ._view import View, num_views, take_views, view_mask
 
 # How often nothing is given, so that the denoiser of the prior is learned too, and how often everything is, as where
@@ -41,6 +42,11 @@ class Pairs(eqx.Module):
 
     def __check_init__(self):
         check_instance("Pairs: `view`", self.view, View, "a `View` such as `View(observation, params)`")
+
+
+def pairs_as_parts(pairs: Pairs) -> Pairs:
+    """Records of real and imaginary parts."""
+    return Pairs(as_parts(pairs.signal), view_as_parts(pairs.view))
 
 
 @final
@@ -109,5 +115,5 @@ def simulate_views(
 ) -> View:
     """Measures a signal with each of a number of parameters."""
     clean = jax.vmap(lambda p: forward(signal, p), axis_size=number)(params)
-    observation = jax.vmap(noise.sample)(jr.split(key, number), clean)
+    observation = add_noise(noise, clean, key=key, stacked=True)
     return View(observation, params, jnp.ones(number, bool))

@@ -8,6 +8,7 @@ import numpy as np
 
 from ._checks import check_arrays, check_finite, check_integer, check_key, is_traced
 from ._chunks import in_chunks
+from ._complex import from_parts
 from ._custom_types import AnyCallable, Context, Key, Params
 from ._data_info import FINITE, check_measurement
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
@@ -85,7 +86,7 @@ def sample(
     chunk_size: int,
 ) -> Sample:
     """What `problem.sample` does, with all its defaults filled in."""
-    problem = problem.noised
+    user, problem = problem, problem.noised
     trained_denoiser(problem)
     check_key(key)
     if num_samples is not None:
@@ -94,7 +95,7 @@ def sample(
     sampler = default_sampler(problem, given=context is not None) if sampler is None else as_sampler(sampler)
     check_measurement("params", params)
     context, params = problem.as_context(context), jax.tree.map(jnp.asarray, params)
-    return _sample(problem, sampler, context, params, key, num_samples, chunk_size)
+    return as_given(user, _sample(problem, sampler, context, params, key, num_samples, chunk_size))
 
 
 @eqx.filter_jit
@@ -116,7 +117,7 @@ def sample_many(
     chunk_size: int,
 ) -> Sample:
     """What `problem.sample_many` does, with all its defaults filled in."""
-    problem = problem.noised
+    user, problem = problem, problem.noised
     trained_denoiser(problem)
     check_key(key)
     check_integer("`num_samples`", num_samples)
@@ -128,7 +129,8 @@ def sample_many(
     first = jax.tree.map(lambda x: x[0], (contexts, params))
     problem.observation_structure(first[1])
     jax.eval_shape(lambda context: problem.as_context(context), first[0])
-    return _sample_many(problem, sampler, contexts, params, jr.split(key, number), num_samples, chunk_size)
+    drawn = _sample_many(problem, sampler, contexts, params, jr.split(key, number), num_samples, chunk_size)
+    return as_given(user, drawn)
 
 
 @eqx.filter_jit
@@ -139,6 +141,13 @@ def _sample_many(problem, sampler, contexts, params, keys, num_samples, chunk_si
         return sampler.many(problem, context, params, key=key, num_samples=num_samples, chunk_size=chunk_size)
 
     return in_chunks(one, (contexts, params, keys), max(chunk_size // num_samples, 1))
+
+
+def as_given(problem: AbstractProblem, drawn: Sample) -> Sample:
+    """Draws in the structure of a user's signal, which may be complex."""
+    if problem.noised is problem:
+        return drawn
+    return Sample(*(from_parts(x, problem.signal) for x in (drawn.signal, drawn.observation)))
 
 
 def check_contexts(contexts: Context, params: Params) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ._archive import read_archive, write_archive
 from ._checks import check_path
+from ._complex import RealForward, parts_structure
 from ._custom_types import summary
 from ._data_info import DataInfo, Units, Witness, describe as shapes
 from ._denoiser.base import encode
@@ -145,8 +146,11 @@ class _Reader:
                 self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
             signal = problem.signal
         info = None if self._content["data_info"] is None else self._data_info(self._content["data_info"])
+        forward, parts = problem.forward, signal
         if info is not None:
-            self._check_forward(problem.forward, signal, info)
+            if info.form is not None:
+                forward, parts = RealForward(problem.forward, signal), parts_structure(signal)
+            self._check_forward(forward, parts, info)
         denoiser = problem.denoiser
         if denoiser is None:
             if info is None:
@@ -154,9 +158,9 @@ class _Reader:
             # The arrays are overwritten; making them costs less than a second way to make a denoiser.
             key = jr.key(0)
             if info.form is None:
-                denoiser = make_denoiser(problem.forward, signal, info, key=key)
+                denoiser = make_denoiser(forward, parts, info, key=key)
             else:
-                denoiser = signal_denoiser(problem.forward, signal, info, noise=found["noise"], key=key)
+                denoiser = signal_denoiser(forward, parts, info, noise=found["noise"], key=key)
         different = differences(self._content["denoiser"], _without_arrays(denoiser), "denoiser")
         if different:
             self._refuse(different)
@@ -165,7 +169,7 @@ class _Reader:
         if self._arrays:
             self._refuse([f"{next(iter(self._arrays))} is in the file and missing here"])
         if info is not None:
-            self._check_denoiser(denoiser, signal, info)
+            self._check_denoiser(denoiser, parts, info)
         return found | {"signal": signal, "data_info": info, "denoiser": denoiser}
 
     def _check_forward(self, forward, signal, info):

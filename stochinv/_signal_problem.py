@@ -9,6 +9,7 @@ from typing import final
 import jax
 import jax.numpy as jnp
 
+from ._complex import view_as_parts
 from ._contexts import as_views
 from ._custom_types import AnyCallable, Context, FloatScalar, Params, Signal, Structure
 from ._data_info import DataInfo
@@ -35,9 +36,10 @@ class SignalProblem(AbstractProblem):
 
     **Arguments:**
 
-    - `measure`: the forward model.
+    - `measure`: the forward model, of real and imaginary parts where signals or measurements are complex.
     - `measurement_noise`: the noise of measurements.
-    - `denoiser`, `schedule`, `objective`, `signal`, `data_info`: as of the problem.
+    - `signal`: the `jax.ShapeDtypeStruct`s of the signal, of its real and imaginary parts where it is complex.
+    - `denoiser`, `schedule`, `objective`, `data_info`: as of the problem.
     """
 
     measure: AbstractForwardModel
@@ -59,6 +61,7 @@ class SignalProblem(AbstractProblem):
         return not self.measurement_noise.exact
 
     def as_context(self, context: Context) -> Context:
+        context = view_as_parts(context)
         return context if self.data_info is None else as_views(self.data_info, context)
 
     def log_likelihood(self, signal: Signal, views: View) -> FloatScalar:

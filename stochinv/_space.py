@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 
 from ._checks import check_callable, check_instance, plain
+from ._complex import RealForward, parts_structure
 from ._custom_types import AnyCallable
 from ._noising import half_middle_log_snr, middle_log_snr
 from ._objective.denoising import DenoisingError
@@ -38,7 +39,8 @@ class SignalSpace(AbstractSpace):
     """The signal is noised: posteriors are as sharp as the known likelihood makes them, and signals have a density.
 
     For signals of up to some hundred entries. The denoiser learns from draws of the signals, by expectation
-    maximisation from measurements alone: see [`stochinv.StochasticInverseProblem.fit`][].
+    maximisation from measurements alone: see [`stochinv.StochasticInverseProblem.fit`][]. Denoisers see the real and
+    the imaginary part of complex signals and measurements, on a last axis.
 
     **Arguments:**
 
@@ -54,15 +56,16 @@ class SignalSpace(AbstractSpace):
             check_callable("SignalSpace: `sample_time`", self.sample_time, "a callable such as `uniform_log_snr`")
 
     def problem(self, problem: AbstractProblem) -> SignalProblem:
-        size = sum(x.size for x in jax.tree.leaves(problem.signal))
+        signal = None if problem.signal is None else parts_structure(problem.signal)
+        size = sum(x.size for x in jax.tree.leaves(signal))
         chosen = middle_log_snr if size > LARGEST_VECTOR else half_middle_log_snr
         return SignalProblem(
-            measure=problem.forward,
+            measure=RealForward(problem.forward, problem.signal),
             measurement_noise=problem.noise,
             denoiser=problem.denoiser,
             schedule=problem.schedule,
             objective=DenoisingError(chosen if self.sample_time is None else self.sample_time),
-            signal=problem.signal,
+            signal=signal,
             data_info=problem.data_info,
         )
 

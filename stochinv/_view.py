@@ -181,7 +181,7 @@ def as_signal(signal: Any) -> Any:
 
     **Raises:**
 
-    `ValueError` if a leaf has no shape and dtype, or is not real and floating-point.
+    `ValueError` if a leaf has no shape and dtype, or is not floating-point.
     """
     if signal is None:
         return None
@@ -197,18 +197,14 @@ def as_signal(signal: Any) -> Any:
 
 
 def check_signal(signal: Any):
-    """Raises a `ValueError` if the `jax.ShapeDtypeStruct`s of a signal are not those of real floating-point arrays."""
+    """Raises a `ValueError` if the `jax.ShapeDtypeStruct`s of a signal are not those of floating-point arrays."""
     for x in jax.tree.leaves(signal):
         found = f"{x.dtype}{list(x.shape)}"
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"`signal` has {found}, but signals must be real; give real and imaginary parts an axis of "
-                "their own, and let `forward` join them."
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
             raise ValueError(f"`signal` has {found}, but signals must be floating-point arrays; use `jnp.float32`.")
-        if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+        single = jax.dtypes.canonicalize_dtype(x.dtype)
+        if single != x.dtype:
             raise ValueError(
-                f"`signal` has {found}, but JAX computes in single precision; use `jnp.float32`, or "
+                f"`signal` has {found}, but JAX computes in single precision; use `jnp.{single}`, or "
                 "`jax.config.update('jax_enable_x64', True)`."
             )

@@ -302,7 +302,7 @@ def test_denoisers(make, message, request):
 
 
 def test_complex_params_of_the_default_network():
+    """Their real and imaginary parts are two numbers each."""
     data = jax.tree.map(lambda x: x.astype(complex) if x.shape[-1] == 3 else x, examples())
     made = problem_of(lambda signal, params: params.real @ signal, None, objective=SCORED)
-    message = r"`context` and `params` must be real .*got complex64.*x.real, x.imag"
-    refuse(lambda: fit(data, made), message, compiles=True)
+    assert np.isfinite(fit(data, made).history.loss[-1])

@@ -49,7 +49,7 @@ PROBLEMS = [
         lambda: problem_of(signal=struct((3,), jnp.int32)), r"`signal` has int32\[3\], .*jnp.float32", id="signal-int"
     ),
     case(lambda: problem_of(signal=struct((3,), bool)), r"`signal` has bool\[3\]", id="signal-bool"),
-    case(lambda: problem_of(signal=np.ones(3, complex)), "`signal` has complex128.*imaginary", id="signal-complex"),
+    case(lambda: problem_of(signal=np.ones(3, complex)), "`signal` has complex128.*single", id="signal-complex"),
     case(lambda: problem_of(signal=np.ones(3)), r"`signal` has float64\[3\], but JAX .* single", id="signal-double"),
 ]
 

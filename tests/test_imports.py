@@ -11,7 +11,8 @@ ROOT = pathlib.Path(si.__file__).parent
 # What a module may import at its top: lower levels only. Within a level, no cycles (checked separately).
 LEVELS = [
     ["_custom_types", "_checks", "_chunks", "_frozen", "_archive", "_describe", "_structure", "_pareto"],
-    ["_view", "_schedule"],
+    ["_view", "_schedule", "_forward.base"],
+    ["_complex"],
     [
         "_data_info",
         "_whitening",
@@ -20,7 +21,6 @@ LEVELS = [
         "_simulated",
         "_noising",
         "_noise",
-        "_forward.base",
         "_denoiser.base",
         "_objective.base",
         "_sampler.base",
@@ -31,7 +31,7 @@ LEVELS = [
     ["_forward", "_denoiser", "_objective", "_sampler", "_sampling", "_log_prob", "_signal_problem", "_space"],
     # Renderers and networks: a denoiser that nobody gave is made of the latter.
     ["forward", "nn"],
-    ["_training", "_numpyro", "_instrument", "_posterior", "_save"],
+    ["_training", "_numpyro", "_instrument", "_mode", "_posterior", "_save"],
     ["_check", "_fit"],
     ["_problem"],
     ["_load"],

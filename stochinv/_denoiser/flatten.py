@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._complex import as_parts
 from .._custom_types import AnyCallable, Context, Observation, Params
 from .._schedule import NoiseLevel
 from .._view import is_view, view_mask
@@ -46,19 +47,8 @@ class Flatten(AbstractEncoder):
 
 
 def flatten(tree: Observation | Params, like: Float[Array, "..."] | None = None) -> Float[Array, " n"]:
-    """All entries of a PyTree as one floating-point vector, in the dtype of `like`.
-
-    **Raises:**
-
-    `ValueError` for complex entries, whose imaginary parts would be lost.
-    """
-    leaves = [jnp.ravel(x) for x in jax.tree.leaves(tree)]
+    """All entries of a PyTree as one floating-point vector, in the dtype of `like`; complex ones as two."""
+    leaves = [jnp.ravel(x) for x in jax.tree.leaves(as_parts(tree))]
     if like is not None:
-        for x in leaves:
-            if jnp.iscomplexobj(x):
-                raise ValueError(
-                    f"`context` and `params` must be real for this network, got {x.dtype}; give real and "
-                    "imaginary parts as two channels, `jnp.stack([x.real, x.imag], -1)`, or a `denoiser`."
-                )
         leaves = [jnp.zeros((0,), like.dtype), *(x.astype(like.dtype) for x in leaves)]
     return jnp.concatenate(leaves)

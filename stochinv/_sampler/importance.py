@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_integer
 from .._chunks import in_chunks
-from .._custom_types import AnyCallable, Context, FloatScalar, Key, Params, Signal
+from .._custom_types import AnyCallable, BoolScalarLike, Context, FloatScalar, Key, Params, Signal
 from .._data_info import destandardise_view
 from .._problem_base import context_units, encode_context
 from .._schedule import NoiseLevel
@@ -83,14 +83,8 @@ class ImportanceSampling(AbstractSampler):
         - `number`: how many.
         - `chunk_size`: how many are drawn at once.
         """
-        weigh = self._weigh(problem, context)
-        flat, unravel = _zeros(problem)
-
-        def one(key):
-            start = jr.normal(key, flat.shape, flat.dtype)
-            z, log_given = flow(problem, context, unravel, start, self.num_steps, towards_noise=False)
-            return weigh(z, log_given)
-
+        weigh, size, dtype = self._weigh(problem, context)
+        one = lambda key: weigh(jr.normal(key, size, dtype))
         return in_chunks(one, jr.split(key, number), chunk_size)
 
     def renew(self, problem: Any, context: Context, signal: Signal, key: Key) -> Signal:
@@ -109,33 +103,30 @@ class ImportanceSampling(AbstractSampler):
             of particle Gibbs samplers", where it is iterated sampling importance resampling.
         """
         propose_key, choice_key = jr.split(key)
-        weigh = self._weigh(problem, context)
-        flat, unravel = _zeros(problem)
-        starts = jr.normal(propose_key, (self.num_proposals, flat.size), flat.dtype)
-        fresh = lambda start: flow(problem, context, unravel, start, self.num_steps, towards_noise=False)
-        proposals, log_given = jax.vmap(fresh)(starts)
+        weigh, size, dtype = self._weigh(problem, context)
+        noise = jr.normal(propose_key, (self.num_proposals, *size), dtype)
         present = ravel_pytree(problem.units.standardise(signal))[0]
-        _, log_present = flow(problem, context, unravel, present, self.num_steps, towards_noise=True)
-        candidates = jnp.concatenate([proposals, present[None]])
-        signals, log_weights = jax.vmap(weigh)(candidates, jnp.append(log_given, log_present))
+        drawn = jnp.arange(self.num_proposals + 1) < self.num_proposals
+        signals, log_weights = jax.vmap(weigh)(jnp.concatenate([noise, present[None]]), drawn)
         index = jr.categorical(choice_key, log_weights)
         return jax.tree.map(lambda x: x[index], signals)
 
     def _weigh(self, problem, context):
-        """From a standardised signal and the logarithm of its density given the context to the raw signal and the
-        logarithm of its weight."""
+        """From noise, or a standardised signal, to a raw signal and the logarithm of its weight; and the shape and the
+        dtype of what it takes."""
         view = destandardise_view(context_units(problem), view_of(context))
-        # The same for every context, so that a map over records computes it once.
         nothing = encode_context(problem, problem.as_context(None))
-        _, unravel = _zeros(problem)
+        contexts = jax.tree.map(lambda *x: jnp.stack(x), context, nothing)
+        structure = problem.observation_structure(None)
+        flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure))
 
-        def weigh(z, log_given):
-            _, log_prior = flow(problem, nothing, unravel, z, self.num_steps, towards_noise=True)
+        def weigh(start: Any, drawn: Any = True):
+            z, logs = two_densities(problem, contexts, unravel, start, self.num_steps, drawn)
             signal = problem.units.destandardise(unravel(z))
-            log_weight = problem.log_likelihood(signal, view) + log_prior - log_given
+            log_weight = problem.log_likelihood(signal, view) + logs[1] - logs[0]
             return signal, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
 
-        return weigh
+        return weigh, flat.shape, flat.dtype
 
 
 def systematic(log_weights: Float[Array, " proposals"], key: Key, number: int) -> Int[Array, " number"]:
@@ -152,31 +143,66 @@ def systematic(log_weights: Float[Array, " proposals"], key: Key, number: int) -
     return jr.permutation(order_key, jnp.minimum(index, log_weights.size - 1))
 
 
-def _zeros(problem):
-    """A standardised signal of zeros as a vector, and the way back."""
-    structure = problem.observation_structure(None)
-    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure))
-
-
 def view_of(context: Any) -> View:
     """The views behind a context, encoded or not."""
     return context if is_view(context) else context.view
 
 
-def flow(
+def two_densities(
     problem: Any,
-    context: Context,
+    contexts: Context,
     unravel: AnyCallable,
     start: Float[Array, " n"],
     num_steps: int,
-    *,
-    towards_noise: bool,
-) -> tuple[Float[Array, " n"], FloatScalar]:
-    """Takes a raveled standardised signal to noise, or noise to a signal, and returns the log-density of the signal."""
+    drawn: BoolScalarLike = True,
+) -> tuple[Float[Array, " n"], Float[Array, " 2"]]:
+    """A raveled standardised signal, and the logarithms of its densities given each of two contexts.
+
+    **Arguments:**
+
+    - `problem`: the problem of a signal.
+    - `contexts`: two encoded contexts, stacked.
+    - `unravel`: from a raveled standardised signal to the signal.
+    - `start`: the noise of which the signal is drawn given the first, or the signal.
+    - `num_steps`: as of [`stochinv.ImportanceSampling`][].
+    - `drawn`: whether it is drawn.
+    """
+    to_noise = angles_to_noise(problem, num_steps, start.dtype)
+    first = jnp.where(drawn, to_noise[::-1], to_noise)
+
+    def density(z, inputs):
+        context, angles, drawn = inputs
+        end, gained = flow(problem, context, unravel, z, angles)
+        noise, signal = jnp.where(drawn, z, end), jnp.where(drawn, end, z)
+        return signal, log_normal(noise) + jnp.where(drawn, -gained, gained)
+
+    # Both in one loop, and compiled once.
+    stages = (contexts, jnp.stack([first, to_noise]), jnp.stack([jnp.asarray(drawn), jnp.zeros((), bool)]))
+    return jax.lax.scan(density, start, stages)
+
+
+def log_density(
+    problem: Any, context: Context, unravel: AnyCallable, z: Float[Array, " n"], num_steps: int
+) -> FloatScalar:
+    """The logarithm of the density of a raveled standardised signal given an encoded context."""
+    noise, gained = flow(problem, context, unravel, z, angles_to_noise(problem, num_steps, z.dtype))
+    return log_normal(noise) + gained
+
+
+def log_normal(x: Float[Array, " n"]) -> FloatScalar:
+    return -0.5 * jnp.sum(x**2) - 0.5 * x.size * jnp.log(2 * jnp.pi)
+
+
+def angles_to_noise(problem: Any, num_steps: int, dtype: Any) -> Float[Array, " steps"]:
     ends = [jnp.cbrt(jnp.arctan(jnp.exp(-0.5 * problem.schedule.log_snr(t)))) for t in (0.0, 1.0)]
-    first, last = (ends[0], ends[1]) if towards_noise else (ends[1], ends[0])
     # Even steps in the cube root: fine structure shows at small angles.
-    angles = ((first + (last - first) * jnp.linspace(0, 1, num_steps + 1)) ** 3).astype(start.dtype)
+    return ((ends[0] + (ends[1] - ends[0]) * jnp.linspace(0, 1, num_steps + 1)) ** 3).astype(dtype)
+
+
+def flow(
+    problem: Any, context: Context, unravel: AnyCallable, start: Float[Array, " n"], angles: Float[Array, " steps"]
+) -> tuple[Float[Array, " n"], FloatScalar]:
+    """Takes a raveled standardised signal from the first angle to the last, and adds up the divergence on the way."""
     identity = jnp.eye(start.size, dtype=start.dtype)
 
     def velocity(z, angle):
@@ -203,7 +229,5 @@ def flow(
         _, (slopes, divergences) = jax.lax.scan(stage, jnp.zeros_like(z), (SHARES, WEIGHTS))
         return (z + step * jnp.sum(slopes, 0), gained + step * jnp.sum(divergences)), None
 
-    (end, gained), _ = jax.lax.scan(advance, (start, jnp.zeros((), start.dtype)), (angles[:-1], angles[1:]))
-    noise, gained = (end, gained) if towards_noise else (start, -gained)
-    log_prob = -0.5 * jnp.sum(noise**2) - 0.5 * noise.size * jnp.log(2 * jnp.pi) + gained
-    return end, log_prob
+    from_here = (start, jnp.zeros((), start.dtype))
+    return jax.lax.scan(advance, from_here, (angles[:-1], angles[1:]))[0]

@@ -128,8 +128,10 @@ def check_output(forward, signal, params, expected):
     """Whether the forward model returns differentiable measurements of the expected structure."""
     output = measured_structure(forward, signal, params)
     _check_arrays("forward", output)
+    holds_complex = any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves(expected))
+    wanted = jnp.inexact if holds_complex else jnp.floating
     for path, x in jtu.tree_flatten_with_path(output)[0]:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not jnp.issubdtype(x.dtype, wanted):
             raise ValueError(
                 f"`forward` returns {x.dtype} at output{jtu.keystr(path)}, but measurements must be floating-point and "
                 "differentiable in the signal."
@@ -170,7 +172,17 @@ def find_signal(problem: AbstractProblem, example: Example) -> Structure:
         target = structure(example.target)
         signal = known_signal(problem, target.observation, target.params)
     check_signal(signal)
+    _check_real(signal)
     return signal
+
+
+def _check_real(signal):
+    for x in jax.tree.leaves(signal):
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"`signal` has {x.dtype}{list(x.shape)}, but signals must be real in measurement space; give real and "
+                "imaginary parts an axis of their own, and let `forward` join them."
+            )
 
 
 def known_signal(problem: AbstractProblem, observation: Structure, params: Structure) -> Structure:

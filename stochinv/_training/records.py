@@ -1,7 +1,7 @@
 r"""The records of a fit in signal space: measurements alone, and records whose signals are known."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, cast, final
 
 import equinox as eqx
 import jax
@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._checks import check_arrays, check_finite, check_instance
+from .._complex import as_parts, parts_structure, view_as_parts
 from .._custom_types import AnyCallable, Key, Signal, Structure, summary
 from .._data_info import check_structure, describe
 from .._forward.base import measures_stack
-from .._pairs import Pairs
+from .._pairs import Pairs, pairs_as_parts
 from .._simulated import Simulated, holds_signals, simulate_pairs
 from .._structure import same_structure
 from .._view import View, check_signal, structure, view_mask
@@ -48,6 +49,11 @@ class Records(eqx.Module):
     def unknown(self) -> int:
         """How many records have no known signal."""
         return count(self.views) - (0 if self.signals is None else count(self.signals))
+
+    def as_parts(self) -> "Records":
+        """Those of real and imaginary parts."""
+        source = None if self.source is None else eqx.Partial(simulate_parts, self.source)
+        return Records(cast(View, view_as_parts(self.views)), as_parts(self.signals), source)
 
     def hold_out(self, number: int, key: Key) -> tuple["Records", View]:
         """All but some of the records whose signals are unknown, chosen at random; and the views of these.
@@ -125,13 +131,18 @@ def simulated_records(
         check_same_signal(known, problem.signal)
     params = structure(data.one)
     signal = find_signal(problem, View(measured_structure(problem.forward, known, params), params), known)
-    entries = sum(x.size for x in jax.tree.leaves(signal))
-    number = max(batch_size_of(batch_size, signal, None), min(of_round(signal), LARGEST_ROUND // entries**2))
+    real = parts_structure(signal)
+    entries = sum(x.size for x in jax.tree.leaves(real))
+    number = max(batch_size_of(batch_size, real, None), min(of_round(real), LARGEST_ROUND // entries**2))
     source = eqx.Partial(simulate_pairs, data, problem.forward, problem.noise, number)
     pairs = eqx.filter_jit(source)(key)
     check_finite("Simulated: prior", pairs.signal, "draw finite signals")
     check_finite("forward", pairs.view.observation, "measure the prior's draws by finite numbers")
     return signal, Records(pairs.view, pairs.signal, source)
+
+
+def simulate_parts(source: AnyCallable, key: Key) -> Pairs:
+    return pairs_as_parts(source(key))
 
 
 def draw_structure(name: str, law: AnyCallable) -> Structure:
@@ -190,10 +201,10 @@ def check_views(name: str, data: View, problem: Any, batch_size: int):
     mask = np.asarray(_masks(data))
     check_finite(name, jax.tree.map(lambda x: np.asarray(x)[mask], View(data.observation, data.params)), FILL)
     for path, x in jtu.tree_flatten_with_path(data.observation)[0]:
-        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
             raise ValueError(
-                f"`{name}.observation{jtu.keystr(path)}` is {jnp.result_type(x)}, but measurements must be real "
-                "floating-point arrays; use `.astype(jnp.float32)`, and give real and imaginary parts an axis."
+                f"`{name}.observation{jtu.keystr(path)}` is {jnp.result_type(x)}, but measurements must be "
+                "floating-point arrays; use `.astype(jnp.float32)`."
             )
 
 
@@ -212,13 +223,13 @@ def find_signal(problem: Any, one: View, known: Structure | None = None) -> Stru
     if known is not None:
         check_same_signal(known, signal)
     check_signal(signal)
-    size = sum(x.size for x in jax.tree.leaves(signal))
+    size = sum(x.size for x in jax.tree.leaves(parts_structure(signal)))
     if size > LARGEST_SIGNAL:
         raise ValueError(
             f"`signal` has {size} entries, but signal space takes up to {LARGEST_SIGNAL}; deal the views by "
             "`roles=RandomViews(...)`, to train in measurement space."
         )
-    problem.noise.check(one.observation)
+    problem.noise.check(parts_structure(one.observation))
     check_output(problem.forward, signal, one.params, one.observation)
     return signal
 

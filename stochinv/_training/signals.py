@@ -4,12 +4,14 @@ import dataclasses
 import time
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.random as jr
 import optax
 
 from .._checks import check_integer, check_key
-from .._custom_types import AnyCallable, Key, Structure
+from .._complex import RealForward, as_parts, parts_structure
+from .._custom_types import AnyCallable, Key, Signal, Structure
 from .._data_info import describe
 from .._pairs import Pairs
 from .._simulated import Simulated, as_law
@@ -60,12 +62,16 @@ def train_signals(
     prepare_key, rounds_key, train_key, watch_key = jr.split(key, 4)
     given_size = options.batch_size
     of_round = lambda signal: plan_of(steps, rounds, signal).length * batch_size_of(given_size, signal, None)
-    signal, records = as_records(problem, data, known, given_size, of_round, rounds_key)
+    found, records = as_records(problem, data, known, given_size, of_round, rounds_key)
+    guess = as_start(start, found)
+    user = dataclasses.replace(problem, signal=found)
+    # From here on all is real.
+    signal, records = parts_structure(found), records.as_parts()
+    problem = dataclasses.replace(problem, forward=RealForward(problem.forward, found), signal=signal)
     number = None if records.source is not None else count(records.views)
     options = dataclasses.replace(options, batch_size=batch_size_of(given_size, signal, number))
     plan, records, held_out = make_plan(records, signal, options, steps, rounds, watch_key)
     options = dataclasses.replace(options, steps=plan.steps)
-    guess = as_start(start, signal)
     if guess is not None and not records.unknown:
         raise ValueError("`start` is where signals that are unknown start, but all signals are known; leave it out.")
     problem, begin = prepare_signals(problem, records, signal, guess, standardise, prepare_key)
@@ -84,7 +90,7 @@ def train_signals(
     batches = ArrayBatches((records.views, records.signals), options.batch_size, seed)
     configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
     configuration |= {"measurement_noise": problem.noise, "plan": dataclasses.astuple(plan)}
-    public = lambda trained: dataclasses.replace(problem, denoiser=trained.denoiser)
+    public = lambda trained: dataclasses.replace(user, denoiser=trained.denoiser, data_info=problem.data_info)
     return Run(state, batches, options, configuration, began, schedule, watch, public, optimizer is None).run()
 
 
@@ -116,7 +122,7 @@ def plan_of_known(
 
 
 def as_start(start: Any, signal: Structure) -> AnyCallable | None:
-    """A law of signals that a user guesses, as a callable from a key to a signal.
+    """A law of signals that a user guesses, as a callable from a key to a signal's real and imaginary parts.
 
     **Raises:**
 
@@ -128,4 +134,8 @@ def as_start(start: Any, signal: Structure) -> AnyCallable | None:
     drawn = jax.eval_shape(draw, jr.key(0))
     if not same_structure(drawn, signal):
         raise ValueError(f"`start` draws {describe(drawn)}, but the signal is {describe(signal)}; change one of them.")
-    return draw
+    return eqx.Partial(draw_parts, draw)
+
+
+def draw_parts(draw: AnyCallable, key: Key) -> Signal:
+    return as_parts(draw(key))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from .._complex import parts_structure
 from .._custom_types import Key, Structure
 from .._data_info import DataInfo, describe
 from .._denoiser.back_projection import BackProjection, count_channels, forward_gain
@@ -165,7 +166,7 @@ def _cast(module, dtype):
 
 
 def _entries(tree):
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(parts_structure(tree)))
 
 
 def _average(tree):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from .._complex import parts_structure
 from .._custom_types import Key, Structure
 from .._data_info import DataInfo, Units
 from .._denoiser.correction import LARGEST_COVARIANCE, ImageCorrection, VectorCorrection
@@ -73,7 +74,10 @@ def _vector_correction(size, info, noise, key):
     network_key, view_key = jr.split(key)
     inputs, view_network = VectorCorrection.num_inputs(size), None
     if size > LARGEST_COVARIANCE or not (info.affine and noise.every_level):
-        one = sum(x.size // x.shape[0] for x in jax.tree.leaves((info.context.observation, info.context.params)))
+        one = sum(
+            x.size // x.shape[0]
+            for x in jax.tree.leaves(parts_structure((info.context.observation, info.context.params)))
+        )
         view_network = eqx.nn.MLP(one, _VIEW_SIZE, _VIEW_SIZE, 1, jax.nn.silu, key=view_key)
         inputs += _VIEW_SIZE + 1
     width = 128 if size <= 16 else 512

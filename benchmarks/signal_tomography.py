@@ -104,7 +104,7 @@ def tomography(sizes: Sizes) -> Case:
             Figure("RMSE / Gaussian's of slices", float(root(drawn.mean(1) - truth) / best), 1, (0.0, 1.05)),
         ]
 
-    return Case(problem, data, assess)
+    return Case(problem, data, assess, {"seconds": 600.0})
 
 
 def gaussian_mean(train, matrices, observed, std):

@@ -33,7 +33,7 @@ from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.exponential_adams import ExponentialAdams
 from ._sampler.importance import ImportanceSampling, two_densities
 from ._sampling import LARGEST_CORRECTED
-from ._structure import same_structure
+from ._structure import count_entries, same_structure
 from ._view import View, num_views, structure, view_mask
 
 # How many draws of the network are weighted; those of the prior alone have no densities to be computed.
@@ -157,7 +157,7 @@ def under_instrument(problem: Any, context: Context, forward: Any, noise: Any) -
     one = one_view(structure(View(views.observation, views.params)))
     other.noise.check(one.observation)
     capacity = num_views(cast(View, info.context))
-    size = sum(x.size for x in jax.tree.leaves(problem.noised.signal))
+    size = count_entries(problem.noised.signal)
     alike = same_structure(one, info.measurement) and num_views(views) <= capacity
     if not alike or size > LARGEST_CORRECTED:
         # What is weighted by the likelihood alone is in no units.

@@ -10,8 +10,6 @@ divergence is exact, or estimated by `εᵀ (∂v/∂y) ε` with random signs `�
 (Hutchinson's estimator; Grathwohl et al. 2019, "FFJORD").
 """
 
-import math
-
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -26,6 +24,7 @@ from ._data_info import check_measurement, check_structure
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.base import draw_keys
 from ._sampler.diffrax_terms import reverse_drift
+from ._structure import count_entries
 
 # The largest measurement, in entries, whose divergence is exact by default, and the probes of larger ones.
 EXACT_SIZE, NUM_PROBES = 64, 16
@@ -65,7 +64,7 @@ def log_prob(
     expected = problem.observation_structure(params)
     remedy = "give one signal, or one measurement for `params`; map over several with `jax.vmap`"
     check_structure("value", observation, expected, remedy)
-    size = sum(math.prod(x.shape) for x in jax.tree.leaves(expected))
+    size = count_entries(expected)
     if num_probes is None and size > EXACT_SIZE:
         num_probes = NUM_PROBES
     if key is None and (num_probes is not None or problem.objective.stochastic):

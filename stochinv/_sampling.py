@@ -9,13 +9,14 @@ import numpy as np
 from ._checks import check_arrays, check_finite, check_integer, check_key, is_traced
 from ._chunks import in_chunks
 from ._complex import from_parts
-from ._custom_types import AnyCallable, Context, Key, Params
+from ._custom_types import AnyCallable, Context, Key, Params, Structure
 from ._data_info import FINITE, check_measurement
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.ancestral import Ancestral
 from ._sampler.base import AbstractSampler, Sample, as_sampler
 from ._sampler.exponential_adams import ExponentialAdams
 from ._sampler.importance import ImportanceSampling
+from ._structure import count_entries
 from ._view import is_view
 
 # The largest signal, in entries, whose draws are chosen by importance weights.
@@ -26,9 +27,14 @@ OF_ROUNDS = ImportanceSampling(num_proposals=2)
 LARGEST_VECTOR = 256
 
 
+def is_large(signal: Structure) -> bool:
+    """Whether a signal has more entries than a perceptron denoises."""
+    return count_entries(signal) > LARGEST_VECTOR
+
+
 def corrects(problem: AbstractProblem) -> bool:
     """Whether draws given a context are chosen by importance weights."""
-    return problem.likelihood_known and sum(x.size for x in jax.tree.leaves(problem.signal)) <= LARGEST_CORRECTED
+    return problem.likelihood_known and count_entries(problem.signal) <= LARGEST_CORRECTED
 
 
 def default_sampler(problem: AbstractProblem, *, given: bool = True) -> AbstractSampler:
@@ -56,19 +62,17 @@ def of_images(num_steps: int) -> AbstractSampler:
 def is_image_of_signals(problem: AbstractProblem) -> bool:
     """Whether what is noised is a signal of more entries than a perceptron denoises."""
     info = problem.data_info
-    size = sum(x.size for x in jax.tree.leaves(problem.signal))
-    return info is not None and info.form is not None and size > LARGEST_VECTOR
+    return info is not None and info.form is not None and is_large(problem.signal)
 
 
 def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
     """The sampler of expectation maximisation's rounds, whose draws are learned from, not looked at, and on how many
     records training takes as long as one draw."""
-    size = sum(x.size for x in jax.tree.leaves(problem.signal))
     if corrects(problem):
         # Six densities, of 20 evaluations and as many derivatives as a signal has entries, each a third of a step, and
         # more of them at once than there are records in a step.
-        return OF_ROUNDS, 20 * (size + 1)
-    if size <= LARGEST_VECTOR:
+        return OF_ROUNDS, 20 * (count_entries(problem.signal) + 1)
+    if not is_large(problem.signal):
         return ExponentialAdams(), 8
     # To decompose what is measured of whitened pixels is dear.
     info = problem.data_info

@@ -35,7 +35,7 @@ from ._schedule import (
     VariancePreserving,
 )
 from ._space import AbstractSpace, MeasurementSpace, SignalSpace
-from ._structure import decode_structure, encode_structure, is_opaque, named_leaves, same_structure
+from ._structure import count_entries, decode_structure, encode_structure, is_opaque, named_leaves, same_structure
 from ._view import View, structure
 from ._whitening import Whitening
 from .forward import Camera, Rays, Rendering, TriPlaneField, VoxelField
@@ -252,7 +252,7 @@ class _Reader:
 
     def _whitening(self, signal):
         """The coordinates in which a signal is noised."""
-        size, dtype = sum(x.size for x in jax.tree.leaves(signal)), jnp.result_type(*jax.tree.leaves(signal))
+        size, dtype = count_entries(signal), jnp.result_type(*jax.tree.leaves(signal))
         vector, matrix = jax.ShapeDtypeStruct((size,), dtype), jax.ShapeDtypeStruct((size, size), dtype)
         return Whitening(
             *(self._fill(x, n) for x, n in ((vector, "signal_mean"), (matrix, "root"), (matrix, "inverse")))

@@ -9,7 +9,6 @@ import abc
 from typing import Any, ClassVar, final
 
 import equinox as eqx
-import jax
 
 from ._checks import check_callable, check_instance, plain
 from ._complex import RealForward, parts_structure
@@ -17,7 +16,7 @@ from ._custom_types import AnyCallable
 from ._noising import half_middle_log_snr, middle_log_snr
 from ._objective.denoising import DenoisingError
 from ._problem_base import AbstractProblem
-from ._sampling import LARGEST_VECTOR
+from ._sampling import is_large
 from ._signal_problem import SignalProblem
 
 
@@ -57,8 +56,7 @@ class SignalSpace(AbstractSpace):
 
     def problem(self, problem: AbstractProblem) -> SignalProblem:
         signal = None if problem.signal is None else parts_structure(problem.signal)
-        size = sum(x.size for x in jax.tree.leaves(signal))
-        chosen = middle_log_snr if size > LARGEST_VECTOR else half_middle_log_snr
+        chosen = middle_log_snr if is_large(signal) else half_middle_log_snr
         return SignalProblem(
             measure=RealForward(problem.forward, problem.signal),
             measurement_noise=problem.noise,

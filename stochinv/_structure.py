@@ -112,6 +112,11 @@ def named_leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return leaves
 
 
+def count_entries(tree: Any) -> int:
+    """How many numbers the arrays or the structures of a PyTree hold together."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
 def same_structure(a: Any, b: Any) -> bool:
     """Whether two PyTrees have the same leaves: paths, shapes and dtypes, whatever the types of their nodes."""
     a, b = ({path: _spell(x) for path, x in named_leaves(tree).items()} for tree in (a, b))

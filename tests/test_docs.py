@@ -115,9 +115,9 @@ def traced_train(problem, data, *, key, options, **settings):
     return state.trained, si.History()
 
 
-def short_signals(problem, data, *, options, rounds, **settings):
+def short_signals(problem, data, *, rounds, steps, **settings):
     """A fit in signal space of two steps."""
-    return _TRAIN_SIGNALS(problem, data, options=dataclasses.replace(options, steps=2), rounds=1, **settings)
+    return _TRAIN_SIGNALS(problem, data, steps=2, rounds=1, **settings)
 
 
 _TRAIN, _TRAIN_SIGNALS = _problem.train, _problem.train_signals

@@ -14,6 +14,7 @@ from .._custom_types import Context, FloatScalarLike, Observation, Params, Struc
 from .._forward.base import AbstractForwardModel, as_multi_view
 from .._frozen import Frozen
 from .._schedule import NoiseLevel
+from .._structure import count_entries
 from .._view import is_view, view_mask
 from .flatten import flatten
 from .network import AbstractEncoder, Features
@@ -105,7 +106,7 @@ def count_channels(signal: Structure, context: Any) -> int:
     channels = sum(x.shape[-1] for x in jax.tree.leaves(signal))
     if is_view(context):
         return 4 * channels
-    return 2 * channels + sum(x.size for x in jax.tree.leaves(context))
+    return 2 * channels + count_entries(context)
 
 
 def forward_gain(forward: AbstractForwardModel, signal: Structure, params: Structure) -> float:

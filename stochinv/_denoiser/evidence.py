@@ -24,6 +24,7 @@ from .._custom_types import AnyCallable, FloatScalar
 from .._data_info import AbstractUnits
 from .._forward.base import AbstractForwardModel
 from .._noise import AbstractNoise
+from .._structure import count_entries
 from .._view import View, num_views, view_mask
 from .least_squares import levenberg_marquardt
 
@@ -263,7 +264,7 @@ class Measured(eqx.Module):
             return nothing(views, zeros)
         if form == "diagonal":
             return self.diagonal(signal, zeros, views)
-        entries = sum(x.size for x in jax.tree.leaves(views.observation))
+        entries = count_entries(views.observation)
         if form == "dense" and entries < zeros.size:
             return thin(views, *self.rows(signal, zeros, views))
         precision, shift = (self.laplace if form == "laplace" else self.precision)(signal, zeros, views)

@@ -1,7 +1,6 @@
 r"""Objectives: what a denoiser is trained to minimise, from measurements alone."""
 
 import abc
-import math
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from .._checks import check_callable
 from .._custom_types import FloatScalar, Key
 from .._forward.base import as_multi_view
+from .._structure import count_entries
 from .._view import Example, is_view
 
 # The largest signal, in entries, whose measurements' rank is computed.
@@ -90,7 +90,7 @@ def left_open(problem: Any, example: Example) -> bool:
     signal = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.signal)
     flat, unravel = ravel_pytree(signal)
     measured = (example.target.observation, None if example.context is None else example.context.observation)
-    if sum(math.prod(x.shape) for x in jax.tree.leaves(measured)) < flat.size:
+    if count_entries(measured) < flat.size:
         return True
     if flat.size > LARGEST_RANK:
         return False

@@ -12,6 +12,7 @@ from .._custom_types import AnyCallable, FloatScalar, Key
 from .._forward.base import as_multi_view
 from .._noising import noise_target, uniform_time
 from .._schedule import NoiseLevel
+from .._structure import count_entries
 from .._view import Example, view_mask
 from .base import AbstractObjective, check_functions, check_novel, left_open
 
@@ -116,4 +117,4 @@ class SquaredError(AbstractObjective):
 def mean_square(a: Any, b: Any) -> FloatScalar:
     """The mean of squared differences over all entries of two PyTrees."""
     squares = [jnp.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    return jnp.sum(jnp.stack(squares)) / sum(x.size for x in jax.tree.leaves(a))
+    return jnp.sum(jnp.stack(squares)) / count_entries(a)

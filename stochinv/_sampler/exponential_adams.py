@@ -25,6 +25,7 @@ import numpy as np
 from .._checks import check_integer, check_number, is_integer, shown
 from .._custom_types import Context, Key, Params
 from .._noising import noise_level, scaled_normal
+from .._structure import count_entries
 from .base import AbstractIndependentSampler, Sample, draw_keys, final_sample, mean_observation
 
 
@@ -86,7 +87,7 @@ class ExponentialAdams(AbstractIndependentSampler):
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         start_key, draws_key, final_key = jr.split(key, 3)
         structure = problem.observation_structure(params)
-        knee = 4 * sum(x.size for x in jax.tree.leaves(structure)) ** 0.5 if self.knee is None else self.knee
+        knee = 4 * count_entries(structure) ** 0.5 if self.knee is None else self.knee
         times, step = self._times(problem.schedule, knee)
         keys = draw_keys(problem, self.num_draws, draws_key)
         ratio = jnp.exp(-0.5 * jax.vmap(problem.schedule.log_snr)(times))

@@ -41,7 +41,7 @@ from .._sampler.importance import view_of
 from .._sampling import OF_ROUNDS, corrects, sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
-from .._structure import same_structure
+from .._structure import count_entries, same_structure
 from .._view import Example, View, structure, take_views, view_mask
 from ..nn import signal_denoiser
 from .gaussian_start import Start, find_start, first_signal
@@ -213,8 +213,8 @@ class Rounds(AbstractRounds):
     def _make_bank(self, problem, data, key):
         """Encoded contexts of the number and parameters of views that steps train on, whatever was measured."""
         order_key, deal_key = jr.split(key)
-        size = sum(x.size for x in jax.tree.leaves(problem.signal))
-        entries = sum(x.size for x in jax.tree.leaves(data.observation)) // self._total
+        size = count_entries(problem.signal)
+        entries = count_entries(data.observation) // self._total
         each = size if problem.data_info.form == "diagonal" else size * min(size, entries)
         most = max(CHUNK, LARGEST_BANK // each)
         order = jr.permutation(order_key, self._total)[:most]

@@ -16,6 +16,7 @@ from .._denoiser.evidence import LEAST_NOISE, Form, Measured
 from .._denoiser.least_squares import levenberg_marquardt
 from .._denoiser.network import is_image, signal_scale
 from .._sampling import LARGEST_VECTOR
+from .._structure import count_entries
 from .._view import View, take_views, view_mask
 from .._whitening import Whitening, whitening
 from .gaussian import (
@@ -85,7 +86,7 @@ def find_start(
     `ValueError` if the signal is too large for them.
     """
     measured = Measured(problem.forward, problem.noise, units)
-    size = sum(x.size for x in jax.tree.leaves(signal))
+    size = count_entries(signal)
     known = affine and problem.noise.every_level
     if size > LARGEST_VECTOR and not known:
         raise ValueError(
@@ -158,7 +159,7 @@ def gaussian_of_data(
     data, unknown = records.views, records.unknown
     flat, unravel = zeros_of(signal)
     number = count(data)
-    entries = sum(x.size for x in jax.tree.leaves(data.observation)) // number
+    entries = count_entries(data.observation) // number
     few = form == "dense" and flat.size > LARGEST_VECTOR and entries < flat.size
     each = flat.size if form == "diagonal" else entries * flat.size
     most = max(256, LARGEST_EVIDENCE // each)
@@ -215,7 +216,7 @@ def first_signal(start: Start, measured: Measured, signal: Structure, view: View
         share = jnp.where(known.values > values, 1 - values / jnp.where(known.values > 0, known.values, 1), 0)
         exact = known.shift / jnp.where(known.values > 0, known.values, 1)
         return sketch(drawn + share * (exact - drawn))
-    if sum(x.size for x in jax.tree.leaves(view.observation)) < flat.size:
+    if count_entries(view.observation) < flat.size:
         return white(condition_few(*measured.rows(white, flat, view), key))
     return white(condition(*measured.precision(white, flat, view), z))
 

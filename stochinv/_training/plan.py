@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Int
 
 from .._custom_types import FloatScalar, Structure
-from .._sampling import LARGEST_VECTOR
+from .._sampling import is_large
 from .ema import AbstractEMA
 
 # Steps in a short round: of signals that a perceptron denoises, and of images; and how many of these the last one is
@@ -116,11 +116,6 @@ def batch_size_of(given: int | None, signal: Structure, records: int | None) -> 
         return given
     usual = BATCH_SIZE if is_large(signal) else BATCH_SIZE_OF_VECTORS
     return usual if records is None else min(usual, max(records // 8, min(records, 16)))
-
-
-def is_large(signal: Structure) -> bool:
-    """Whether a signal has more entries than a perceptron denoises."""
-    return sum(x.size for x in jax.tree.leaves(signal)) > LARGEST_VECTOR
 
 
 @final

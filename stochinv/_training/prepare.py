@@ -15,6 +15,7 @@ from .._data_info import DataInfo, describe, measure_units, witness
 from .._denoiser.base import components
 from .._forward.base import known_signal_structure, measures_stack
 from .._problem_base import AbstractProblem
+from .._structure import count_entries
 from .._view import Example, RandomViews, View, check_signal, is_view, structure
 from ..nn import default_denoiser
 from .checks import check_example, first_record, first_view, measured_otherwise
@@ -61,7 +62,7 @@ def prepare(
         # Training goes on in the units that the denoiser knows.
         units = problem.data_info.units
     params = example.target.params
-    small = sum(x.size for x in jax.tree.leaves(params)) <= LARGEST_WITNESS
+    small = count_entries(params) <= LARGEST_WITNESS
     seen = witness(problem.forward, signal, params) if small else None
     info = DataInfo(target.observation, target.params, structure(example.context), units, affine, seen)
     denoiser = problem.denoiser

@@ -18,7 +18,7 @@ from .._data_info import check_structure, describe
 from .._forward.base import measures_stack
 from .._pairs import Pairs, pairs_as_parts
 from .._simulated import Simulated, holds_signals, simulate_pairs
-from .._structure import same_structure
+from .._structure import count_entries, same_structure
 from .._view import View, check_signal, structure, view_mask
 from .checks import FILL, check_number_of_records
 from .plan import batch_size_of
@@ -27,7 +27,7 @@ from .prepare import check_output, known_signal, measured_structure
 # The covariance of the signal is kept in full.
 LARGEST_SIGNAL = 2048
 # The most numbers in such matrices of all the records that a simulator makes for a round.
-LARGEST_ROUND = 2**26
+LARGEST_ROUND = 2**28
 
 
 @final
@@ -130,10 +130,13 @@ def simulated_records(
     if problem.signal is not None:
         check_same_signal(known, problem.signal)
     params = structure(data.one)
-    signal = find_signal(problem, View(measured_structure(problem.forward, known, params), params), known)
+    one = View(measured_structure(problem.forward, known, params), params)
+    signal = find_signal(problem, one, known)
     real = parts_structure(signal)
-    entries = sum(x.size for x in jax.tree.leaves(real))
-    number = max(batch_size_of(batch_size, real, None), min(of_round(real), LARGEST_ROUND // entries**2))
+    entries, measured = (count_entries(parts_structure(x)) for x in (signal, one.observation))
+    measured *= sizes[0] if (sizes := [x.shape[1] for x in jax.tree.leaves(data.params)]) else 1
+    most = LARGEST_ROUND // (entries * min(entries, measured))
+    number = max(batch_size_of(batch_size, real, None), min(of_round(real), most))
     source = eqx.Partial(simulate_pairs, data, problem.forward, problem.noise, number)
     pairs = eqx.filter_jit(source)(key)
     check_finite("Simulated: prior", pairs.signal, "draw finite signals")
@@ -223,7 +226,7 @@ def find_signal(problem: Any, one: View, known: Structure | None = None) -> Stru
     if known is not None:
         check_same_signal(known, signal)
     check_signal(signal)
-    size = sum(x.size for x in jax.tree.leaves(parts_structure(signal)))
+    size = count_entries(parts_structure(signal))
     if size > LARGEST_SIGNAL:
         raise ValueError(
             f"`signal` has {size} entries, but signal space takes up to {LARGEST_SIGNAL}; deal the views by "

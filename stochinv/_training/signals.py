@@ -14,6 +14,7 @@ from .._complex import RealForward, as_parts, parts_structure
 from .._custom_types import AnyCallable, Key, Signal, Structure
 from .._data_info import describe
 from .._pairs import Pairs
+from .._sampling import is_large
 from .._simulated import Simulated, as_law
 from .._structure import same_structure
 from .._view import View
@@ -23,7 +24,7 @@ from .ema import AbstractEMA
 from .expectation_maximisation import Rounds, prepare_signals
 from .known_signals import KnownSignals
 from .loop import Options, Run, check_options, seed_of
-from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, is_large, plan_of
+from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, plan_of
 from .records import Records, as_records, count
 from .state import start_state
 from .watch import Watch, number_held_out

@@ -1,6 +1,5 @@
 r"""The network denoiser that is made where none is given."""
 
-import math
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -16,6 +15,7 @@ from .._denoiser.flatten import Flatten
 from .._denoiser.network import AbstractEncoder, NetworkDenoiser, is_image, signal_scale
 from .._forward.base import AbstractForwardModel
 from .._frozen import trainable
+from .._structure import count_entries
 from .._view import is_view
 from ..forward._camera import Camera
 from ..forward._volume import VolumeRenderer
@@ -166,7 +166,7 @@ def _cast(module, dtype):
 
 
 def _entries(tree):
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(parts_structure(tree)))
+    return count_entries(parts_structure(tree))
 
 
 def _average(tree):

@@ -17,7 +17,8 @@ from .._denoiser.network import is_image
 from .._forward.base import AbstractForwardModel
 from .._frozen import Frozen
 from .._noise import AbstractNoise
-from .._sampling import LARGEST_VECTOR
+from .._sampling import is_large
+from .._structure import count_entries
 from .._whitening import Whitening
 from ._embedding import NoiseEmbedding
 from ._mlp import MLP
@@ -44,9 +45,9 @@ def signal_denoiser(
     - `key`: a PRNG key.
     """
     network_key, embedding_key = jr.split(key)
-    size = sum(x.size for x in jax.tree.leaves(signal))
+    size = count_entries(signal)
     leaves = jax.tree.leaves(signal)
-    if size > LARGEST_VECTOR and len(leaves) == 1 and is_image(signal):
+    if is_large(signal) and len(leaves) == 1 and is_image(signal):
         height, width, channels = leaves[0].shape
         root = None
         if info.form == "dense":

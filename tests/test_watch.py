@@ -222,9 +222,11 @@ def test_the_rate_falls_once_in_each_round():
 def test_how_much_time_is_left():
     short = plan.Plan(length=100, last=500, steps=900)
     # A round takes 3 s, of which 1 s is the last round's fourth part: the last one takes 6 s.
-    left = lambda position, seconds: short.rounds_left(position, seconds, whole=3.0, of_steps=1.0)
-    assert [left(100, x) for x in (2.9, 3.1, 5.9, 6.1, 8.9, 9.1)] == [None, 1, 1, 0, 0, 1]
-    assert [left(500, x) for x in (5.9, 6.1)] == [None, 0]
+    there = lambda position, seconds: short.next(position, seconds, whole=3.0, of_steps=1.0)
+    assert [there(100, x) for x in (2.9, 3.1, 4.1, 5.9, 6.1, 8.9, 9.1)] == [None, 800, 700, 600, 500, 500, 100]
+    assert [there(500, x) for x in (2.9, 5.9, 6.1)] == [None, 600, 500]
+    # Where all signals are known there are short rounds alone.
+    assert [plan.Plan(100, 900, 900).next(100, x, 3.0, 1.0) for x in (2.9, 3.1)] == [None, 100]
 
 
 def test_nothing_is_held_out_of_signals_that_are_known(short_rounds, monkeypatch):

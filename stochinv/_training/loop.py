@@ -259,29 +259,29 @@ class Run:
             self._flush()
             bar.drawing(True)
             trained = self._trained()
-            left = self._rounds_left(trained, plan, position, bar)
-            if left is None:
+            there = self._after_round(trained, plan, position, bar)
+            if there is None:
                 return False
-            if left == 0 and position < plan.last:
-                self._skip(plan.last - position)
+            if there > position:
+                self._skip(there - position)
                 bar.shorten(self._total)
-                position = plan.last
-            self._history.residual.extend(rounds.draw(trained, position // plan.length, last=position == plan.last))
+                position = there
+            self._history.residual.extend(rounds.draw(trained, position // plan.length, last=position >= plan.last))
             bar.drawing(False)
         records = rounds.records(self._state(self._moving, self._fixed).problem, position // plan.length)
         self._records = records if self._sharding is None else jax.device_put(records, self._replicated())
         self._steps_began = time.perf_counter()
         return True
 
-    def _rounds_left(self, trained, plan, position, bar) -> int | None:
-        """Whether there is another short round before the last: 1, or 0 for none, or `None` if training ends here."""
+    def _after_round(self, trained, plan, position, bar) -> int | None:
+        """The step with which training goes on after a round, or `None` if it ends here."""
         now, history, total = time.perf_counter(), self._history, self._options.seconds
         whole, of_steps, self._round_began = now - self._round_began, now - self._steps_began, now
-        left = 1
+        there = position
         if total is not None:
-            left = plan.rounds_left(position, total - self._seconds_before - now + self._start, whole, of_steps)
-        if self._watch is None or left != 1:
-            return left
+            there = plan.next(position, total - self._seconds_before - now + self._start, whole, of_steps)
+        if self._watch is None or there != position:
+            return there
         if len(history.score) < position // plan.length:
             self._look_at_held_out(self._watch, trained)
         bar.round(position // plan.length, history.score[-1])
@@ -289,7 +289,7 @@ class Run:
         if wrong is not None:
             warnings.warn(f"Training ended after {position // plan.length} rounds: {wrong}.", stacklevel=7)
             return None
-        return 0 if self._watch.settled(history.score) else 1
+        return max(position, plan.last) if self._watch.settled(history.score) else position
 
     def _look_at_held_out(self, watch, trained):
         score, coverage = watch.look(trained)

@@ -54,9 +54,9 @@ class Plan:
         """Whether signals are drawn anew before it."""
         return 0 < position <= self.last and self.begins(position)
 
-    def rounds_left(self, position: int, left: float, whole: float, of_steps: float) -> int | None:
-        """Whether there is time for another short round before the last one: 1, or 0 for the last one alone, or `None`
-        for neither.
+    def next(self, position: int, left: float, whole: float, of_steps: float) -> int | None:
+        """The step with which training goes on in the time that is left: `position` with another short round, or one with
+        the last round, of as many steps as there is time for; `None` if there is none.
 
         **Arguments:**
 
@@ -64,10 +64,13 @@ class Plan:
         - `left`: the seconds that are left.
         - `whole`, `of_steps`: how long the round before took, and its steps alone.
         """
-        of_last = whole + of_steps * ((self.steps - self.last) / self.length - 1)
-        if left < (of_last if position == self.last else whole):
-            return None
-        return 0 if of_last <= left < whole + of_last else 1
+        number, drawing = -(-(self.steps - self.last) // self.length), whole - of_steps
+        of_last = drawing + number * of_steps if number else 0.0
+        if position < self.last and left >= whole + of_last:
+            return position
+        fit = min(number, int((left - drawing) // of_steps))
+        # The rate is that of a last round's end.
+        return self.last + (number - fit) * self.length if fit > 0 else None
 
     def optimizer(self, rate: float) -> optax.GradientTransformation:
         """Adam, whose learning rate rises to `rate` and falls once in each round."""

@@ -55,8 +55,8 @@ class Plan:
         return 0 < position <= self.last and self.begins(position)
 
     def next(self, position: int, left: float, whole: float, of_steps: float) -> int | None:
-        """The step with which training goes on in the time that is left: `position` with another short round, or one with
-        the last round, of as many steps as there is time for; `None` if there is none.
+        """The step with which training goes on in the time that is left: `position` with another short round, or
+        one with the last round, of as many steps as there is time for; `None` if there is none.
 
         **Arguments:**
 

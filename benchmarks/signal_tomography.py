@@ -16,7 +16,7 @@ import stochinv as si
 SIZE, VIEWS, GIVEN, ANGLES = 32, 4, 3, 180
 # Of the standard deviation of measurements.
 NOISE = 0.05
-HELD_OUT, DRAWS = 60, 32
+HELD_OUT, DRAWS = 60, 64
 # Heights of the slices in the template, in pixels of 2 mm; those held out are at least 4 mm from all others.
 LOWEST, HIGHEST, HELD_OUT_FROM, HELD_OUT_TO, GAP = 25, 75, 48, 53, 3
 # Pixels whose values vary by less over slices, in standard deviations of all, are air.

@@ -165,8 +165,8 @@ def test_the_best_gaussian_of_few_entries_is_the_best_gaussian():
     rows, rest = few()
     precision, shift = jnp.einsum("nki,nkj->nij", rows, rows), jnp.einsum("nki,nk->ni", rows, rest)
     mean, covariance = jax.jit(best_gaussian, static_argnums=2)(precision, shift, 100)
-    found = jax.jit(best_gaussian_of_few, static_argnums=3)(rows, rest, jnp.eye(3), 100)
-    # It leaves out the records that do not fill a chunk of 32.
+    found = jax.jit(best_gaussian_of_few, static_argnums=3)(rows, rest, jnp.eye(3), 1000)
+    # The last rounds average over some of the records at a time; the standard error of both is 0.02.
     np.testing.assert_allclose(found[0], mean, atol=0.01)
     np.testing.assert_allclose(found[1], covariance, atol=0.02)
 

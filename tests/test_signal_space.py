@@ -307,7 +307,7 @@ def test_a_round_draws_what_it_has_time_for(fitted):
     """Signals of those records whose turn it is; the others keep theirs, and all are learned from."""
     data, noised = records(2000), fitted.problem.noised
     data = jax.tree.map(jnp.asarray, si.View(data.observation, data.params, np.ones((2000, 2), bool)))
-    rounds = Rounds(noised, Records(data, None), None, None, jr.key(0), Plan(60, 120, 240), 64)
+    rounds = Rounds(noised, Records(data, None), None, None, jr.key(0), Plan(60, 180, 300), 64)
     states, residuals = [np.asarray(rounds.kept.signals)], []
     for number, last in ((1, False), (2, False), (3, True)):
         residuals += rounds.draw(noised, number, last=last)

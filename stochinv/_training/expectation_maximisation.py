@@ -15,6 +15,7 @@ network learns of the signals.
 
 import dataclasses
 import math
+import time
 from typing import Any
 
 import equinox as eqx
@@ -160,6 +161,7 @@ class Rounds(AbstractRounds):
         plan: Plan,
         batch_size: int,
     ):
+        self.began = time.perf_counter()
         self.plan = plan
         self._data, self._known, self._begin, self._guess, self._key = records.views, records.signals, begin, guess, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
@@ -265,12 +267,12 @@ class Rounds(AbstractRounds):
         The root mean square by which they miss the given measurements, in standard deviations of the noise.
         """
         key = jr.fold_in(self._key, 2 * number + 2)
-        most = max((self.plan.steps - self.plan.last) // self.plan.length, 1) if last else 1
+        most = max(self.plan.steps // self.plan.length - number, 1) if last else 1
         passes = LAST_PASSES if last and self._renew is not None else 1
         times, residuals = min(passes * -(-self._number // self._drawn), most), []
-        for time in range(times):
+        for turn in range(times):
             index = self._order[(self.kept.count + jnp.arange(self._drawn)) % self._number]
-            self.kept, found = self._draw_again(problem, self._data, self.kept, index, jr.fold_in(key, time))
+            self.kept, found = self._draw_again(problem, self._data, self.kept, index, jr.fold_in(key, turn))
             residuals.append(float(found))
         known = self._number if self._informed else int(self.kept.count)
         active = min(max(self._active, times * self._drawn), known, self._number)

@@ -19,8 +19,11 @@ from .._chunks import in_chunks
 from .._custom_types import Key
 
 GAUSSIAN_ROUNDS = 50
-# Rounds for large signals, which start from smooth images.
-FEW_ROUNDS = 6
+# Rounds for large signals, which start from smooth images; of how many records each, how many of these at once, and how
+# fast rounds come to count less.
+FEW_ROUNDS, FEW_RECORDS, FEW_CHUNK, FEW_POWER = 40, 128, 32, 0.5
+# How many of them the start is fitted to.
+FIRST_FEW = 512
 # The covariance of two entries that were measured together in so many records is halved: the fewer, the less is known.
 HALF_TRUST = 20
 
@@ -61,25 +64,22 @@ def best_gaussian_of_few(
 ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
     """The best Gaussian of records that measure few entries, starting from the mean that fits all of them best.
 
+    By online expectation maximisation: each round sees some of the records, and counts less than those before.
+
     **Arguments:**
 
     - `rows`, `rest`: `B` of each record, and what was measured beyond a signal of zeros, in standard deviations of the
         noise.
     - `covariance`: that of the start, up to a factor, which is found.
     - `rounds`: the number of rounds.
+
+    ??? cite "Source"
+
+        Cappé and Moulines 2009, "On-line expectation-maximization algorithm for latent data models".
     """
     number, entries, size = rows.shape
     identity = jnp.eye(entries, dtype=rows.dtype)
-    seen = jnp.sum(jnp.any(rows != 0, -1))
-    every = rows.reshape(-1, size)
-    # A mean as smooth as signals are, for which each record counts once: its measurements vary together.
-    across = every @ covariance
-    normal = across.T @ across
-    spread = jnp.sum(across * every)
-    ridge = spread / number * covariance
-    mean = covariance @ jnp.linalg.solve(normal + ridge, across.T @ rest.ravel())
-    left = rest - rows @ mean
-    covariance = covariance * jnp.maximum(jnp.sum(left**2) - seen, 1e-3 * seen) / spread
+    mean, covariance = _scaled_start(rows[:FIRST_FEW], rest[:FIRST_FEW], covariance)
 
     def condition(mean, covariance, inputs):
         matrix, rest = inputs
@@ -90,7 +90,12 @@ def best_gaussian_of_few(
         half, rest = both[:, :-1], both[:, -1]
         return half, half.T @ rest
 
-    def one_round(carry, _):
+    # Few records at a time, taken in turns: the mean of so many is right enough while the Gaussian is not.
+    chunk = min(FEW_CHUNK, number)
+    each = min(FEW_RECORDS, number) // chunk * chunk
+    parts = number // each
+
+    def one_round(carry, round):
         mean, covariance = carry
 
         def add(sums, inputs):
@@ -99,16 +104,30 @@ def best_gaussian_of_few(
             half = half.reshape(-1, size)
             return (gained + half.T @ half, first + jnp.sum(centre, 0), second + centre.T @ centre), None
 
-        chunk = min(32, number)
-        used = number // chunk * chunk
-        chunks = jax.tree.map(lambda x: x[:used].reshape(-1, chunk, *x.shape[1:]), (rows, rest))
+        part = lambda x: jax.lax.dynamic_slice_in_dim(x, round % parts * each, each).reshape(-1, chunk, *x.shape[1:])
         start = (jnp.zeros_like(covariance), jnp.zeros_like(mean), jnp.zeros_like(covariance))
-        (gained, first, second), _ = jax.lax.scan(add, start, chunks)
-        centre = first / used
-        new = covariance + (second - gained) / used - jnp.outer(centre, centre)
-        return (mean + centre, 0.5 * (new + new.T)), None
+        (gained, first, second), _ = jax.lax.scan(add, start, (part(rows), part(rest)))
+        centre = first / each
+        change = (second - gained) / each - jnp.outer(centre, centre)
+        share = (1 + round.astype(mean.dtype)) ** -FEW_POWER if parts > 1 else 1.0
+        return (mean + share * centre, covariance + share * 0.5 * (change + change.T)), None
 
-    return jax.lax.scan(one_round, (mean, covariance), None, length=rounds)[0]
+    return jax.lax.scan(one_round, (mean, covariance), jnp.arange(rounds))[0]
+
+
+def _scaled_start(rows, rest, covariance):
+    """The mean that fits all records best, and the covariance scaled to what is left."""
+    number, _, size = rows.shape
+    seen = jnp.sum(jnp.any(rows != 0, -1))
+    every = rows.reshape(-1, size)
+    # A mean as smooth as signals are, for which each record counts once: its measurements vary together.
+    across = every @ covariance
+    normal = across.T @ across
+    spread = jnp.sum(across * every)
+    ridge = spread / number * covariance
+    mean = covariance @ jnp.linalg.solve(normal + ridge, across.T @ rest.ravel())
+    left = rest - rows @ mean
+    return mean, covariance * jnp.maximum(jnp.sum(left**2) - seen, 1e-3 * seen) / spread
 
 
 def pairwise_gaussian(

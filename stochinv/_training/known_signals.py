@@ -1,6 +1,7 @@
 r"""Training in signal space where all signals are known: the M-step of expectation maximisation alone."""
 
 import abc
+import time
 from typing import Any
 
 import equinox as eqx
@@ -17,10 +18,12 @@ from .plan import Plan
 class AbstractRounds(abc.ABC):
     """What the steps of training in signal space learn from, round by round.
 
-    `plan` says which steps are in which; `kept` is what a checkpoint keeps besides the state.
+    `plan` says which steps are in which, `began` when the first was begun to be prepared; `kept` is what a checkpoint
+    keeps besides the state.
     """
 
     plan: Plan
+    began: float
     kept: Any
 
     @abc.abstractmethod
@@ -53,6 +56,7 @@ class KnownSignals(AbstractRounds):
     kept: Any = None
 
     def __init__(self, problem: Any, pairs: Pairs, source: AnyCallable | None, key: Key, plan: Plan):
+        self.began = time.perf_counter()
         self.plan = plan
         self._pairs, self._source, self._key = pairs, source, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)

@@ -137,7 +137,7 @@ class Run:
         self._moving, self._fixed, self._records = moving, fixed, records
         self._options, self._batches, self._start = options, batches, start
         self._rounds, self._watch, self._public, self._counted = rounds, watch, public, counted
-        self._round_began, self._steps_began, self._skipped = start, start, 0
+        self._round_began = self._steps_began = start if rounds is None else rounds.began
         self._advance = jax.jit(self._advance_traced, donate_argnums=0)
         self._evaluate = jax.jit(self._evaluate_traced)
         self._finite = jax.jit(all_finite)
@@ -145,7 +145,7 @@ class Run:
         self._validation_key = jr.fold_in(state.key, 2**32 - 1)
         self._history = History()
         self._pending: list[tuple[Array, Array, Array]] = []
-        self._step = 0
+        self._step = self._skipped = 0
         self._checkpoints = None
         if options.checkpoint is not None:
             self._checkpoints = Checkpoints(options.checkpoint, configuration | {"data": batches.described()}, state)

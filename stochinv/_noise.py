@@ -177,16 +177,17 @@ class GaussianNoise(AbstractNoise):
                 f"`noise` must be a scalar or have the structure of an observation, {expected}, got "
                 f"{jax.tree.structure(scale)}."
             )
-        return jax.tree.map(lambda n, x: n.astype(x.dtype), scale, clean)
+        return jax.tree.map(lambda n, x: n.astype(jnp.finfo(x.dtype).dtype), scale, clean)
 
     def sample(self, key: Key, clean: Observation) -> Observation:
-        scales = self.gaussian_scale(clean)
-        noisy = lambda: jax.tree.map(jnp.add, clean, scaled_normal(clean, scales, key))
-        return _where_noisy(scales, noisy, clean)
+        scales, parts = self.gaussian_scale(clean), as_parts(clean)
+        noisy = lambda: jax.tree.map(jnp.add, parts, scaled_normal(parts, scales, key))
+        return from_parts(_where_noisy(scales, noisy, parts), clean)
 
     def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
         log = lambda o, c, n: jnp.sum(dist.Normal(c, n).log_prob(o))
-        return sum(jax.tree.leaves(jax.tree.map(log, observation, clean, self.gaussian_scale(clean))), jnp.zeros(()))
+        logs = jax.tree.map(log, as_parts(observation), as_parts(clean), self.gaussian_scale(clean))
+        return sum(jax.tree.leaves(logs), jnp.zeros(()))
 
     def std(self, clean: Observation) -> PyTree:
         return jax.tree.map(lambda n, x: jnp.broadcast_to(n, x.shape), self.gaussian_scale(clean), clean)

@@ -273,7 +273,8 @@ class Posterior(eqx.Module):
     ) -> Any:
         """The posterior as a `numpyro.distributions.Distribution`, to be used in NumPyro models.
 
-        Its events are raveled to vectors; `.unravel` of the distribution undoes it. It is a PyTree of arrays.
+        Its events are raveled to vectors, of real and imaginary parts where the signal is complex; `.unravel` of the
+        distribution undoes the former. It is a PyTree of arrays.
 
         **Arguments:**
 

@@ -169,7 +169,7 @@ class StochasticInverseProblem(AbstractProblem):
             training ends where rounds no longer improve the predictions of measurements of one record in twenty,
             which are held out for that. Where all signals are known 12,000, or 2,000 for signals of more than 256
             entries, and no more than learn 300 times from each.
-        - `seconds`: in signal space, how long training may take: no round begins that would end later.
+        - `seconds`: in signal space, how long training may take; the last round has as many steps as there is time for.
         - `batch_size`: records per step, for arrays in memory; by default 64, and 256 for signals of up to 256 entries
             in signal space, but no more than an eighth of the records.
         - `roles`: in measurement space, how the views of a record are dealt, anew at each step.
@@ -251,8 +251,8 @@ class StochasticInverseProblem(AbstractProblem):
         - `params`: the parameters `φ` of the target measurement. Where context and target determine the signal, any
             choice gives the same law.
         - `forward`, `noise`: in signal space, those of the context's measurements, where another instrument took them
-            than those of training. Draws of the network are weighted for it, the better the less
-            the context says; `effective_sample_size` tells how many are left.
+            than those of training. Draws of the network are weighted for it, the better the less the context says;
+            `effective_sample_size` tells how many are left.
         - `sampler`: as in `sample`; not together with `forward` or `noise`.
 
         **Returns:**

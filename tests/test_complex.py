@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from scipy import stats
 
 import stochinv as si
 from stochinv._complex import as_parts, from_parts
@@ -175,5 +176,10 @@ def test_measurement_space_refuses_complex_signals():
 
 
 def test_noise_of_each_part():
-    noisy = add_noise(si.GaussianNoise(0.5), jnp.zeros(20000, jnp.complex64), key=jr.key(0), stacked=False)
-    np.testing.assert_allclose([np.std(noisy.real), np.std(noisy.imag)], 0.5, atol=4 * 0.5 / np.sqrt(2 * 20000))
+    noise, clean = si.GaussianNoise(0.5), jnp.zeros(20000, jnp.complex64)
+    for noisy in (noise.sample(jr.key(0), clean), add_noise(noise, clean, key=jr.key(0), stacked=False)):
+        assert noisy.dtype == jnp.complex64
+        np.testing.assert_allclose([np.std(noisy.real), np.std(noisy.imag)], 0.5, atol=4 * 0.5 / np.sqrt(2 * 20000))
+    value, expected = jnp.array([1.0 + 2.0j]), stats.norm.logpdf([1.0, 2.0], scale=0.5).sum()
+    np.testing.assert_allclose(noise.log_prob(value, jnp.zeros_like(value)), expected, rtol=1e-5)
+    assert noise.std(clean).dtype == jnp.float32

@@ -26,7 +26,7 @@ from .prepare import check_output, known_signal, measured_structure
 
 # The covariance of the signal is kept in full.
 LARGEST_SIGNAL = 2048
-# The most numbers in such matrices of all the records that a simulator makes for a round.
+# The most numbers of what the contexts of all the records say that a simulator makes for a round: 1 GB.
 LARGEST_ROUND = 2**28
 
 

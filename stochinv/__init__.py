@@ -15,6 +15,7 @@ from ._denoiser.base import (
     AbstractDenoiser as AbstractDenoiser,
     AbstractEncodingDenoiser as AbstractEncodingDenoiser,
     AbstractMixtureDenoiser as AbstractMixtureDenoiser,
+    AbstractStandardisedDenoiser as AbstractStandardisedDenoiser,
 )
 from ._denoiser.correction import (
     AbstractCorrection as AbstractCorrection,
@@ -30,6 +31,7 @@ from ._denoiser.network import (
     Features as Features,
     NetworkDenoiser as NetworkDenoiser,
 )
+from ._denoiser.prediction import PredictionDenoiser as PredictionDenoiser
 from ._denoiser.resampling import ResamplingDenoiser as ResamplingDenoiser
 from ._fit import Fit as Fit
 from ._forward.base import (

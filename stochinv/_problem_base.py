@@ -95,7 +95,7 @@ class AbstractProblem(eqx.Module):
 
         `ValueError` if the problem is not trained.
         """
-        signal = trained_denoiser(self)(noisy, level, context, params, key=key)
+        signal = denoising.denoise(trained_denoiser(self), self.units, noisy, level, context, params, key=key)
         return Sample(signal, self.units.standardise(self.noised.forward(signal, params)))
 
     def measured(

@@ -26,6 +26,7 @@ REASONS = {
     ("_denoiser/base.py", "components"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "encode"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "encode_again"): "a plain callable is a denoiser too, and has no abstraction to ask",
+    ("_denoiser/base.py", "is_standardised"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "normalised_error"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_forward/base.py", "known_signal_structure"): "an optional method of a user's forward model",
     ("_forward/base.py", "measures_stack"): "the one place that tells a stack of views from one view",

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_callable
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
+from .._data_info import AbstractUnits
 from .._frozen import count_trained
 from .._schedule import NoiseLevel
 from .._view import View, is_view
@@ -44,6 +45,10 @@ class AbstractDenoiser(eqx.Module):
 
         The signal `ŝ`, in the units that the forward model takes.
         """
+
+
+class AbstractStandardisedDenoiser(AbstractDenoiser):
+    """A denoiser in signal space whose answers are in the standardised units in which signals are noised."""
 
 
 class AbstractMixtureDenoiser(AbstractDenoiser):
@@ -113,6 +118,29 @@ def encode(denoiser: Any, context: Context) -> Any:
 def encode_again(denoiser: Any, context: Any, view: View) -> Any:
     """What a denoiser takes in the place of a context that differs from one it took in the values of measurements."""
     return denoiser.encode_again(context, view) if isinstance(denoiser, AbstractEncodingDenoiser) else view
+
+
+def denoise(
+    denoiser: AnyCallable,
+    units: AbstractUnits,
+    noisy: Observation,
+    level: NoiseLevel,
+    context: Any,
+    params: Params,
+    *,
+    key: Key | None,
+) -> Signal:
+    """A denoiser's answer in raw units.
+
+    **Arguments:** as of a call, and the units in which the signal is noised, if it is.
+    """
+    signal = denoiser(noisy, level, context, params, key=key)
+    return units.destandardise(signal) if is_standardised(denoiser) else signal
+
+
+def is_standardised(denoiser: Any) -> bool:
+    """Whether a denoiser's answers are in the units in which signals are noised."""
+    return isinstance(denoiser, AbstractStandardisedDenoiser)
 
 
 def normalised_error(

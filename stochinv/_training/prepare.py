@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 from .._checks import shown
 from .._custom_types import Key, Structure, summary
 from .._data_info import DataInfo, describe, measure_units, witness
-from .._denoiser.base import components
+from .._denoiser.base import components, is_standardised
 from .._forward.base import known_signal_structure, measures_stack
 from .._problem_base import AbstractProblem
 from .._structure import count_entries
@@ -205,6 +205,11 @@ def known_signal(problem: AbstractProblem, observation: Structure, params: Struc
 
 
 def _denoised(problem, example):
+    if is_standardised(problem.denoiser):
+        raise ValueError(
+            f"`denoiser` is a {type(problem.denoiser).__name__}, which is for signals that are noised; leave `roles` "
+            "out for signal space, or give a denoiser of signals in raw units."
+        )
     try:
         signal = eqx.filter_eval_shape(
             lambda e: problem.denoiser(

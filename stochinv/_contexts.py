@@ -13,13 +13,14 @@ from ._structure import same_structure
 from ._view import View, is_view, num_views, structure, view_mask
 
 
-def as_views(info: DataInfo, context: Context) -> View:
+def as_views(info: DataInfo, context: Context, name: str = "context") -> View:
     """A context as a stack of as many views as a record of training has, those that are missing masked out.
 
     **Arguments:**
 
     - `info`: what training found out.
     - `context`: a [`stochinv.View`][] with or without a views axis, or `None` for nothing.
+    - `name`: what it is called in errors.
 
     **Raises:**
 
@@ -29,28 +30,28 @@ def as_views(info: DataInfo, context: Context) -> View:
     capacity = jax.tree.leaves(full.observation)[0].shape[0]
     if context is None:
         if info.witness is None:
-            raise ValueError("`context` is None, but no parameters are known to stand in for it; give a masked `View`.")
+            raise ValueError(f"`{name}` is None, but no parameters are known to stand in for it; give a masked `View`.")
         stack = lambda x: jnp.broadcast_to(x, (capacity, *x.shape))
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), full.observation)
         return View(blank, jax.tree.map(stack, info.witness.params), jnp.zeros(capacity, bool))
-    views = as_view(context, "must be a `View`, or None for the prior; write `View(observation, params)`")
+    views = as_view(context, "must be a `View`, or None for the prior; write `View(observation, params)`", name)
     one = info.measurement
     if same_structure(structure(View(views.observation, views.params)), one) and views.mask is None:
         views = jax.tree.map(lambda x: jnp.asarray(x)[None], views)
     number = num_views(views) if jax.tree.leaves(views.observation) and np.ndim(_first(views)) else 0
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype), one)
     remedy = f"give 1 to {capacity} views like those of the training data, with a leading views axis"
-    check_structure("context", views, given, remedy)
+    check_structure(name, views, given, remedy)
     if number > capacity:
-        raise ValueError(f"`context` has {number} views, but records of training had {capacity}; give at most as many.")
+        raise ValueError(f"`{name}` has {number} views, but records of training had {capacity}; give at most as many.")
     mask = view_mask(views)
     if not is_traced(mask):
         kept = lambda x: x if is_traced(x) else np.asarray(x)[np.asarray(mask)]
-        check_finite("context", jax.tree.map(kept, View(views.observation, views.params)), FINITE)
+        check_finite(name, jax.tree.map(kept, View(views.observation, views.params)), FINITE)
     return _fill(views, mask, capacity)
 
 
-def as_view(context: Any, wanted: str) -> View:
+def as_view(context: Any, wanted: str, name: str = "context") -> View:
     """A context that has to be a view, of arrays.
 
     **Raises:**
@@ -58,8 +59,8 @@ def as_view(context: Any, wanted: str) -> View:
     `ValueError` that says what is `wanted` if it is none.
     """
     if not is_view(context):
-        raise ValueError(f"`context` is {describe(context)}, but {wanted}.")
-    check_arrays("context", context)
+        raise ValueError(f"`{name}` is {describe(context)}, but {wanted}.")
+    check_arrays(name, context)
     return cast(View, context)
 
 

@@ -10,6 +10,7 @@ from scipy import stats
 
 import stochinv as si
 from refusals import without_annotations
+from stochinv._simulated import Region, draw_inside, everywhere, region_of
 from stochinv._training.known_signals import KnownSignals
 from stochinv._training.plan import Plan
 from stochinv._training.records import as_records
@@ -50,7 +51,7 @@ def rounds_of(length=10):
     signal, made = as_records(problem(), simulated, None, 64, lambda _: 64 * length, jr.key(0))
     assert made.unknown == 0 and signal == jax.ShapeDtypeStruct((3,), jnp.float32)
     noised = si.SignalSpace().problem(problem())
-    return KnownSignals(noised, si.Pairs(made.signals, made.views), made.source, jr.key(1), Plan(length, 0, length))
+    return KnownSignals(noised, made, jr.key(1), Plan(length, 0, length))
 
 
 def test_every_round_has_signals_of_its_own_and_of_the_prior():
@@ -114,6 +115,68 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
         fit(si.data.Simulated(PRIOR.expand((1,)).to_event(0).base_dist, PARAMS[:100]), checkpoint=tmp_path)
 
 
+def test_a_truncated_prior_is_drawn_from_by_rejection():
+    """A box along turned axes: the draws are those of the prior that are in it."""
+    units = si.Whitening(jnp.float32(MEAN), jnp.eye(3), jnp.eye(3))
+    axes = jnp.float32(np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0])
+    region = Region(units, axes, jnp.array([-0.5, -jnp.inf, -1.0]), jnp.array([0.8, 0.3, jnp.inf]))
+    prior = si.data.Simulated(PRIOR).prior
+    drawn = jax.jit(jax.vmap(lambda key: draw_inside(prior, region, key)))(jr.split(jr.key(0), 4000))
+    assert np.all(jax.vmap(region.holds)(drawn))
+    free = np.random.default_rng(1).multivariate_normal(MEAN, COVARIANCE, size=100_000)
+    along = (free - MEAN) @ np.asarray(axes, float)
+    inside = along[(along[:, 0] > -0.5) & (along[:, 0] < 0.8) & (along[:, 1] < 0.3) & (along[:, 2] > -1)]
+    for axis, x in enumerate(((np.asarray(drawn) - MEAN) @ np.asarray(axes)).T):
+        assert stats.ks_2samp(x, inside[:, axis]).pvalue > 1e-3
+    # Where nothing is found it is a draw all the same.
+    nowhere = Region(units, axes, jnp.full(3, 100.0), jnp.full(3, 101.0))
+    assert np.all(np.isfinite(jax.jit(lambda key: draw_inside(prior, nowhere, key))(jr.key(0))))
+
+
+def test_a_region_holds_what_it_is_made_of():
+    units = si.Whitening(jnp.float32(MEAN), 2 * jnp.eye(3), jnp.eye(3) / 2)
+    draws = np.random.default_rng(0).multivariate_normal(MEAN, COVARIANCE, size=200_000)
+    region = region_of(units, jnp.float32(draws[:1024]))
+    held = np.asarray(jax.vmap(region.holds)(jnp.float32(draws)))
+    # The ends of 1,024 draws are some 3.2 standard deviations away, and the margins end at some 4.8.
+    assert 1 - held.mean() < 1e-4
+    # Its axes are those of the draws, so it is no larger than it needs to be.
+    volume = np.prod(np.asarray(region.high - region.low, float)) * 2**3
+    assert volume < 10.5**3 * np.sqrt(np.linalg.det(COVARIANCE))
+    assert np.all(jax.vmap(everywhere(units, jax.ShapeDtypeStruct((3,), jnp.float32)).holds)(jnp.float32(draws[:9])))
+
+
+def test_signals_are_narrowed_down_to_what_one_observation_leaves(monkeypatch, tmp_path):
+    """And a run that was stopped goes on with the region it had."""
+    regions, records_of = [], KnownSignals.records
+
+    def spy(self, problem, number):
+        regions.append(self.kept)
+        return records_of(self, problem, number)
+
+    monkeypatch.setattr(KnownSignals, "records", spy)
+    simulated = si.data.Simulated(PRIOR, PARAMS, observed=given(1))
+    whole = fit(simulated)
+    stop = {"callbacks": [lambda progress: progress.step == 17], "log_every": 1}
+    fit(simulated, checkpoint=tmp_path, checkpoint_every=100, **stop)
+    rest = fit(simulated, checkpoint=tmp_path, checkpoint_every=100)
+    assert rest.history.loss == whole.history.loss
+    with pytest.raises(ValueError, match="is of another run"):
+        fit(si.data.Simulated(PRIOR, PARAMS, observed=given(1, 6)), checkpoint=tmp_path)
+
+    mean, covariance = posterior_of(given(1))
+    exact = np.float32(np.random.default_rng(0).multivariate_normal(mean, covariance, size=2000))
+    free = PRIOR.sample(jr.key(0), (2000,))
+    share = lambda region, signals: float(np.mean(jax.vmap(region.holds)(signals)))
+    assert share(regions[0], free) == share(regions[0], exact) == 1
+    # One view leaves one direction as free as the prior.
+    assert share(regions[1], exact) > 0.998 and share(regions[1], free) < 0.5
+    draws = np.asarray(whole.problem.posterior(given(1)).sample(jr.key(1), 1000), float)
+    spread = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose(draws.mean(0), mean, atol=4 * spread.max() / np.sqrt(1000) + 0.07)
+    np.testing.assert_allclose(draws.std(0), spread, rtol=4 / np.sqrt(2000) + 0.07)
+
+
 BAD = [
     (lambda: si.data.Simulated(3.0), "Simulated: `prior` must be a NumPyro distribution or a callable from a key"),
     (lambda: si.data.Simulated(PRIOR, np.ones(3)), r"Simulated: `params` has arrays of shapes .* `x\[:, None\]`"),
@@ -124,6 +187,11 @@ BAD = [
     (
         lambda: fit(si.data.Simulated(dist.Normal(jnp.zeros(2), 1.0), PARAMS)),
         r"The known signals are float32\[2\], but",
+    ),
+    (lambda: si.data.Simulated(PRIOR, observed=np.ones(2)), "Simulated: `observed` must be a `View"),
+    (
+        lambda: fit(si.data.Simulated(PRIOR, PARAMS, observed=si.View(np.ones((1, 3)), PARAMS[0, :1]))),
+        r"Simulated: observed",
     ),
     (lambda: fit(si.data.Simulated(PRIOR, PARAMS), known=records(90)), "`known` must be `Pairs"),
     (lambda: fit(si.data.Simulated(PRIOR, PARAMS), start=PRIOR), "`start` is where"),

@@ -54,7 +54,7 @@ class PredictionDenoiser(AbstractStandardisedDenoiser):
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None
     ) -> Signal:
         """The denoised signal, in standardised units."""
-        alpha, sigma = level.alpha, level.sigma
+        alpha, sigma = jnp.asarray(level.alpha), jnp.asarray(level.sigma)
         size = jnp.sqrt(alpha**2 + sigma**2)
         of_noisy, of_prediction = {
             "signal": (0.0, 1.0),

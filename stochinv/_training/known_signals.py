@@ -1,4 +1,7 @@
-r"""Training in signal space where all signals are known: the M-step of expectation maximisation alone."""
+r"""Training in signal space where all signals are known: the M-step of expectation maximisation alone.
+
+Where the signals are simulated for one observation, a round narrows down where they are drawn.
+"""
 
 import abc
 import time
@@ -8,11 +11,18 @@ import equinox as eqx
 import jax.random as jr
 
 from .._chunks import in_chunks
-from .._custom_types import AnyCallable, Key
+from .._contexts import as_views
+from .._custom_types import Key
 from .._pairs import Pairs, SimulatedContext
 from .._problem_base import encode_context
+from .._sampling import default_sampler
+from .._simulated import Region, everywhere, region_of
 from .._view import Example, View
 from .plan import Plan
+from .records import Records
+
+# How many draws of a posterior tell where it is.
+DRAWS = 1024
 
 
 class AbstractRounds(abc.ABC):
@@ -46,33 +56,43 @@ class KnownSignals(AbstractRounds):
     **Arguments:**
 
     - `problem`: the prepared problem of signals.
-    - `pairs`: the records, where they are the same in all rounds.
-    - `source`: a callable from a key to those of a round, or `None` where they are the same.
+    - `records`: the records, all of whose signals are known.
     - `key`: a PRNG key.
     - `plan`: how many steps there are, and in which cycles.
     """
 
-    # They follow from the key.
-    kept: Any = None
-
-    def __init__(self, problem: Any, pairs: Pairs, source: AnyCallable | None, key: Key, plan: Plan):
+    def __init__(self, problem: Any, records: Records, key: Key, plan: Plan):
         self.began = time.perf_counter()
         self.plan = plan
-        self._pairs, self._source, self._key = pairs, source, key
+        self._pairs, self._source, self._key = Pairs(records.signals, records.views), records.source, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._simulate = eqx.filter_jit(self._simulate_traced)
+        # Where signals are drawn: all else follows from the key.
+        self.kept: Region | None = None
+        if records.observed is not None:
+            self._observed = as_views(problem.data_info, records.observed, "Simulated: observed")
+            self.kept = everywhere(problem.units, problem.signal)
+            self._sampler = default_sampler(problem)
+            self._find = eqx.filter_jit(self._find_traced)
 
     def records(self, problem: Any, number: int) -> Example:
-        return self._simulate(problem, self._pairs, self._source, jr.fold_in(self._key, number))
+        return self._simulate(problem, self._pairs, self._source, self.kept, jr.fold_in(self._key, number))
 
-    def _simulate_traced(self, problem, pairs, source, key):
+    def _simulate_traced(self, problem, pairs, source, region, key):
         pairs_key, roles_key = jr.split(key)
-        pairs = pairs if source is None else source(pairs_key)
+        pairs = pairs if source is None else source(pairs_key, region)
         views = self._roles(pairs.signal, pairs.view, key=roles_key)
         return Example(encode_records(problem, views), View(pairs.signal), None)
 
     def draw(self, problem: Any, number: int, *, last: bool) -> list[float]:
+        if self.kept is not None:
+            self.kept = self._find(problem, self._observed, jr.fold_in(jr.fold_in(self._key, number), 1))
         return []
+
+    def _find_traced(self, problem, observed, key):
+        context = encode_context(problem, observed)
+        drawn = self._sampler.many(problem, context, None, key=key, num_samples=DRAWS, chunk_size=DRAWS)
+        return region_of(problem.units, drawn.signal)
 
 
 def encode_records(problem: Any, views: View) -> Any:

@@ -17,7 +17,7 @@ from .._custom_types import AnyCallable, Key, Signal, Structure, summary
 from .._data_info import check_structure, describe
 from .._forward.base import measures_stack
 from .._pairs import Pairs, pairs_as_parts
-from .._simulated import Simulated, holds_signals, simulate_pairs
+from .._simulated import Region, Simulated, holds_signals, simulate_pairs
 from .._structure import count_entries, same_structure
 from .._view import View, check_signal, structure, view_mask
 from .checks import FILL, check_number_of_records
@@ -38,22 +38,30 @@ class Records(eqx.Module):
 
     - `views`: their measurements, with a mask; leading (record, views) axes.
     - `signals`: the signals of the last of them, as many as are known, or `None`.
-    - `source`: a callable from a key to the [`stochinv.Pairs`][] of a round, of which these are one, or `None`.
+    - `source`: a callable from a key and a region, or `None`, to the [`stochinv.Pairs`][] of a round, of which these
+        are one; `None` where they are the same in all rounds.
+    - `observed`: what was measured, where rounds narrow the signals down to what is possible given it, or `None`.
     """
 
     views: View
     signals: Signal | None
     source: AnyCallable | None = None
+    observed: View | None = None
 
     @property
     def unknown(self) -> int:
         """How many records have no known signal."""
         return count(self.views) - (0 if self.signals is None else count(self.signals))
 
+    def told(self) -> dict[str, View]:
+        """What tells a run from others besides the records."""
+        return {} if self.observed is None else {"observed": self.observed}
+
     def as_parts(self) -> "Records":
         """Those of real and imaginary parts."""
         source = None if self.source is None else eqx.Partial(simulate_parts, self.source)
-        return Records(cast(View, view_as_parts(self.views)), as_parts(self.signals), source)
+        views, observed = (cast(View, view_as_parts(x)) for x in (self.views, self.observed))
+        return Records(views, as_parts(self.signals), source, observed)
 
     def hold_out(self, number: int, key: Key) -> tuple["Records", View]:
         """All but some of the records whose signals are unknown, chosen at random; and the views of these.
@@ -141,11 +149,11 @@ def simulated_records(
     pairs = eqx.filter_jit(source)(key)
     check_finite("Simulated: prior", pairs.signal, "draw finite signals")
     check_finite("forward", pairs.view.observation, "measure the prior's draws by finite numbers")
-    return signal, Records(pairs.view, pairs.signal, source)
+    return signal, Records(pairs.view, pairs.signal, source, data.observed)
 
 
-def simulate_parts(source: AnyCallable, key: Key) -> Pairs:
-    return pairs_as_parts(source(key))
+def simulate_parts(source: AnyCallable, key: Key, region: Region | None) -> Pairs:
+    return pairs_as_parts(source(key, region))
 
 
 def draw_structure(name: str, law: AnyCallable) -> Structure:

@@ -85,12 +85,11 @@ def train_signals(
     if records.unknown:
         schedule = Rounds(state.problem, records, begin, guess, rounds_key, plan, options.batch_size)
     else:
-        pairs = Pairs(records.signals, records.views)
-        schedule = KnownSignals(state.problem, pairs, records.source, rounds_key, plan)
+        schedule = KnownSignals(state.problem, records, rounds_key, plan)
     watch = None if held_out is None else Watch(state.problem, held_out, watch_key)
     batches = ArrayBatches((records.views, records.signals), options.batch_size, seed)
     configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
-    configuration |= {"measurement_noise": problem.noise, "plan": dataclasses.astuple(plan)}
+    configuration |= {"measurement_noise": problem.noise, "plan": dataclasses.astuple(plan), **records.told()}
     public = lambda trained: dataclasses.replace(user, denoiser=trained.denoiser, data_info=problem.data_info)
     return Run(state, batches, options, configuration, began, schedule, watch, public, optimizer is None).run()
 
@@ -100,7 +99,7 @@ def make_plan(
 ) -> tuple[Plan, Records, View | None]:
     """Which steps there are in which rounds, the records to train on, and those that are held out to tell when short
     rounds gain no more, if any."""
-    if not records.unknown:
+    if not records.unknown and records.observed is None:
         whole = options.seconds is None
         return plan_of_known(records, signal, options.batch_size, steps, rounds, whole=whole), records, None
     if steps is None and rounds is None and (number := number_held_out(records.unknown, options.batch_size)):

@@ -105,6 +105,7 @@ SAMPLERS = {
     "ancestral_in_few_steps": (si.Ancestral(12, order=2), 0.06),
     "guidance": (si.Guidance(), 0.02),
     "guidance_in_few_steps": (si.Guidance(si.ExponentialAdams(12), num_iterations=1), 0.05),
+    "guidance_without_iterations": (si.Guidance(num_iterations=0), 0.02),
     "importance": (si.ImportanceSampling(), 0.02),
 }
 
@@ -143,6 +144,19 @@ def test_weights_make_up_for_a_network_that_is_wrong(trained):
         except AssertionError:
             wrong += 1
     assert wrong >= len(plain) / 2
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_guidance_by_a_denoiser_with_and_without_context(trained, weight):
+    """Once it is the posterior's denoiser, not at all it is the prior's."""
+    rng = np.random.default_rng(0)
+    matrices = np.float32(rng.normal(size=(VIEWS, 2, SIZE)))
+    context = si.View(np.float32(rng.normal(size=(VIEWS, 2))), matrices, np.ones(2, bool))
+    problem = exact(trained, Case(np.zeros(SIZE), np.eye(SIZE), context, 0.5))
+    guided = dataclasses.replace(problem, denoiser=si.GuidedDenoiser(problem.denoiser, weight))
+    same = dataclasses.replace(context, mask=np.full(2, weight == 1))
+    draws = [draw(p, c, si.ExponentialAdams(), jr.key(1)) for p, c in ((guided, context), (problem, same))]
+    np.testing.assert_allclose(*draws, atol=1e-4)
 
 
 def test_a_chain_forgets_where_it_started(trained):

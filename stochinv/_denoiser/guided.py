@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
 from .._schedule import NoiseLevel
 from .._view import View, is_view
-from .base import AbstractDenoiser
+from .base import AbstractDenoiser, encode
 
 
 @final
 class GuidedDenoiser(AbstractDenoiser):
     """`D(∅) + w (D(c) − D(∅))`: the signal given no context, moved `w` times as far as the context moves it.
 
-    Exchange the denoiser of a trained problem for it, which has to have been trained with dropped contexts, as by
-    `RandomViews(context=(0, 1))`. With `w = 1` it is that denoiser. With `w > 1` samples agree more with the context,
+    Exchange the denoiser of a trained problem for it. In signal space all are trained for that; in measurement space it
+    has to have been trained with dropped contexts, as by `RandomViews(context=(0, 1))`. With `w = 1` it is that denoiser. With `w > 1` samples agree more with the context,
     differ less, and are **not** samples of the posterior. Both signals are drawn with the same key, so their difference
     is that of the contexts; where draws choose one of several signals, the two choices may differ all the same.
 
@@ -50,5 +50,6 @@ class GuidedDenoiser(AbstractDenoiser):
                 f"(`RandomViews(context=(0, 1))`), got {type(context).__name__} without one."
             )
         nothing = View(context.observation, context.params, jnp.zeros_like(context.mask))
-        given, free = (self.denoiser(noisy, level, c, params, key=key) for c in (context, nothing))
+        contexts = (encode(self.denoiser, x) for x in (context, nothing))
+        given, free = (self.denoiser(noisy, level, x, params, key=key) for x in contexts)
         return jax.tree.map(lambda g, f: f + self.weight * (g - f), given, free)

@@ -9,7 +9,9 @@ covariance, a context that is worth measurements `y = B z + ε` of standard norm
 
 (Rozet et al. 2024, "Learning diffusion priors from observations by expectation maximization", which calls it moment
 matching posterior sampling). It is solved by conjugate gradients, without a matrix. For the best Gaussian
-`V = 1/(1 + α²/σ²)`, and `I + B V Bᵀ` is diagonal: that preconditions them, and one step is exact.
+`V = 1/(1 + α²/σ²)`, and `I + B V Bᵀ` is diagonal: that preconditions them, and one step is exact. With no step at all
+`u` is the preconditioned misfit, as in guidance by a pseudo-inverse (Song et al. 2023, "Pseudoinverse-guided diffusion
+models for inverse problems"); diffusion posterior sampling (Chung et al. 2023) has a number in the place of the matrix.
 """
 
 import dataclasses
@@ -41,7 +43,8 @@ class Guidance(AbstractIndependentSampler):
     **Arguments:**
 
     - `sampler`: the sampler that goes through the noise levels.
-    - `num_iterations`: conjugate-gradient steps at each of them, each as costly as a derivative of the network.
+    - `num_iterations`: conjugate-gradient steps at each of them, each as costly as a derivative of the network. With 0,
+        the Gaussian that the network corrects says alone what is uncertain.
 
     ??? cite "Source"
 
@@ -52,7 +55,7 @@ class Guidance(AbstractIndependentSampler):
     num_iterations: int = 5
 
     def __check_init__(self):
-        check_integer("Guidance: `num_iterations`", self.num_iterations)
+        check_integer("Guidance: `num_iterations`", self.num_iterations, least=0)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         check_guidable(problem)
@@ -106,6 +109,8 @@ class Guided(AbstractDenoiser):
         def precondition(u):
             return u / (1 + context.values / precision)
 
-        options = {"maxiter": self.num_iterations, "tol": 1e-4, "M": precondition}
-        u, _ = jax.scipy.sparse.linalg.cg(product, context.misfit(mean), **options)
+        u = precondition(context.misfit(mean))
+        if self.num_iterations:
+            options = {"maxiter": self.num_iterations, "tol": 1e-4, "M": precondition}
+            u, _ = jax.scipy.sparse.linalg.cg(product, context.misfit(mean), **options)
         return coordinates.destandardise(unravel(mean + covariance(context.transpose(u))))

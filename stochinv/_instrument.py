@@ -8,8 +8,12 @@ training, half of the proposals are what the network draws given it, as if the i
 
 at most `2 p'(c | s_k)`, however wrong these are: a defensive mixture (Hesterberg 1995, "Weighted average importance
 sampling and defensive mixture distributions").
+
+Of many entries no draw of the prior explains a measurement. Where the new forward model is affine and its noise
+Gaussian, what the context says of a Gaussian signal guides the sampler instead, see `_sampler.guidance`.
 """
 
+import abc
 import dataclasses
 import warnings
 from typing import Any, cast, final
@@ -26,14 +30,17 @@ from ._chunks import in_chunks
 from ._complex import RealForward, parts_structure, view_as_parts
 from ._contexts import as_view
 from ._custom_types import Context, FloatScalar, Key, Signal
-from ._data_info import Units, describe
+from ._data_info import Units, describe, standardise_view
+from ._denoiser.evidence import Measured
 from ._forward.base import as_forward_model, measures_stack
 from ._noise import as_noise
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.exponential_adams import ExponentialAdams
+from ._sampler.guidance import Guidance, guides
 from ._sampler.importance import ImportanceSampling, two_densities
 from ._sampling import LARGEST_CORRECTED
 from ._structure import count_entries, same_structure
+from ._training.probe import is_affine
 from ._view import View, num_views, structure, view_mask
 
 # How many draws of the network are weighted; those of the prior alone have no densities to be computed.
@@ -45,19 +52,17 @@ WANTED = (
 )
 
 
-@final
-class WeightedDraws(eqx.Module):
-    """Draws of a trained network, weighted for another problem with the same signals.
+class AbstractInstrument(eqx.Module):
+    """How signals are drawn by the prior of a trained problem, and by another instrument's measurements."""
 
-    **Arguments:**
+    @abc.abstractmethod
+    def draw(self, problem: Any, context: View, key: Key, number: int, chunk_size: int) -> Signal:
+        """Draws signals, in raw units and with a leading axis.
 
-    - `trained`: the problem of signals that the network was trained for.
-    - `informed`: whether the network can be given the context.
-    """
+        **Arguments:** as of `propose`.
+        """
 
-    trained: AbstractProblem
-    informed: bool = eqx.field(static=True)
-
+    @abc.abstractmethod
     def propose(
         self, problem: Any, context: View, key: Key, number: int, chunk_size: int = 1024
     ) -> tuple[Signal, Float[Array, " number"]]:
@@ -70,7 +75,69 @@ class WeightedDraws(eqx.Module):
         - `key`: a PRNG key.
         - `number`: how many.
         - `chunk_size`: how many are drawn at once.
+
+        **Raises:**
+
+        `ValueError` if draws are not weighted.
         """
+
+
+@final
+class GuidedDraws(AbstractInstrument):
+    """Draws of a trained network that are guided by another instrument's likelihood.
+
+    **Arguments:**
+
+    - `trained`: the problem of signals that the network was trained for.
+    - `measured`: the instrument, which is affine and has Gaussian noise.
+    """
+
+    trained: AbstractProblem
+    measured: Measured
+
+    def __repr__(self) -> str:
+        return "guided by another instrument"
+
+    def draw(self, problem: Any, context: View, key: Key, number: int, chunk_size: int) -> Signal:
+        return self._draw(context, key, number, chunk_size)
+
+    @eqx.filter_jit
+    def _draw(self, context, key, number, chunk_size):
+        guidance = Guidance()
+        evidence = cast(Any, self.trained.denoiser).evidence(
+            self.measured, "dense", standardise_view(self.measured.units, context)
+        )
+        options = {"key": key, "num_samples": number, "chunk_size": chunk_size}
+        return guidance.sampler.many(guidance.guided(self.trained), evidence, None, **options).signal
+
+    def propose(
+        self, problem: Any, context: View, key: Key, number: int, chunk_size: int = 1024
+    ) -> tuple[Signal, Float[Array, " number"]]:
+        raise ValueError("Draws that are guided by another instrument have no weights; look at `predict`.")
+
+
+@final
+class WeightedDraws(AbstractInstrument):
+    """Draws of a trained network, weighted for another problem with the same signals.
+
+    **Arguments:**
+
+    - `trained`: the problem of signals that the network was trained for.
+    - `informed`: whether the network can be given the context.
+    """
+
+    trained: AbstractProblem
+    informed: bool = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        return "weighted for another instrument"
+
+    def draw(self, problem: Any, context: View, key: Key, number: int, chunk_size: int) -> Signal:
+        return resample(problem, self, context, key, number, chunk_size)
+
+    def propose(
+        self, problem: Any, context: View, key: Key, number: int, chunk_size: int = 1024
+    ) -> tuple[Signal, Float[Array, " number"]]:
         nothing = encode_context(self.trained, self.trained.as_context(None))
         keys = jr.split(key, number)
         if self.informed:
@@ -129,8 +196,10 @@ def effective_number(log_weights: Float[Array, " draws"]) -> FloatScalar:
     return jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
 
 
-def under_instrument(problem: Any, context: Context, forward: Any, noise: Any) -> tuple[Any, Context, WeightedDraws]:
-    """A trained problem with another forward model or noise, its context, and the draws to be weighted.
+def under_instrument(
+    problem: Any, context: Context, forward: Any, noise: Any
+) -> tuple[Any, Context, AbstractInstrument]:
+    """A trained problem with another forward model or noise, its context, and how signals are drawn.
 
     **Raises:**
 
@@ -159,12 +228,33 @@ def under_instrument(problem: Any, context: Context, forward: Any, noise: Any) -
     capacity = num_views(cast(View, info.context))
     size = count_entries(problem.noised.signal)
     alike = same_structure(one, info.measurement) and num_views(views) <= capacity
-    if not alike or size > LARGEST_CORRECTED:
-        # What is weighted by the likelihood alone is in no units.
-        views = View(views.observation, views.params, view_mask(views))
-        seen = dataclasses.replace(info, context=structure(views), context_units=Units())
-        return dataclasses.replace(other, data_info=seen), views, WeightedDraws(problem.noised, False)
-    return other, views, WeightedDraws(problem.noised, True)
+    if alike and size <= LARGEST_CORRECTED:
+        return other, views, WeightedDraws(problem.noised, True)
+    # What is told by the likelihood alone is in no units.
+    views = View(views.observation, views.params, view_mask(views))
+    seen = dataclasses.replace(info, context=structure(views), context_units=Units())
+    other = dataclasses.replace(other, data_info=seen)
+    measured = None if size <= LARGEST_CORRECTED else guiding(problem, other.noised, views)
+    how = WeightedDraws(problem.noised, False) if measured is None else GuidedDraws(problem.noised, measured)
+    return other, views, how
+
+
+def guiding(problem: Any, other: Any, views: View) -> Measured | None:
+    """What tells how a measurement conditions a Gaussian signal, where it can, in units of the noise.
+
+    **Arguments:**
+
+    - `problem`: the trained problem.
+    - `other`: the problem of signals under the other instrument.
+    - `views`: what was measured.
+    """
+    params = jax.tree.map(lambda x: jnp.asarray(x)[0], views.params)
+    affine = other.measurement_noise.every_level and is_affine(other.measure, other.signal, params, jr.key(0))
+    if not affine or not guides(problem.denoiser):
+        return None
+    first = jax.tree.map(lambda x: jnp.asarray(x)[0], views.observation)
+    std = jax.tree.map(jnp.max, other.measurement_noise.std(first))
+    return Measured(other.measure, other.measurement_noise, Units(jax.tree.map(jnp.zeros_like, std), std))
 
 
 def as_stack(problem: Any, context: Any) -> View:

@@ -16,7 +16,7 @@ from ._complex import as_parts, from_parts
 from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal, summary
 from ._data_info import check_measurement, describe
 from ._forward.base import measures_stack
-from ._instrument import WeightedDraws, effective_number, resample
+from ._instrument import AbstractInstrument, effective_number
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._mode import find_mode
 from ._noise import add_noise
@@ -38,14 +38,14 @@ class Posterior(eqx.Module):
     - `context`: the context in raw units.
     - `params`: in measurement space, the parameters of the target measurement that samples go through.
     - `sampler`: the sampler, or `None` for the problem's default.
-    - `weighted`: under another forward model or noise than those of training, the draws that are weighted.
+    - `instrument`: under another forward model or noise than those of training, how signals are drawn.
     """
 
     problem: AbstractProblem
     context: Context
     params: Params = None
     sampler: AbstractSampler | AnyCallable | None = None
-    weighted: WeightedDraws | None = None
+    instrument: AbstractInstrument | None = None
 
     def __check_init__(self):
         trained_denoiser(self.problem)
@@ -59,7 +59,7 @@ class Posterior(eqx.Module):
 
     def __repr__(self) -> str:
         given = "nothing given" if self.context is None else f"given {describe(self.context)}"
-        how = f"sampler={self.sampler or 'default'}" if self.weighted is None else "weighted for another instrument"
+        how = f"sampler={self.sampler or 'default'}" if self.instrument is None else repr(self.instrument)
         return f"Posterior({given}, {how})"
 
     def sample(self, key: Key, sample_shape: int | tuple[int, ...] = (), *, chunk_size: int = 1024) -> Signal:
@@ -76,12 +76,12 @@ class Posterior(eqx.Module):
         Signals: a PyTree whose leaves have the leading axes `sample_shape`.
         """
         shape = _as_shape(sample_shape)
-        if self.weighted is not None:
+        if self.instrument is not None:
             check_key(key)
             check_integer("`chunk_size`", chunk_size)
             noised = self.problem.noised
             context = noised.as_context(self.context)
-            drawn = resample(noised, self.weighted, context, key, math.prod(shape), chunk_size)
+            drawn = self.instrument.draw(noised, context, key, math.prod(shape), chunk_size)
             signals = from_parts(drawn, self.problem.signal)
             return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), signals)
         options = {"sampler": self.sampler, "num_samples": math.prod(shape), "chunk_size": chunk_size}
@@ -193,7 +193,7 @@ class Posterior(eqx.Module):
         noised = self.problem.noised
         if not noised.likelihood_known:
             raise ValueError(f"{what} needs a likelihood: a problem in signal space, with a `noise` that is not 0.")
-        return _log_weights(noised, self.weighted, noised.as_context(self.context), key, num_samples)
+        return _log_weights(noised, self.instrument, noised.as_context(self.context), key, num_samples)
 
     def to_arviz(self, key: Key, num_samples: int = 256) -> Any:
         """Posterior draws as an `arviz.InferenceData`, one variable per leaf of the signal, in a single chain.
@@ -312,16 +312,16 @@ class Posterior(eqx.Module):
 
 
 @eqx.filter_jit
-def _log_weights(problem, weighted, context, key, number):
-    if weighted is None:
+def _log_weights(problem, instrument, context, key, number):
+    if instrument is None:
         return ImportanceSampling().propose(problem, encode_context(problem, context), key, number)[1]
-    return weighted.propose(problem, context, key, number)[1]
+    return instrument.propose(problem, context, key, number)[1]
 
 
 def _check_density(posterior):
-    if posterior.weighted is not None:
+    if posterior.instrument is not None:
         raise ValueError(
-            "The posterior under another `forward` or `noise` is known by weighted draws, and has no density; use "
+            "The posterior under another `forward` or `noise` is known by its draws alone, and has no density; use "
             "`sample`, or leave both out."
         )
 

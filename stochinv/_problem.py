@@ -251,8 +251,8 @@ class StochasticInverseProblem(AbstractProblem):
         - `params`: the parameters `φ` of the target measurement. Where context and target determine the signal, any
             choice gives the same law.
         - `forward`, `noise`: in signal space, those of the context's measurements, where another instrument took them
-            than those of training. Draws of the network are weighted for it, the better the less the context says;
-            `effective_sample_size` tells how many are left.
+            than those of training. Signals of up to 16 entries are weighted for it; `effective_sample_size` tells how
+            many are left. Larger ones are guided by it if it is affine and Gaussian, see [`stochinv.Guidance`][].
         - `sampler`: as in `sample`; not together with `forward` or `noise`.
 
         **Returns:**
@@ -269,8 +269,8 @@ class StochasticInverseProblem(AbstractProblem):
                     "`sampler` and `params` are for the instrument of training, but `forward` or `noise` is another; "
                     "leave them out."
                 )
-            problem, context, weighted = under_instrument(self, context, forward, noise)
-            return Posterior(problem, context, weighted=weighted)
+            problem, context, instrument = under_instrument(self, context, forward, noise)
+            return Posterior(problem, context, instrument=instrument)
         return Posterior(self, context, params, sampler)
 
     def sample(

@@ -35,6 +35,7 @@ REASONS = {
     ("_log_prob.py", "_solve"): "Diffrax wants no first step from this one of its controllers",
     ("_noise.py", "_is_distribution"): "what a user's callable returned",
     ("_numpyro.py", "_is_array"): "parts the leaves of a PyTree",
+    ("_sampler/guidance.py", "guides"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_sampler/reverse_sde.py", "ReverseSDE._path"): "what a Diffrax solver asks of its Brownian path",
     ("_save.py", "_Reader._part"): "a check",
     ("_save.py", "_Reader.parts"): "fields by the names of a fixed list",

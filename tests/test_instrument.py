@@ -56,7 +56,7 @@ def test_an_instrument_of_another_kind(fitted, views):
     observed = np.float32(rows @ [1.5, -0.5, 1.0])
     context = si.View(observed[0, None], rows[0]) if views == 1 else si.View(observed[:, None], rows)
     posterior = fitted.posterior(context, forward=blurred, noise=0.4)
-    assert "weighted for another instrument" in repr(posterior) and not posterior.weighted.informed
+    assert "weighted for another instrument" in repr(posterior) and not posterior.instrument.informed
     assert_posterior(posterior, *posterior_of(fitted, rows.astype(float), observed, 0.4), least=100)
 
 
@@ -66,7 +66,7 @@ def test_an_instrument_of_the_same_kind(fitted, factor, noise):
     context = given(2)
     forward = None if factor == 1 else lambda signal, matrix: factor * measure(signal, matrix)
     posterior = fitted.posterior(context, forward=forward, noise=noise)
-    assert posterior.weighted.informed
+    assert posterior.instrument.informed
     matrix, observed = factor * np.concatenate(context.params).astype(float), np.concatenate(context.observation)
     assert_posterior(posterior, *posterior_of(fitted, matrix, observed, noise), least=100)
 
@@ -151,7 +151,7 @@ BAD = [
     ),
     (
         lambda p: p.posterior(VIEW, forward=blurred, noise=0.1).log_prob(jnp.zeros(3)),
-        "is known by weighted draws, and has no density",
+        "is known by its draws alone, and has no density",
     ),
     (lambda p: p.posterior(VIEW, forward=blurred, noise=0.1).to_numpyro(), "has no density; use `sample`"),
     (lambda p: training.problem().posterior(None, noise=0.1), "in signal space alone"),

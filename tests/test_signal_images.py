@@ -70,26 +70,44 @@ def first(views):
     return jax.tree.map(lambda x: x[0], views)
 
 
-@pytest.mark.parametrize("sampler", [None, si.Guidance(si.ExponentialAdams(12), num_iterations=1)])
-def test_posteriors_given_few_projections(of_projections, sampler):
+def assert_posterior(posterior, context, noise):
     """The Gaussian that was found is conditioned by NumPy; looked at along the projections, and across them."""
-    assert of_projections.data_info.form == "dense"
-    units, context = of_projections.data_info.units, first(projected(np.random.default_rng(1), 1))
+    units = posterior.problem.data_info.units
     prior = np.asarray(units.root, float) @ np.asarray(units.root, float).T
     rows = context.params.reshape(-1, SIZE**2).astype(float)
     across = rows @ prior
-    gain = np.linalg.solve(across @ rows.T + NOISE**2 * np.eye(len(rows)), across)
+    gain = np.linalg.solve(across @ rows.T + noise**2 * np.eye(len(rows)), across)
     mean = np.asarray(units.mean, float)
     mean = mean + gain.T @ (context.observation.ravel() - rows @ mean)
     law = prior - gain.T @ across
-    draws = np.asarray(of_projections.posterior(context, sampler=sampler).sample(jr.key(0), 400), float).reshape(
-        400, -1
-    )
+    draws = np.asarray(posterior.sample(jr.key(0), 400), float).reshape(400, -1)
     looks = np.concatenate([rows, np.random.default_rng(2).normal(size=(4, SIZE**2)) / SIZE])
     spread = np.sqrt(np.einsum("ki,ij,kj->k", looks, law, looks))
     seen = draws @ looks.T
     assert np.all(np.abs(seen.mean(0) - looks @ mean) < (4 / np.sqrt(100) + 0.05) * spread)
     np.testing.assert_allclose(seen.std(0), spread, rtol=4 / np.sqrt(200) + 0.03)
+
+
+@pytest.mark.parametrize("sampler", [None, si.Guidance(si.ExponentialAdams(12), num_iterations=1)])
+def test_posteriors_given_few_projections(of_projections, sampler):
+    assert of_projections.data_info.form == "dense"
+    context = first(projected(np.random.default_rng(1), 1))
+    assert_posterior(of_projections.posterior(context, sampler=sampler), context, NOISE)
+
+
+def test_posteriors_under_another_instrument(of_projections):
+    """One row a view, five of them, with more noise."""
+    rng = np.random.default_rng(3)
+    rows = np.float32(rng.normal(size=(5, 1, SIZE**2)) / SIZE)
+    observed = np.einsum("vki,i->vk", rows, images(rng, 1).ravel()) + 0.4 * rng.normal(size=(5, 1))
+    context = si.View(np.float32(observed), rows)
+    posterior = of_projections.posterior(context, forward=lambda image, row: project(image, row), noise=0.4)
+    assert "guided by another instrument" in repr(posterior)
+    assert_posterior(posterior, context, 0.4)
+    with pytest.raises(ValueError, match="have no weights"):
+        posterior.effective_sample_size(jr.key(0))
+    with pytest.raises(ValueError, match="has no density"):
+        posterior.log_prob(jnp.zeros(IMAGE.shape))
 
 
 @pytest.mark.parametrize("sampler", [None, si.Guidance(si.ExponentialAdams(12), num_iterations=1)])

@@ -26,7 +26,7 @@ from .._schedule import NoiseLevel
 from .._view import View
 from .base import AbstractEncodingDenoiser
 from .correction import AbstractCorrection
-from .evidence import Form, Measured, nothing
+from .evidence import AbstractEvidence, Form, Measured, nothing
 
 
 @final
@@ -88,10 +88,13 @@ class GaussianResidual(AbstractEncodingDenoiser):
 
     def encode(self, context: Context) -> PyTree:
         _, measured = self.known.value
-        zeros = self._zeros()[0]
         if measured.noise.std(_first_raw(measured.units, context)) is None:
-            return nothing(context, zeros)
-        return measured.evidence(self.form, self._signal, zeros, context)
+            return nothing(context, self._zeros()[0])
+        return self.evidence(measured, self.form, context)
+
+    def evidence(self, measured: Measured, form: Form, views: View) -> AbstractEvidence:
+        """What views by any instrument say of a Gaussian signal, their measurements in that instrument's units."""
+        return measured.evidence(form, self._signal, self._zeros()[0], views)
 
     def encode_again(self, context: PyTree, view: View) -> PyTree:
         """What `encode` makes of measurements that differ from those of `context` in their values alone, for an affine

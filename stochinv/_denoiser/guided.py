@@ -16,9 +16,10 @@ class GuidedDenoiser(AbstractDenoiser):
     """`D(∅) + w (D(c) − D(∅))`: the signal given no context, moved `w` times as far as the context moves it.
 
     Exchange the denoiser of a trained problem for it. In signal space all are trained for that; in measurement space it
-    has to have been trained with dropped contexts, as by `RandomViews(context=(0, 1))`. With `w = 1` it is that denoiser. With `w > 1` samples agree more with the context,
-    differ less, and are **not** samples of the posterior. Both signals are drawn with the same key, so their difference
-    is that of the contexts; where draws choose one of several signals, the two choices may differ all the same.
+    has to have been trained with dropped contexts, as by `RandomViews(context=(0, 1))`. With `w = 1` it is that
+    denoiser. With `w > 1` samples agree more with the context, differ less, and are **not** samples of the posterior.
+    Both signals are drawn with the same key, so their difference is that of the contexts; where draws choose one of
+    several signals, the two choices may differ all the same.
 
     **Arguments:**
 

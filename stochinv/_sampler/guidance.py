@@ -58,20 +58,23 @@ class Guidance(AbstractIndependentSampler):
         check_integer("Guidance: `num_iterations`", self.num_iterations, least=0)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
-        check_guidable(problem)
+        known = problem.data_info is not None and problem.data_info.affine and problem.measurement_noise.every_level
+        if not known or not guides(problem.denoiser):
+            raise ValueError(
+                "Guidance: `problem` must be trained in signal space without a `denoiser` of one's own, with a "
+                "`forward` that is affine and `noise` that is Gaussian; leave the sampler out."
+            )
+        return self.sampler(self.guided(problem), context, params, key=key)
+
+    def guided(self, problem: Any) -> Any:
+        """A problem whose denoiser is that of the prior, conditioned on whatever evidence it is given."""
         nothing = encode_context(problem, problem.as_context(None))
-        guided = Guided(problem.denoiser, nothing, self.num_iterations)
-        return self.sampler(dataclasses.replace(problem, denoiser=guided), context, params, key=key)
+        return dataclasses.replace(problem, denoiser=Guided(problem.denoiser, nothing, self.num_iterations))
 
 
-def check_guidable(problem: Any):
-    """Raises a `ValueError` if a problem is not one that `Guidance` is for."""
-    known = problem.data_info is not None and problem.data_info.affine and problem.measurement_noise.every_level
-    if not known or not isinstance(problem.denoiser, GaussianResidual):
-        raise ValueError(
-            "Guidance: `problem` must be trained in signal space without a `denoiser` of one's own, with a `forward` "
-            "that is affine and `noise` that is Gaussian; leave the sampler out."
-        )
+def guides(denoiser: Any) -> bool:
+    """Whether a denoiser tells what evidence is in its coordinates."""
+    return isinstance(denoiser, GaussianResidual)
 
 
 @final

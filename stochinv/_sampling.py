@@ -1,5 +1,7 @@
 r"""Draws from a trained problem: checks, the choice of a sampler, and chunks."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.ancestral import Ancestral
 from ._sampler.base import AbstractSampler, Sample, as_sampler
 from ._sampler.exponential_adams import ExponentialAdams
+from ._sampler.guidance import guides
 from ._sampler.importance import ImportanceSampling
 from ._structure import count_entries
 from ._view import is_view
@@ -65,10 +68,21 @@ def is_image_of_signals(problem: AbstractProblem) -> bool:
     return info is not None and info.form is not None and is_large(problem.signal)
 
 
+def corrects_rounds(problem: Any) -> bool:
+    """Whether draws in expectation maximisation's rounds are chosen by importance weights.
+
+    Not where the Gaussian that the network corrects is conditioned exactly: what was measured is then repeated by any
+    network, and all records drawn anew in each round gain more than a few of them drawn better.
+    """
+    info = problem.data_info
+    exact = info is not None and info.affine and info.form is not None and problem.measurement_noise.every_level
+    return corrects(problem) and not (exact and guides(problem.denoiser))
+
+
 def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
     """The sampler of expectation maximisation's rounds, whose draws are learned from, not looked at, and on how many
     records training takes as long as one draw."""
-    if corrects(problem):
+    if corrects_rounds(problem):
         # Six densities, of 20 evaluations and as many derivatives as a signal has entries, each a third of a step, and
         # more of them at once than there are records in a step.
         return OF_ROUNDS, 20 * (count_entries(problem.signal) + 1)

@@ -306,6 +306,8 @@ def test_draws_explain_what_was_measured(fitted):
 def test_a_round_draws_what_it_has_time_for(fitted):
     """Signals of those records whose turn it is; the others keep theirs, and all are learned from."""
     data, noised = records(2000), fitted.problem.noised
+    # Draws are weighted where the Gaussian is not known to be conditioned exactly.
+    noised = dataclasses.replace(noised, data_info=dataclasses.replace(noised.data_info, affine=False))
     data = jax.tree.map(jnp.asarray, si.View(data.observation, data.params, np.ones((2000, 2), bool)))
     rounds = Rounds(noised, Records(data, None), None, None, jr.key(0), Plan(60, 180, 300), 64)
     states, residuals = [np.asarray(rounds.kept.signals)], []
@@ -324,6 +326,21 @@ def test_a_round_draws_what_it_has_time_for(fitted):
     np.testing.assert_allclose(np.cov(drawn.T), COVARIANCE, atol=4 * np.sqrt(2 / 2000) + 0.05)
 
 
+def test_draws_that_are_not_weighted_are_many(fitted):
+    """And those that were drawn when the network knew less are not learned from again."""
+    data, noised = records(2000), fitted.problem.noised
+    data = jax.tree.map(jnp.asarray, si.View(data.observation, data.params, np.ones((2000, 2), bool)))
+    rounds = Rounds(noised, Records(data, None), None, None, jr.key(0), Plan(60, 120, 240), 64)
+    before = np.asarray(rounds.kept.signals)
+    (residual,) = rounds.draw(noised, 1, last=False)
+    assert abs(residual - 1) < 0.15
+    # 60 steps of 64 records take as long as 480 draws.
+    assert np.sum(np.any(before != np.asarray(rounds.kept.signals), 1)) == 480
+    drawn = np.asarray(rounds.signals, float)
+    assert drawn.shape == (2000, 3) and len(np.unique(drawn[:, 0])) == 480
+    np.testing.assert_allclose(np.cov(drawn.T), COVARIANCE, atol=4 * np.sqrt(2 / 480) + 0.05)
+
+
 def test_signals_that_knew_nothing_are_not_learned_from_again(fitted):
     """Those of a guess, once others are drawn given what was measured."""
     data, guess = records(2000), lambda key: 100.0 + jr.normal(key, (3,))
@@ -332,7 +349,7 @@ def test_signals_that_knew_nothing_are_not_learned_from_again(fitted):
     assert np.all(np.asarray(rounds.signals) > 50)
     rounds.draw(fitted.problem.noised, 1, last=False)
     drawn = np.asarray(rounds.signals)
-    assert drawn.shape == (2000, 3) and len(np.unique(drawn[:, 0])) == 256 and np.all(np.abs(drawn) < 50)
+    assert drawn.shape == (2000, 3) and len(np.unique(drawn[:, 0])) == 480 and np.all(np.abs(drawn) < 50)
 
 
 def test_only_draws_given_something_are_corrected(fitted):

@@ -256,7 +256,7 @@ def test_scores_settle():
     assert settled([1.0, 0.9, 0.899, 0.91, 0.9], 4)
     assert not settled([1.0, 0.9, 0.8, 0.7, 0.6], 4)
     # A logarithm may be negative, and its zero means nothing.
-    assert has_settled([-50.0, -50.005, -50.002, -50.0], 4, logarithmic=True)
+    assert has_settled([-50.0, -50.002, -50.001, -50.0], 4, logarithmic=True)
     assert not has_settled([-50.0, -50.0, -50.02, -50.0], 4, logarithmic=True)
 
 

@@ -4,9 +4,9 @@ Records `c_i` hold one or more measurements each. A round has two steps:
 
 - **M**: the denoiser learns from pairs of the signals drawn last and contexts that are simulated afresh from them, at
   the parameters of other records and with a random number of views.
-- **E**: for every record a signal is drawn given its measurements, corrected by the likelihood where that is possible:
-  then it is chosen from fresh draws and the signal that the record has. Round by round that is a Markov chain, whose
-  law is right however blunt the network is.
+- **E**: for every record a signal is drawn given its measurements. Of few entries, and where the network alone says
+  what measurements say, the draw is corrected by the likelihood: it is chosen from fresh draws and the signal that the
+  record has. Round by round that is a Markov chain, whose law is right however blunt the network is.
 
 The first signals are draws of the best Gaussian given the measurements where the forward model is affine, and otherwise
 of a Gaussian that the user guesses. Many short rounds do better than a few long ones; the last is long, for what the
@@ -39,7 +39,7 @@ from .._pairs import SimulatedContext
 from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.exponential_adams import ExponentialAdams
 from .._sampler.importance import view_of
-from .._sampling import OF_ROUNDS, corrects, sampler_of_rounds
+from .._sampling import OF_ROUNDS, corrects_rounds, sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import count_entries, same_structure
@@ -166,7 +166,7 @@ class Rounds(AbstractRounds):
         self._data, self._known, self._begin, self._guess, self._key = records.views, records.signals, begin, guess, key
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         sampler, cost = sampler_of_rounds(problem)
-        self._renew = OF_ROUNDS.renew if corrects(problem) else None
+        self._renew = OF_ROUNDS.renew if corrects_rounds(problem) else None
         self._plain = sampler if self._renew is None else ExponentialAdams()
         self._number, self._total = records.unknown, count(records.views)
         self._drawn = min(self._number, max(CHUNK, plan.length * batch_size // cost))

@@ -21,7 +21,7 @@ from .._custom_types import Key
 GAUSSIAN_ROUNDS = 50
 # Rounds for large signals, which start from smooth images; of how many records each, how many of these at once, and how
 # fast rounds come to count less.
-FEW_ROUNDS, FEW_RECORDS, FEW_CHUNK, FEW_POWER = 40, 128, 32, 0.5
+FEW_ROUNDS, FEW_RECORDS, FEW_CHUNK, FEW_POWER = 60, 128, 32, 0.5
 # How many of them the start is fitted to.
 FIRST_FEW = 512
 # The covariance of two entries that were measured together in so many records is halved: the fewer, the less is known.

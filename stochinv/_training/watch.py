@@ -36,7 +36,7 @@ SHARE, MOST, FEWEST = 20, 128, 8
 DRAWS, PROPOSALS, CHUNK = 8, 8, 16
 # By how much the best score must fall, and in how many rounds: an energy score relatively, the logarithm of a density
 # by a number. And how many rounds there are at least where most records give no context.
-LEAST_GAIN, LEAST_LOG_GAIN, PATIENCE, FEWEST_BLUNT = 0.005, 0.01, 3, 6
+LEAST_GAIN, LEAST_LOG_GAIN, PATIENCE, FEWEST_BLUNT = 0.005, 0.003, 3, 6
 # Where draws have kept to the given data, where they have left them, in standard deviations of the noise; and by how
 # much coverage may be off.
 CLOSE, FAR, BAND = 1.2, 1.5, 0.08

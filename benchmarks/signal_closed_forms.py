@@ -91,7 +91,9 @@ def manifold(sizes: Sizes) -> Case:
         distance = lambda sets: float(np.mean([transport(a, b) for a, b in zip(sets, truth, strict=True)]))
         return [Figure("squared W2 of the prior", distance(split(drawn)), distance(other), (0.0, 0.12))]
 
-    return Case(si.StochasticInverseProblem(project, noise=0.01, signal=signal_of(5)), data, assess)
+    # One measurement says little of a signal: many rounds are needed, and none tells that they are enough.
+    settings = {"steps": 90_000, "rounds": 600}
+    return Case(si.StochasticInverseProblem(project, noise=0.01, signal=signal_of(5)), data, assess, settings)
 
 
 def noisy_circle(sizes: Sizes, noise=0.7) -> Case:

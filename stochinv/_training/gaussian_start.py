@@ -34,7 +34,7 @@ from .records import Records, count
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
 LARGEST_EVIDENCE = 2**28
 # As many records tell the Gaussian of small signals well enough, or as many as take so many numbers.
-ENOUGH_RECORDS, ENOUGH_EVIDENCE = 2048, 2**24
+ENOUGH_RECORDS, ENOUGH_EVIDENCE = 2048, 2**26
 # The least noise, in standard deviations of measurements, that the first draws take measurements to have.
 LEAST_NOISE_OF_START = 0.1
 # From how many draws of Laplace's approximation the first signal of a record is chosen.

@@ -28,8 +28,9 @@ from ._view import View
 
 # By how much of its width a region is wider than the draws it is made of, to either side.
 MARGIN = 0.25
-# How often a signal is drawn to be in a region.
-MOST_TRIES = 20_000
+# How often a signal is drawn to be in a region; one that is not is learned from all the same, as the posterior of what
+# was observed stays what it is.
+MOST_TRIES = 1000
 
 
 @final
@@ -49,7 +50,7 @@ class Simulated(eqx.Module):
     - `params`: the parameters of measurements, arrays with leading (record, views) axes. Each signal drawn is measured
         with those of a random record. `None` for those of `observed`, or, without it, for a forward model without
         parameters, and one measurement each.
-    - `observed`: what was measured, a [`stochinv.View`][] like a context, or `None`.
+    - `observed`: what was measured, a [`stochinv.View`][] with a leading views axis, or `None`.
 
     **Raises:**
 

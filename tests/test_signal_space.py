@@ -321,13 +321,13 @@ def test_a_round_draws_what_it_has_time_for(fitted):
     assert np.all(np.sum(changed, 0) <= 1)
     np.testing.assert_allclose(residuals, 1, atol=0.15)
     drawn = np.asarray(rounds.signals, float)
-    assert drawn.shape == (2000, 3) and len(np.unique(drawn[:, 0])) == 2000
+    assert drawn.shape == (2000, 3) and len(np.unique(drawn, axis=0)) == 2000
     np.testing.assert_allclose(drawn.mean(0), MEAN, atol=4 / np.sqrt(2000) + 0.05)
     np.testing.assert_allclose(np.cov(drawn.T), COVARIANCE, atol=4 * np.sqrt(2 / 2000) + 0.05)
 
 
 def test_draws_that_are_not_weighted_are_many(fitted):
-    """And those that were drawn when the network knew less are not learned from again."""
+    """All are learned from while they are few."""
     data, noised = records(2000), fitted.problem.noised
     data = jax.tree.map(jnp.asarray, si.View(data.observation, data.params, np.ones((2000, 2), bool)))
     rounds = Rounds(noised, Records(data, None), None, None, jr.key(0), Plan(60, 120, 240), 64)
@@ -337,8 +337,7 @@ def test_draws_that_are_not_weighted_are_many(fitted):
     # 60 steps of 64 records take as long as 480 draws.
     assert np.sum(np.any(before != np.asarray(rounds.kept.signals), 1)) == 480
     drawn = np.asarray(rounds.signals, float)
-    assert drawn.shape == (2000, 3) and len(np.unique(drawn[:, 0])) == 480
-    np.testing.assert_allclose(np.cov(drawn.T), COVARIANCE, atol=4 * np.sqrt(2 / 480) + 0.05)
+    assert drawn.shape == (2000, 3) and len(np.unique(drawn, axis=0)) == 2000
 
 
 def test_signals_that_knew_nothing_are_not_learned_from_again(fitted):

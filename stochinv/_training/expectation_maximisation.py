@@ -39,7 +39,7 @@ from .._pairs import SimulatedContext
 from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.exponential_adams import ExponentialAdams
 from .._sampler.importance import view_of
-from .._sampling import OF_ROUNDS, corrects_rounds, sampler_of_rounds
+from .._sampling import OF_ROUNDS, corrects_rounds, is_large, sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import count_entries, same_structure
@@ -53,7 +53,7 @@ from .records import Records, count
 
 # The most numbers that are kept of what contexts say: 1 GB in single precision.
 LARGEST_BANK = 2**28
-# For how many rounds at least signals are learned from that are candidates next time, and how many signals.
+# For how many rounds at least signals are learned from that are candidates next time, and how many small signals.
 ACTIVE_ROUNDS, LEAST_ACTIVE = 8, 4096
 # How often they are drawn anew before the last round, if there is time.
 LAST_PASSES = 2
@@ -184,8 +184,8 @@ class Rounds(AbstractRounds):
         self._informed = guess is None and (begin is None or begin.gaussian is not None or begin.form == "laplace")
         # In this order; those that stay candidates can be learned from for longer.
         self._order = jr.permutation(jr.fold_in(key, 2), self._number)
-        self._active = self._drawn if self._renew is None else max(LEAST_ACTIVE, ACTIVE_ROUNDS * self._drawn)
-        self._active = min(self._number, self._active)
+        active = self._drawn if self._renew is None else ACTIVE_ROUNDS * self._drawn
+        self._active = min(self._number, active if is_large(problem.signal) else max(LEAST_ACTIVE, active))
         everything = jnp.arange(self._number)
         unknown = jax.tree.map(lambda x: x[: self._number], self._data)
         if begin is None and guess is None:

@@ -104,13 +104,17 @@ def test_a_prior_of_two_modes_and_no_parameters():
         assert distance < 1.63 / np.sqrt(number) + 0.03, (observed, distance)
 
 
-def test_a_run_goes_on_bit_for_bit(tmp_path):
-    simulated = si.data.Simulated(PRIOR, PARAMS)
+def fit_with_a_stop(simulated, folder):
+    """A fit, which one that is stopped and goes on equals bit for bit."""
     whole = fit(simulated)
     stop = {"callbacks": [lambda progress: progress.step == 17], "log_every": 1}
-    fit(simulated, checkpoint=tmp_path, checkpoint_every=100, **stop)
-    rest = fit(simulated, checkpoint=tmp_path, checkpoint_every=100)
-    assert rest.history.loss == whole.history.loss
+    fit(simulated, checkpoint=folder, checkpoint_every=100, **stop)
+    assert fit(simulated, checkpoint=folder, checkpoint_every=100).history.loss == whole.history.loss
+    return whole
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path):
+    fit_with_a_stop(si.data.Simulated(PRIOR, PARAMS), tmp_path)
     with pytest.raises(ValueError, match="is of another run"):
         fit(si.data.Simulated(PRIOR.expand((1,)).to_event(0).base_dist, PARAMS[:100]), checkpoint=tmp_path)
 
@@ -155,12 +159,7 @@ def test_signals_are_narrowed_down_to_what_one_observation_leaves(monkeypatch, t
         return records_of(self, problem, number)
 
     monkeypatch.setattr(KnownSignals, "records", spy)
-    simulated = si.data.Simulated(PRIOR, PARAMS, observed=given(1))
-    whole = fit(simulated)
-    stop = {"callbacks": [lambda progress: progress.step == 17], "log_every": 1}
-    fit(simulated, checkpoint=tmp_path, checkpoint_every=100, **stop)
-    rest = fit(simulated, checkpoint=tmp_path, checkpoint_every=100)
-    assert rest.history.loss == whole.history.loss
+    whole = fit_with_a_stop(si.data.Simulated(PRIOR, PARAMS, observed=given(1)), tmp_path)
     with pytest.raises(ValueError, match="is of another run"):
         fit(si.data.Simulated(PRIOR, PARAMS, observed=given(1, 6)), checkpoint=tmp_path)
 

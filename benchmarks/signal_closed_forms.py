@@ -53,7 +53,8 @@ def projections(rng, signals, views, rows=1, noise=0.0):
 def null_space(sizes: Sizes) -> Case:
     """A mixture of two Gaussians in three dimensions, from three projections each; given one."""
     rng, held = np.random.default_rng(sizes.seed), np.random.default_rng(7)
-    data = projections(rng, draw_signals(rng, sizes(20_000, 128)), 3)
+    # Of 20,000 signals even draws of a mixture of two Gaussians that was fitted to them are 1.3 floors away.
+    data = projections(rng, draw_signals(rng, sizes(60_000, 128)), 3)
     given = projections(held, draw_signals(held, sizes(20, 2)), 1)
     number = sizes(4000, 50)
 
@@ -91,9 +92,7 @@ def manifold(sizes: Sizes) -> Case:
         distance = lambda sets: float(np.mean([transport(a, b) for a, b in zip(sets, truth, strict=True)]))
         return [Figure("squared W2 of the prior", distance(split(drawn)), distance(other), (0.0, 0.12))]
 
-    # One measurement says little of a signal: many rounds are needed, and none tells that they are enough.
-    settings = {"steps": 90_000, "rounds": 600}
-    return Case(si.StochasticInverseProblem(project, noise=0.01, signal=signal_of(5)), data, assess, settings)
+    return Case(si.StochasticInverseProblem(project, noise=0.01, signal=signal_of(5)), data, assess)
 
 
 def noisy_circle(sizes: Sizes, noise=0.7) -> Case:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_arrays, check_finite, is_traced, numbers, shorten
 from ._custom_types import AnyCallable, Context, FloatScalar, Observation, Structure
+from ._mixture import Mixture
 from ._structure import same_structure
 from ._view import View, is_view, structure
 
@@ -146,6 +147,8 @@ class DataInfo(eqx.Module):
     - `witness`: a measurement by which to tell the forward model from another, or `None`.
     - `context_units`: those of a context's measurements, in signal space; `None` elsewhere.
     - `form`: how a context is told, in signal space (see [`stochinv.GaussianResidual`][]); `None` elsewhere.
+    - `mixture`: the mixture of Gaussians that signals of few entries are like, in the units of what is noised, or
+        `None`.
     """
 
     observation: Structure
@@ -156,6 +159,7 @@ class DataInfo(eqx.Module):
     witness: Witness | None = None
     context_units: Units | None = None
     form: str | None = None
+    mixture: Mixture | None = None
 
     @property
     def measurement(self) -> View:

@@ -19,6 +19,7 @@ from ._denoiser.base import encode
 from ._denoiser.evidence import Form
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
+from ._mixture import MOST_COMPONENTS, Mixture
 from ._noise import AbstractNoise, GaussianNoise, PoissonNoise
 from ._noising import middle_log_snr, mostly_noise, pure_noise, uniform_log_snr, uniform_time
 from ._objective.base import AbstractObjective
@@ -85,6 +86,7 @@ def save(problem: AbstractProblem, path: str | os.PathLike):
             "affine": info.affine,
             "witness": info.witness is not None,
             "form": info.form,
+            "components": 0 if info.mixture is None else info.mixture.log_weights.size,
         }
         arrays |= _units(info)
         if info.witness is not None:
@@ -99,6 +101,8 @@ def _units(info: Any) -> dict[str, Any]:
         arrays = _named(info.units.mean, "signal_mean") | _named(info.units.std, "signal_std")
     elif info.form is not None:
         arrays = {"signal_mean": info.units.mean, "root": info.units.root, "inverse": info.units.inverse}
+    if info.mixture is not None:
+        arrays |= _named(info.mixture, "mixture")
     units = units if info.form is None else info.context_units
     return arrays | _named(units.mean, "mean") | _named(units.std, "std")
 
@@ -228,6 +232,8 @@ class _Reader:
         affine, kept, form = content["affine"], content["witness"], content["form"]
         if not all(x is True or x is False for x in (affine, kept)):
             raise ValueError(f"`path`: {self._path} has no truth value where there must be one; use another copy.")
+        if type(content["components"]) is not int or not 0 <= content["components"] <= MOST_COMPONENTS:
+            raise ValueError(f"`path`: {self._path} has no number of components of a mixture; use another copy.")
         if form not in (None, *get_args(Form)):
             raise ValueError(f"`path`: {self._path} tells evidence in a form that there is not; use another copy.")
         one = View(observation, params)
@@ -239,7 +245,8 @@ class _Reader:
             return DataInfo(observation, params, context, units, affine, seen)
         diagonal = form == "diagonal"
         coordinates = self._scalar_units(observation, "signal_") if diagonal else self._whitening(observation)
-        return DataInfo(observation, params, context, coordinates, affine, seen, units, form)
+        mixture = self._mixture(content["components"], observation)
+        return DataInfo(observation, params, context, coordinates, affine, seen, units, form, mixture)
 
     def _scalar_units(self, like, prefix):
         """One mean and one standard deviation for each leaf of `like`."""
@@ -257,6 +264,18 @@ class _Reader:
         return Whitening(
             *(self._fill(x, n) for x, n in ((vector, "signal_mean"), (matrix, "root"), (matrix, "inverse")))
         )
+
+    def _mixture(self, components, signal):
+        """The mixture of Gaussians that signals are like, if there is one."""
+        if not components:
+            return None
+        size, dtype = count_entries(signal), jnp.result_type(*jax.tree.leaves(signal))
+        of = lambda *shape: jax.ShapeDtypeStruct((components, *shape), dtype)
+        shapes = {"log_weights": of(), "means": of(size), "vectors": of(size, size), "variances": of(size)}
+        mixture = Mixture(**{name: self._fill(shape, f"mixture.{name}") for name, shape in shapes.items()})
+        if not bool(jnp.all(mixture.variances > 0)):
+            raise ValueError(f"`path`: {self._path} has a mixture whose variances are not positive; use another copy.")
+        return mixture
 
     def _take(self, name):
         return jnp.asarray(self._arrays.pop(name))

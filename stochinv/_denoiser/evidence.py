@@ -157,6 +157,14 @@ class DiagonalEvidence(AbstractEvidence):
         return DiagonalEvidence(view, self.values, shift)
 
 
+def as_rows(evidence: AbstractEvidence, size: int) -> tuple[Float[Array, "k n"], Float[Array, " k"]]:
+    """`B` and `y` of the measurement `y = B z + ε` of standard normal noise that a context is worth, `z` having `size`
+    entries."""
+    dtype = evidence.values.dtype
+    rows = jax.vmap(evidence.transpose)(jnp.eye(evidence.values.size, dtype=dtype))
+    return rows, evidence.misfit(jnp.zeros(size, dtype))
+
+
 def _misfit(values, shift, along):
     seen = values > 0
     return jnp.where(seen, (shift - values * along) / jnp.sqrt(jnp.where(seen, values, 1)), 0)

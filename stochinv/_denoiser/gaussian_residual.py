@@ -1,4 +1,4 @@
-r"""A network that corrects the exact denoiser of a Gaussian signal.
+r"""A network that corrects the exact denoiser of a Gaussian signal, or of a mixture of Gaussians.
 
 With what a context says of a Gaussian signal, `Λ` and `b` (see `evidence`), and the noised signal `z_t = α z + σ ε`
 
@@ -7,6 +7,8 @@ With what a context says of a Gaussian signal, `Λ` and `b` (see `evidence`), an
 if `z` is Gaussian. The denoised signal is `g + P^(−1/2) r` with the network's output `r`, whose last layer starts at
 zero: an untrained network is the Gaussian's exact answer, and errors `P^(1/2) (ẑ − z)` have size 1 at all noise levels,
 given any context. What is measured well is repeated, whatever the network.
+
+For a mixture of Gaussians (see `_mixture`) `g` is its mean given both, and all else stays.
 """
 
 from typing import final
@@ -21,17 +23,18 @@ from .._custom_types import AnyCallable, Context, Key, Observation, Params, Sign
 from .._data_info import AbstractUnits
 from .._forward.base import AbstractForwardModel
 from .._frozen import Frozen
+from .._mixture import Mixture
 from .._noise import AbstractNoise
 from .._schedule import NoiseLevel
 from .._view import View
 from .base import AbstractEncodingDenoiser
 from .correction import AbstractCorrection
-from .evidence import AbstractEvidence, Form, Measured, nothing
+from .evidence import AbstractEvidence, Form, Measured, as_rows, nothing
 
 
 @final
 class GaussianResidual(AbstractEncodingDenoiser):
-    """The exact denoiser of a Gaussian signal, corrected by a network.
+    """The exact denoiser of a Gaussian signal, or of a mixture of Gaussians, corrected by a network.
 
     For a signal of `n` entries and `m` entries measured, a context costs some `m² n + 10 m³` operations and `n m`
     numbers where `m < n`, and otherwise `n² m + 10 n³` operations and `n²` numbers; where each measures one entry of
@@ -48,9 +51,11 @@ class GaussianResidual(AbstractEncodingDenoiser):
         `"laplace"` for others, and `"nothing"` for those whose measurements several signals explain alike.
     - `network`: a [`stochinv.VectorCorrection`][] or a [`stochinv.ImageCorrection`][].
     - `embedding`: a callable from the log-SNR to a vector.
+    - `mixture`: the law of signals in these coordinates if it is a mixture of Gaussians, for signals of few entries.
     """
 
     known: Frozen
+    mixture: Frozen
     signal: Structure
     form: Form = eqx.field(static=True)
     network: AbstractCorrection
@@ -67,7 +72,9 @@ class GaussianResidual(AbstractEncodingDenoiser):
         form: Form,
         network: AbstractCorrection,
         embedding: AnyCallable,
+        mixture: Mixture | None = None,
     ):
+        self.mixture = Frozen(mixture)
         self.known = Frozen((coordinates, Measured(forward, noise, units)))
         self.signal = signal
         self.form = form
@@ -101,12 +108,19 @@ class GaussianResidual(AbstractEncodingDenoiser):
         forward model and noise whose size does not depend on these."""
         return context.update(view, self.known.value[1].shift(self._signal, self._zeros()[0], view))
 
+    def _estimate(self, noisy, level, context):
+        """`g`, the mean of the signal given its noised version and the context."""
+        mixture, ratio = self.mixture.value, level.alpha / level.sigma
+        if mixture is None:
+            return context.estimate(1 + ratio**2, ratio / level.sigma * noisy)
+        return mixture.noised(noisy / level.alpha, 1 / ratio**2).measured(*as_rows(context, noisy.size)).mean
+
     def _residual(self, noisy, level, context):
         """`g`, the scalar part of `P`, and `r`."""
         precision = 1 + (level.alpha / level.sigma) ** 2
-        estimate = context.estimate(precision, level.alpha / level.sigma**2 * noisy)
-        spread = lambda p: 0.5 * jnp.log(context.diagonal(lambda values: 1 / (p + values)))
+        estimate = self._estimate(noisy, level, context)
         given = context.estimate(jnp.ones_like(precision), jnp.zeros_like(noisy))
+        spread = lambda p: 0.5 * jnp.log(context.diagonal(lambda values: 1 / (p + values)))
         size = jnp.sqrt(level.alpha**2 + level.sigma**2)
         parts = jnp.stack([noisy / size, estimate, spread(precision), given, spread(jnp.ones_like(precision))])
         return estimate, precision, self.network(parts, context, self.embedding(level.log_snr))

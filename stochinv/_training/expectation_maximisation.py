@@ -86,7 +86,8 @@ def prepare_signals(
     units = measure_units(data.observation, standardise=standardise)
     begin = find_start(problem, records, signal, units, start, affine, start_key)
     seen = witness(problem.forward, signal, params)
-    info = DataInfo(signal, None, structure(first), begin.coordinates, affine, seen, units, begin.form)
+    told = (begin.coordinates, affine, seen, units, begin.form, begin.mixture)
+    info = DataInfo(signal, None, structure(first), *told)
     denoiser = problem.denoiser
     if denoiser is None:
         denoiser = signal_denoiser(problem.forward, signal, info, noise=problem.noise, key=denoiser_key)

@@ -1,4 +1,5 @@
-r"""Where training in signal space starts: the best Gaussian of the measurements, and draws of it given each record."""
+r"""Where training in signal space starts: the best Gaussian of the measurements, or the best mixture of Gaussians, and
+draws of it given each record."""
 
 from typing import Any
 
@@ -12,9 +13,10 @@ from jaxtyping import Array, Float
 from .._chunks import in_chunks
 from .._custom_types import AnyCallable, Key, Signal, Structure
 from .._data_info import AbstractUnits, Units, standardise_view
-from .._denoiser.evidence import LEAST_NOISE, Form, Measured
+from .._denoiser.evidence import LEAST_NOISE, Form, Measured, as_rows
 from .._denoiser.least_squares import levenberg_marquardt
 from .._denoiser.network import is_image, signal_scale
+from .._mixture import Mixture
 from .._sampling import LARGEST_VECTOR
 from .._structure import count_entries
 from .._view import View, take_views, view_mask
@@ -29,6 +31,7 @@ from .gaussian import (
     condition_few,
     pairwise_gaussian,
 )
+from .mixture import LARGEST_MIXED, best_mixture
 from .records import Records, count
 
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
@@ -53,12 +56,14 @@ class Start(eqx.Module):
     - `gaussian`: the coordinates in which the Gaussian is white from which the first signals are drawn given what was
         measured, or `None` to draw them given nothing.
     - `form`: how what is measured is told, see [`stochinv.GaussianResidual`][].
+    - `mixture`: the mixture of Gaussians that they are drawn from instead, in these coordinates, or `None`.
     - `range`: the smallest and the largest values of each leaf of the signals, or `None` where they are not known.
     """
 
     coordinates: AbstractUnits
     gaussian: Whitening | None
     form: Form = eqx.field(static=True)
+    mixture: Mixture | None = None
     range: tuple[Signal, Signal] | None = None
 
     def clip(self, signals: Signal) -> Signal:
@@ -111,7 +116,10 @@ def find_start(
         form = "nothing"
     coordinates = _scalar_units(gaussian, signal) if form == "diagonal" else gaussian
     bounds = _range(measured, signal, scale, data) if form == "diagonal" else None
-    return Start(coordinates, gaussian if known and guess is None else None, form, bounds)
+    if not known or guess is not None:
+        return Start(coordinates, None, form, None, bounds)
+    mixture = mixture_of_data(measured, signal, gaussian, records, key) if size <= LARGEST_MIXED else None
+    return Start(coordinates, gaussian, form, mixture, bounds)
 
 
 def zeros_of(signal: Structure) -> tuple[Float[Array, " n"], AnyCallable]:
@@ -192,6 +200,39 @@ def gaussian_of_data(
     return jax.jit(whitening)(*find(data, records.signals, key), scale)
 
 
+def mixture_of_data(
+    measured: Measured, signal: Structure, gaussian: Whitening, records: Records, key: Key
+) -> Mixture | None:
+    """The best mixture of Gaussians of measurements through an affine forward model, in the coordinates of the best
+    Gaussian; `None` where that is no worse.
+
+    A known signal counts as in `gaussian_of_data`.
+    """
+    flat, unravel = zeros_of(signal)
+    white = lambda z: gaussian.destandardise(unravel(z))
+    exact = jnp.arange(count(records.views)) >= records.unknown
+
+    def evidence(signals, inputs):
+        view, index, exact = inputs
+        rows, rest = as_rows(measured.evidence("dense", white, flat, view), flat.size)
+        if signals is None:
+            return rows, rest
+        signal = jax.tree.map(lambda x: x[index], signals)
+        z = ravel_pytree(gaussian.standardise(signal))[0]
+        filled = jnp.zeros((flat.size, flat.size), flat.dtype).at[: rest.size].set(rows)
+        sure = jnp.eye(flat.size, dtype=flat.dtype) / LEAST_NOISE
+        return jnp.where(exact, sure, filled), jnp.where(exact, sure @ z, jnp.zeros_like(z).at[: rest.size].set(rest))
+
+    @jax.jit
+    def find(data, signals):
+        views = standardise_view(measured.units, data)
+        inputs = (views, jnp.arange(exact.size) - records.unknown, exact)
+        return in_chunks(lambda inputs: evidence(signals, inputs), inputs)
+
+    rows, rest = find(records.views, records.signals)
+    return best_mixture(rows, rest, key)
+
+
 def first_signal(start: Start, measured: Measured, signal: Structure, view: View, key: Key) -> Signal:
     """A draw of the start given what was measured of a record, in raw units."""
     flat, unravel = zeros_of(signal)
@@ -216,6 +257,9 @@ def first_signal(start: Start, measured: Measured, signal: Structure, view: View
         share = jnp.where(known.values > values, 1 - values / jnp.where(known.values > 0, known.values, 1), 0)
         exact = known.shift / jnp.where(known.values > 0, known.values, 1)
         return sketch(drawn + share * (exact - drawn))
+    if start.mixture is not None:
+        rows, rest = as_rows(measured.evidence("dense", white, flat, view), flat.size)
+        return white(start.mixture.draw(rows, rest, key))
     if count_entries(view.observation) < flat.size:
         return white(condition_few(*measured.rows(white, flat, view), key))
     return white(condition(*measured.precision(white, flat, view), z))

@@ -68,6 +68,7 @@ def signal_denoiser(
         form=cast(Form, info.form),
         network=network,
         embedding=NoiseEmbedding(embedding, key=embedding_key),
+        mixture=info.mixture,
     )
 
 

@@ -117,7 +117,7 @@ class DenseEvidence(AbstractEvidence):
         return _misfit(self.values, self.shift, self.vectors.T @ x)
 
     def update(self, view: View, shift: Float[Array, " n"]) -> "DenseEvidence":
-        return DenseEvidence(view, self.vectors, self.values, self.vectors.T @ shift)
+        return DenseEvidence(view, self.vectors, self.values, jnp.where(self.values > 0, self.vectors.T @ shift, 0))
 
 
 @final
@@ -277,7 +277,8 @@ class Measured(eqx.Module):
             return thin(views, *self.rows(signal, zeros, views))
         precision, shift = (self.laplace if form == "laplace" else self.precision)(signal, zeros, views)
         values, vectors = jnp.linalg.eigh(precision)
-        return DenseEvidence(views, vectors, jnp.maximum(values, 0), vectors.T @ shift)
+        kept = values > ROUNDING * values[-1]
+        return DenseEvidence(views, vectors, jnp.where(kept, values, 0), jnp.where(kept, vectors.T @ shift, 0))
 
 
 def nothing(views: View, zeros: Float[Array, " n"]) -> DenseEvidence:

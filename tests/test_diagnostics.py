@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import jax
@@ -330,6 +331,27 @@ def test_identifiability_of_a_problem_uses_its_noise():
     result = diagnostics.identifiability(problem, jnp.zeros((1, SIZE)), matrices)
     plain = diagnostics.identifiability(problem.forward, jnp.zeros((1, SIZE)), matrices)
     np.testing.assert_allclose(result.singular_values, 2 * plain.singular_values, rtol=1e-4)
+
+
+def test_complex_draws_are_their_parts():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: np.complex64(rng.normal(size=shape) + 1j * rng.normal(size=shape))
+    parts = lambda x: np.stack([x.real, x.imag], -1)
+    x, y, one = draw(20, 3), draw(30, 3), draw(3)
+    for distance in (diagnostics.energy_distance, partial(diagnostics.sliced_wasserstein, key=jr.key(0))):
+        assert distance(x, y) == distance(parts(x), parts(y)) > 0
+    for score in (diagnostics.energy_score, diagnostics.crps):
+        assert score(x, one) == score(parts(x), parts(one))
+    draws, truths = draw(20, 7, 3), draw(20, 3)
+    for test in (diagnostics.sbc_ranks, diagnostics.tarp):
+        found, same = (test(*pair, key=jr.key(0)).ranks for pair in ((draws, truths), (parts(draws), parts(truths))))
+        np.testing.assert_array_equal(found, same)
+    row = draw(1, 3)
+    found = diagnostics.identifiability(lambda signal, row: row @ signal, x[:1], row)
+    matrix = np.concatenate([np.stack([row.real, -row.imag], -1), np.stack([row.imag, row.real], -1)]).reshape(2, 6)
+    assert found.rank == 2
+    np.testing.assert_allclose(found.singular_values[:2], np.linalg.svd(matrix)[1], rtol=1e-5)
+    np.testing.assert_allclose(matrix @ found.unseen, 0, atol=1e-5)
 
 
 def test_errors_of_identifiability():

@@ -8,6 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._complex import as_parts
 from .._custom_types import FloatScalar, Key
 
 
@@ -22,9 +23,9 @@ def leading_size(name: str, tree: PyTree) -> int:
 
 
 def as_rows(name: str, samples: PyTree) -> Float[Array, "samples size"]:
-    """Samples with a leading axis, raveled to the rows of a matrix."""
+    """Samples with a leading axis, raveled to the rows of a matrix; a complex entry is two."""
     number = leading_size(name, samples)
-    leaves = [jnp.reshape(jnp.asarray(x), (number, -1)) for x in jax.tree.leaves(samples)]
+    leaves = [jnp.reshape(x, (number, -1)) for x in jax.tree.leaves(as_parts(jax.tree.map(jnp.asarray, samples)))]
     return jnp.concatenate(leaves, 1).astype(jnp.result_type(float))
 
 
@@ -87,5 +88,5 @@ def check_at_least_one(**numbers: int):
 
 
 def flatten_draws(draws: PyTree) -> Float[Array, "records draws size"]:
-    """Draws with leading axes (records, draws), raveled."""
-    return jax.vmap(jax.vmap(lambda x: ravel_pytree(x)[0]))(jax.tree.map(jnp.asarray, draws))
+    """Draws with leading axes (records, draws), raveled; a complex entry is two."""
+    return jax.vmap(jax.vmap(lambda x: ravel_pytree(x)[0]))(as_parts(jax.tree.map(jnp.asarray, draws)))

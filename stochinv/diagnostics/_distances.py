@@ -1,7 +1,7 @@
 r"""Distances between two laws that are known by samples.
 
 All of them take samples as PyTrees whose leaves have a leading axis; a sample is raveled to a vector in `R^d`, and the
-distance is in the units of its entries.
+distance is in the units of its entries. A complex entry is two, its real and its imaginary part.
 """
 
 import jax

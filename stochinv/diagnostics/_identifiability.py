@@ -17,10 +17,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from .._complex import RealForward, as_parts
 from .._custom_types import AnyCallable, FloatScalar, Params, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._noise import AbstractNoise, as_noise
 from .._problem import StochasticInverseProblem
+from .._view import structure
 from ._common import as_rows, check_probability, largest, leading_size, new_axes
 
 MOST_ENTRIES = 4096
@@ -179,7 +181,8 @@ def identifiability(
 
     - `forward`: a problem, a forward model, or any callable `(signal, params) -> observation`.
     - `signals`: where to linearise, e.g. posterior draws: leaves with a leading axis. One is enough for a linear `f`.
-        At most 4,096 entries each.
+        At most 4,096 entries each. Complex signals and measurements become their real and imaginary parts, on a last
+        axis.
     - `params`: the parameters of all measurements, leaves with a leading axis; `None` for a forward model without.
     - `noise`: the noise of measurements, as in [`stochinv.StochasticInverseProblem`][], of which the standard deviation
         `τ` counts. By default the problem's, 0 for a forward model. 0 leaves the measurement unweighted.
@@ -203,6 +206,7 @@ def identifiability(
     """
     model, noise = _as_model_and_noise(forward, noise)
     signals, params = jax.tree.map(jnp.asarray, (signals, params))
+    model, signals = RealForward(model, structure(jax.tree.map(lambda x: x[0], signals))), as_parts(signals)
     rows = as_rows("signals", signals)
     size = rows.shape[1]
     if size > MOST_ENTRIES:

@@ -6,6 +6,7 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from .._complex import as_parts
 from .._custom_types import FloatScalar, Key
 from ._common import as_rows, largest, random_rank
 
@@ -95,7 +96,7 @@ def fractional_ranks(
 
 
 def _checked(samples, observed):
-    rows, value = as_rows("samples", samples), ravel_pytree(observed)[0]
+    rows, value = as_rows("samples", samples), ravel_pytree(as_parts(jax.tree.map(jnp.asarray, observed)))[0]
     if rows.shape[1] != value.size:
         raise ValueError(
             f"`samples` must predict all of `observed`, got {rows.shape[1]} and {value.size} entries; give `samples` a "

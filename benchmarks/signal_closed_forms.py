@@ -53,8 +53,7 @@ def projections(rng, signals, views, rows=1, noise=0.0):
 def null_space(sizes: Sizes) -> Case:
     """A mixture of two Gaussians in three dimensions, from three projections each; given one."""
     rng, held = np.random.default_rng(sizes.seed), np.random.default_rng(7)
-    # Of 20,000 signals even draws of a mixture of two Gaussians that was fitted to them are 1.3 floors away.
-    data = projections(rng, draw_signals(rng, sizes(60_000, 128)), 3)
+    data = projections(rng, draw_signals(rng, sizes(20_000, 128)), 3)
     given = projections(held, draw_signals(held, sizes(20, 2)), 1)
     number = sizes(4000, 50)
 

@@ -1,6 +1,5 @@
 """Mixtures of Gaussians, and the best one of measurements, against NumPy in double precision."""
 
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr

@@ -1,6 +1,7 @@
 """How training in signal space decides when to end: by what predicts measurements that it does not see."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import stochinv as si
 from refusals import without_annotations
 from stochinv._training import plan, signals, watch
 from stochinv._training.records import Records
-from stochinv._training.watch import LEVELS, Watch, has_settled, lost_track, number_held_out
+from stochinv._training.watch import LEVELS, Watch, has_settled, lost_track, number_held_out, warn_never_close
 
 NOISE, SIZE = 1.0, 2
 SPREAD = np.array([2.0, 0.5])
@@ -285,3 +286,12 @@ def test_leaving_the_data_ends_training():
 def test_what_is_wrong_is_said(options, message):
     with without_annotations(), pytest.raises(ValueError, match=message):
         fit(records(100), **options)
+
+
+def test_draws_that_were_never_near_the_data_are_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for residual in ([], [1.0], [3.0, 1.4], [1.1, 3.0]):
+            warn_never_close(residual)
+    with pytest.warns(UserWarning, match="miss their own measurements by 2.50 standard deviations"):
+        warn_never_close([3.0, 2.5])

@@ -218,8 +218,7 @@ class Run:
         return self._public(self._trained()), self._history
 
     def _loop(self, bar, interrupted):
-        options, stop = self._options, False
-        first = self._step
+        options, stop, first = self._options, False, self._step
         while self._step < self._total and not stop:
             if self._rounds is not None and not self._next_round(self._rounds, bar, first):
                 break
@@ -275,21 +274,22 @@ class Run:
 
     def _after_round(self, trained, plan, position, bar) -> int | None:
         """The step with which training goes on after a round, or `None` if it ends here."""
-        now, history, total = time.perf_counter(), self._history, self._options.seconds
+        now, there, history = time.perf_counter(), position, self._history
         whole, of_steps, self._round_began = now - self._round_began, now - self._steps_began, now
-        there = position
-        if total is not None:
+        if (total := self._options.seconds) is not None:
             there = plan.next(position, total - self._seconds_before - now + self._start, whole, of_steps)
-        if self._watch is None or there != position:
+        if there != position:
             return there
-        if len(history.score) < position // plan.length:
-            self._look_at_held_out(self._watch, trained)
-        bar.round(position // plan.length, history.score[-1])
-        wrong = lost_track(history.residual, history.coverage)
-        if wrong is not None:
-            warnings.warn(f"Training ended after {position // plan.length} rounds: {wrong}.", stacklevel=7)
+        number, settled = position // plan.length, False
+        if self._watch is not None:
+            if len(history.score) < number:
+                self._look_at_held_out(self._watch, trained)
+            bar.round(number, history.score[-1])
+            settled = self._watch.settled(history.score)
+        if (wrong := lost_track(history.residual, history.coverage)) is not None:
+            warnings.warn(f"Training ended after {number} rounds: {wrong}.", stacklevel=7)
             return None
-        return max(position, plan.last) if self._watch.settled(history.score) else position
+        return max(position, plan.last) if settled else position
 
     def _look_at_held_out(self, watch, trained):
         score, coverage = watch.look(trained)

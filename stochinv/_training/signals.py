@@ -22,12 +22,13 @@ from .batches import ArrayBatches
 from .checks import check_closures, check_training
 from .ema import AbstractEMA
 from .expectation_maximisation import Rounds, prepare_signals
+from .history import History
 from .known_signals import KnownSignals
 from .loop import Options, Run, check_options, seed_of
 from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, plan_of
 from .records import Records, as_records, count
 from .state import start_state
-from .watch import Watch, number_held_out
+from .watch import Watch, number_held_out, warn_never_close
 
 # How often a signal that is known is learned from at most.
 MOST_EPOCHS = 300
@@ -88,10 +89,18 @@ def train_signals(
         schedule = KnownSignals(state.problem, records, rounds_key, plan)
     watch = None if held_out is None else Watch(state.problem, held_out, watch_key)
     batches = ArrayBatches((records.views, records.signals), options.batch_size, seed)
-    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
-    configuration |= {"measurement_noise": problem.noise, "plan": dataclasses.astuple(plan), **records.told()}
+    configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip} | records.told()
+    configuration |= {"measurement_noise": problem.noise, "plan": dataclasses.astuple(plan)}
     public = lambda trained: dataclasses.replace(user, denoiser=trained.denoiser, data_info=problem.data_info)
-    return Run(state, batches, options, configuration, began, schedule, watch, public, optimizer is None).run()
+    run = Run(state, batches, options, configuration, began, schedule, watch, public, optimizer is None)
+    return look_back(*run.run(), short=steps is not None or rounds is not None)
+
+
+def look_back(trained: Any, history: History, *, short: bool) -> tuple[Any, History]:
+    """What training returns, with a warning where draws never came near the data, unless it was meant to be `short`."""
+    if not short and not history.interrupted:
+        warn_never_close(history.residual)
+    return trained, history
 
 
 def make_plan(

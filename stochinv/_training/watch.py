@@ -11,6 +11,7 @@ exact posterior's (Gneiting and Raftery 2007), and central intervals of exact po
 says.
 """
 
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -163,6 +164,17 @@ def lost_track(residual: list[float], coverage: list[list[float]]) -> str | None
             "check `noise`, give more records, or take the result of fewer `rounds`"
         )
     return None
+
+
+def warn_never_close(residual: list[float]):
+    """Warns where the draws of all rounds were far from the given data."""
+    if residual and min(residual) > CLOSE and residual[-1] > FAR:
+        warnings.warn(
+            f"The signals that were learned from miss their own measurements by {residual[-1]:.2f} standard deviations "
+            "of the noise; train for longer, leave `denoiser` out to have one that keeps to them, or check `forward` "
+            "and `noise`.",
+            stacklevel=7,
+        )
 
 
 def has_settled(scores: list[float], fewest: int, *, logarithmic: bool) -> bool:

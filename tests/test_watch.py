@@ -268,6 +268,10 @@ def test_leaving_the_data_ends_training():
     # From a bad start the data are approached.
     assert lost_track([3.0, 2.0], near) is None
     assert lost_track([], near) is None
+    # As a network that is told of measurements and no more.
+    assert "come no nearer" in str(lost_track([13.4, 14.1, 14.5, 14.8], []))
+    assert lost_track([13.4, 14.1, 14.5], []) is None
+    assert lost_track([13.4, 9.0, 7.0, 5.0], []) is None
     assert "intervals of 90% hold 70%" in str(lost_track([1.0], [*near, [0.4, 0.6, 0.7]]))
     assert lost_track([1.0], [[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]]) is None
 

@@ -151,7 +151,14 @@ def log_evidence(problem: Any, views: View, key: Key) -> FloatScalar:
 
 
 def lost_track(residual: list[float], coverage: list[list[float]]) -> str | None:
-    """What is wrong with the rounds so far, if draws left the given data, or became too sure, where they were not."""
+    """What is wrong with the rounds so far, if draws left the given data, or became too sure, where they were not; or if
+    they are far from the data and come no nearer."""
+    if len(residual) > PATIENCE and min(residual) > FAR and min(residual[-PATIENCE:]) > 0.95 * residual[-PATIENCE - 1]:
+        return (
+            f"draws miss the given measurements by {residual[-1]:.2f} standard deviations of the noise and come no "
+            "nearer, so that rounds learn their own errors; leave `denoiser` out to have one that keeps to the data, "
+            "or check `forward` and `noise`"
+        )
     if any(x < CLOSE for x in residual[:-1]) and residual[-1] > FAR:
         return (
             f"draws miss the given measurements by {residual[-1]:.2f} standard deviations of the noise, more than in "

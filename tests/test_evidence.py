@@ -11,9 +11,9 @@ from stochinv._denoiser.evidence import LEAST_NOISE, Measured, as_rows
 from stochinv._denoiser.least_squares import levenberg_marquardt
 from stochinv._training.gaussian import (
     best_gaussian,
-    best_gaussian_of_few,
     condition_entries,
     condition_few,
+    online_gaussian,
     pairwise_gaussian,
 )
 from stochinv._training.gaussian_start import Start, find_start, first_signal, standard_normal
@@ -176,11 +176,11 @@ def test_nothing_is_made_of_what_was_not_measured(seed):
     np.testing.assert_allclose(again.shift, evidence.shift, rtol=1e-4)
 
 
-def test_the_best_gaussian_of_few_entries_is_the_best_gaussian():
+def test_online_rounds_find_the_best_gaussian():
     rows, rest = few()
     precision, shift = jnp.einsum("nki,nkj->nij", rows, rows), jnp.einsum("nki,nk->ni", rows, rest)
     mean, covariance = jax.jit(best_gaussian, static_argnums=2)(precision, shift, 100)
-    found = jax.jit(best_gaussian_of_few, static_argnums=3)(rows, rest, jnp.eye(3), 1000)
+    found = jax.jit(online_gaussian, static_argnums=3)(rows, rest, jnp.eye(3), (1000, 128))
     # The last rounds average over some of the records at a time; the standard error of both is 0.02.
     np.testing.assert_allclose(found[0], mean, atol=0.01)
     np.testing.assert_allclose(found[1], covariance, atol=0.02)

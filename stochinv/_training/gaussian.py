@@ -6,8 +6,9 @@ Gaussian is white, `s = m + W z`, the measurements of record `i` say `Λ_i` and 
 the mean of `C_i` plus the covariance of the means. No round makes the measurements less likely.
 
 Where fewer entries are measured than the signal has, `C_i = I − Bᵀ (I + B Bᵀ)⁻¹ B` with the `m × n` matrix
-`B = R^(−1/2) A`, in `n² m` operations. Where single entries of large signals are measured, the moments of those that
-were measured together are nearly as good, and need no rounds.
+`B = R^(−1/2) A`, in `n² m` operations. Directions that vary by less than the noise are found slowly: of signals of more
+than a few entries many rounds see some of the records each. Where single entries of large signals are measured, the
+moments of those that were measured together are nearly as good, and need no rounds.
 """
 
 import jax
@@ -19,9 +20,10 @@ from .._chunks import in_chunks
 from .._custom_types import Key
 
 GAUSSIAN_ROUNDS = 50
-# Rounds for large signals, which start from smooth images; of how many records each, how many of these at once, and how
-# fast rounds come to count less.
-FEW_ROUNDS, FEW_RECORDS, FEW_CHUNK, FEW_POWER = 60, 128, 32, 0.5
+# Online rounds, and of how many records each, for vectors and for images; how many of these at once, and how much the
+# first round counts; the last is next to none.
+VECTOR_ROUNDS, IMAGE_ROUNDS = (400, 256), (60, 128)
+FEW_CHUNK, FIRST_SHARE = 32, 0.5
 # How many of them the start is fitted to.
 FIRST_FEW = 512
 # The covariance of two entries that were measured together in so many records is halved: the fewer, the less is known.
@@ -59,10 +61,13 @@ def best_gaussian(
     return mean, root @ root.T
 
 
-def best_gaussian_of_few(
-    rows: Float[Array, "records m n"], rest: Float[Array, "records m"], covariance: Float[Array, "n n"], rounds: int
+def online_gaussian(
+    rows: Float[Array, "records m n"],
+    rest: Float[Array, "records m"],
+    covariance: Float[Array, "n n"],
+    rounds: tuple[int, int],
 ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
-    """The best Gaussian of records that measure few entries, starting from the mean that fits all of them best.
+    """The best Gaussian of records, starting from the mean that fits all of them best.
 
     By online expectation maximisation: each round sees some of the records, and counts less than those before.
 
@@ -71,13 +76,14 @@ def best_gaussian_of_few(
     - `rows`, `rest`: `B` of each record, and what was measured beyond a signal of zeros, in standard deviations of the
         noise.
     - `covariance`: that of the start, up to a factor, which is found.
-    - `rounds`: the number of rounds.
+    - `rounds`: the number of rounds, and of records in each.
 
     ??? cite "Source"
 
         Cappé and Moulines 2009, "On-line expectation-maximization algorithm for latent data models".
     """
     number, entries, size = rows.shape
+    length, most = rounds
     identity = jnp.eye(entries, dtype=rows.dtype)
     mean, covariance = _scaled_start(rows[:FIRST_FEW], rest[:FIRST_FEW], covariance)
 
@@ -92,7 +98,7 @@ def best_gaussian_of_few(
 
     # Few records at a time, taken in turns: the mean of so many is right enough while the Gaussian is not.
     chunk = min(FEW_CHUNK, number)
-    each = min(FEW_RECORDS, number) // chunk * chunk
+    each = min(most, number) // chunk * chunk
     parts = number // each
 
     def one_round(carry, round):
@@ -109,10 +115,10 @@ def best_gaussian_of_few(
         (gained, first, second), _ = jax.lax.scan(add, start, (part(rows), part(rest)))
         centre = first / each
         change = (second - gained) / each - jnp.outer(centre, centre)
-        share = (1 + round.astype(mean.dtype)) ** -FEW_POWER if parts > 1 else 1.0
+        share = FIRST_SHARE * (1 - round / length) if parts > 1 else 1.0
         return (mean + share * centre, covariance + share * 0.5 * (change + change.T)), None
 
-    return jax.lax.scan(one_round, (mean, covariance), jnp.arange(rounds))[0]
+    return jax.lax.scan(one_round, (mean, covariance), jnp.arange(length))[0]
 
 
 def _scaled_start(rows, rest, covariance):

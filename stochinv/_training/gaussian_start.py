@@ -17,22 +17,24 @@ from .._denoiser.evidence import LEAST_NOISE, Form, Measured, as_rows
 from .._denoiser.least_squares import levenberg_marquardt
 from .._denoiser.network import is_image, signal_scale
 from .._mixture import Mixture
-from .._sampling import LARGEST_VECTOR
+from .._sampling import LARGEST_CORRECTED, LARGEST_VECTOR
 from .._structure import count_entries
 from .._view import View, take_views, view_mask
 from .._whitening import Whitening, whitening
 from .gaussian import (
-    FEW_ROUNDS,
     GAUSSIAN_ROUNDS,
+    IMAGE_ROUNDS,
+    VECTOR_ROUNDS,
     best_gaussian,
-    best_gaussian_of_few,
     condition,
     condition_entries,
     condition_few,
+    online_gaussian,
     pairwise_gaussian,
 )
 from .mixture import LARGEST_MIXED, best_mixture
 from .records import Records, count
+from .rows import records_as_rows, zeros_of
 
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
 LARGEST_EVIDENCE = 2**28
@@ -122,11 +124,6 @@ def find_start(
     return Start(coordinates, gaussian, form, mixture, bounds)
 
 
-def zeros_of(signal: Structure) -> tuple[Float[Array, " n"], AnyCallable]:
-    """The signal of zeros as a vector, and the way back."""
-    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal))
-
-
 def standard_normal(signal: Structure) -> Whitening:
     """Signals as they are: the start where nothing is known."""
     flat, _ = zeros_of(signal)
@@ -168,11 +165,12 @@ def gaussian_of_data(
     flat, unravel = zeros_of(signal)
     number = count(data)
     entries = count_entries(data.observation) // number
+    vector = form == "dense" and LARGEST_CORRECTED < flat.size <= LARGEST_VECTOR
     few = form == "dense" and flat.size > LARGEST_VECTOR and entries < flat.size
     each = flat.size if form == "diagonal" else entries * flat.size
     most = max(256, LARGEST_EVIDENCE // each)
     if form == "dense" and not few:
-        most = max(ENOUGH_RECORDS, ENOUGH_EVIDENCE // flat.size**2)
+        most = max(ENOUGH_RECORDS, ENOUGH_EVIDENCE // (flat.size * min(entries, flat.size)))
     sketch = lambda z: unravel(scale * z)
 
     def evidence(inputs):
@@ -190,7 +188,10 @@ def gaussian_of_data(
             return pairwise_gaussian(*said)
         if few:
             rows, rest = in_chunks(lambda view: measured.rows(sketch, flat, view), views, 64)
-            return best_gaussian_of_few(rows, rest, _smooth(signal), FEW_ROUNDS)
+            return online_gaussian(rows, rest, _smooth(signal), IMAGE_ROUNDS)
+        if vector:
+            rows, rest = records_as_rows(measured, _scaled(signal, scale), signal, views, signals, chosen - unknown)
+            return online_gaussian(rows, rest, _smooth(signal), VECTOR_ROUNDS)
         known = jnp.zeros((number, flat.size), flat.dtype)
         if signals is not None:
             known = known.at[unknown:].set(jax.vmap(lambda x: ravel_pytree(x)[0])(signals) / scale)
@@ -208,26 +209,12 @@ def mixture_of_data(
 
     A known signal counts as in `gaussian_of_data`.
     """
-    flat, unravel = zeros_of(signal)
-    white = lambda z: gaussian.destandardise(unravel(z))
-    exact = jnp.arange(count(records.views)) >= records.unknown
-
-    def evidence(signals, inputs):
-        view, index, exact = inputs
-        rows, rest = as_rows(measured.evidence("dense", white, flat, view), flat.size)
-        if signals is None:
-            return rows, rest
-        signal = jax.tree.map(lambda x: x[index], signals)
-        z = ravel_pytree(gaussian.standardise(signal))[0]
-        filled = jnp.zeros((flat.size, flat.size), flat.dtype).at[: rest.size].set(rows)
-        sure = jnp.eye(flat.size, dtype=flat.dtype) / LEAST_NOISE
-        return jnp.where(exact, sure, filled), jnp.where(exact, sure @ z, jnp.zeros_like(z).at[: rest.size].set(rest))
+    index = jnp.arange(count(records.views)) - records.unknown
 
     @jax.jit
     def find(data, signals):
         views = standardise_view(measured.units, data)
-        inputs = (views, jnp.arange(exact.size) - records.unknown, exact)
-        return in_chunks(lambda inputs: evidence(signals, inputs), inputs)
+        return records_as_rows(measured, gaussian, signal, views, signals, index)
 
     rows, rest = find(records.views, records.signals)
     return best_mixture(rows, rest, key)
@@ -357,6 +344,12 @@ def _scalar_units(gaussian: Whitening, signal: Structure) -> Units:
         lambda x, v: jnp.var(x) + jnp.mean(v), *(unravel(x) for x in (gaussian.mean, jnp.sum(gaussian.root**2, 1)))
     )
     return Units(mean, jax.tree.map(jnp.sqrt, variance))
+
+
+def _scaled(signal: Structure, scale: float) -> Units:
+    """Signals in units of a number."""
+    leaves = jax.tree.map(lambda x: jnp.zeros((), x.dtype), signal)
+    return Units(leaves, jax.tree.map(lambda x: x + scale, leaves))
 
 
 def _smooth(signal: Structure) -> Float[Array, "n n"]:

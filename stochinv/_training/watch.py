@@ -151,8 +151,8 @@ def log_evidence(problem: Any, views: View, key: Key) -> FloatScalar:
 
 
 def lost_track(residual: list[float], coverage: list[list[float]]) -> str | None:
-    """What is wrong with the rounds so far, if draws left the given data, or became too sure, where they were not; or if
-    they are far from the data and come no nearer."""
+    """What is wrong with the rounds so far: draws left the given data, or became too sure, where they were not, or they
+    are far from the data and come no nearer."""
     if len(residual) > PATIENCE and min(residual) > FAR and min(residual[-PATIENCE:]) > 0.95 * residual[-PATIENCE - 1]:
         return (
             f"draws miss the given measurements by {residual[-1]:.2f} standard deviations of the noise and come no "

@@ -17,7 +17,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._chunks import in_chunks
-from .._custom_types import Key
+from .._custom_types import AnyCallable, Key
 
 GAUSSIAN_ROUNDS = 50
 # Online rounds, and of how many records each, for vectors and for images; how many of these at once, and how much the
@@ -25,7 +25,7 @@ GAUSSIAN_ROUNDS = 50
 VECTOR_ROUNDS, IMAGE_ROUNDS = (400, 256), (60, 128)
 FEW_CHUNK, FIRST_SHARE = 32, 0.5
 # How many of them the start is fitted to.
-FIRST_FEW = 512
+FIRST_FEW = 256
 # The covariance of two entries that were measured together in so many records is halved: the fewer, the less is known.
 HALF_TRUST = 20
 
@@ -62,10 +62,7 @@ def best_gaussian(
 
 
 def online_gaussian(
-    rows: Float[Array, "records m n"],
-    rest: Float[Array, "records m"],
-    covariance: Float[Array, "n n"],
-    rounds: tuple[int, int],
+    rows_of: AnyCallable, number: int, covariance: Float[Array, "n n"], rounds: tuple[int, int]
 ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
     """The best Gaussian of records, starting from the mean that fits all of them best.
 
@@ -73,8 +70,9 @@ def online_gaussian(
 
     **Arguments:**
 
-    - `rows`, `rest`: `B` of each record, and what was measured beyond a signal of zeros, in standard deviations of the
-        noise.
+    - `rows_of`: from the indices of some records to `B` of each, and to what was measured beyond a signal of zeros, in
+        standard deviations of the noise. They are not kept: of images they are far larger than what was measured.
+    - `number`: the number of records, in random order.
     - `covariance`: that of the start, up to a factor, which is found.
     - `rounds`: the number of rounds, and of records in each.
 
@@ -82,15 +80,15 @@ def online_gaussian(
 
         Cappé and Moulines 2009, "On-line expectation-maximization algorithm for latent data models".
     """
-    number, entries, size = rows.shape
     length, most = rounds
-    identity = jnp.eye(entries, dtype=rows.dtype)
-    mean, covariance = _scaled_start(rows[:FIRST_FEW], rest[:FIRST_FEW], covariance)
+    rows, rest = rows_of(jnp.arange(min(FIRST_FEW, number)))
+    mean, covariance = _scaled_start(rows, rest, covariance)
+    size = mean.size
 
     def condition(mean, covariance, inputs):
         matrix, rest = inputs
         across = matrix @ covariance
-        factor = jnp.linalg.cholesky(identity + across @ matrix.T)
+        factor = jnp.linalg.cholesky(jnp.eye(rest.size, dtype=rest.dtype) + across @ matrix.T)
         both = jnp.concatenate([across, (rest - matrix @ mean)[:, None]], 1)
         both = jax.scipy.linalg.solve_triangular(factor, both, lower=True)
         half, rest = both[:, :-1], both[:, -1]
@@ -104,19 +102,21 @@ def online_gaussian(
     def one_round(carry, round):
         mean, covariance = carry
 
-        def add(sums, inputs):
+        def add(sums, index):
             gained, first, second = sums
-            half, centre = jax.vmap(lambda *x: condition(mean, covariance, x))(*inputs)
+            half, centre = jax.vmap(lambda *x: condition(mean, covariance, x))(*rows_of(index))
             half = half.reshape(-1, size)
             return (gained + half.T @ half, first + jnp.sum(centre, 0), second + centre.T @ centre), None
 
-        part = lambda x: jax.lax.dynamic_slice_in_dim(x, round % parts * each, each).reshape(-1, chunk, *x.shape[1:])
+        index = (round % parts * each + jnp.arange(each)).reshape(-1, chunk)
         start = (jnp.zeros_like(covariance), jnp.zeros_like(mean), jnp.zeros_like(covariance))
-        (gained, first, second), _ = jax.lax.scan(add, start, (part(rows), part(rest)))
+        (gained, first, second), _ = jax.lax.scan(add, start, index)
         centre = first / each
-        change = (second - gained) / each - jnp.outer(centre, centre)
+        change = (second - gained) / each
         share = FIRST_SHARE * (1 - round / length) if parts > 1 else 1.0
-        return (mean + share * centre, covariance + share * 0.5 * (change + change.T)), None
+        # The moments move by that share, not the covariance: that of the centre of so few records is no part of it.
+        spread = share * 0.5 * (change + change.T) - share**2 * jnp.outer(centre, centre)
+        return (mean + share * centre, covariance + spread), None
 
     return jax.lax.scan(one_round, (mean, covariance), jnp.arange(length))[0]
 

@@ -167,8 +167,7 @@ def gaussian_of_data(
     entries = count_entries(data.observation) // number
     vector = form == "dense" and LARGEST_CORRECTED < flat.size <= LARGEST_VECTOR
     few = form == "dense" and flat.size > LARGEST_VECTOR and entries < flat.size
-    each = flat.size if form == "diagonal" else entries * flat.size
-    most = max(256, LARGEST_EVIDENCE // each)
+    most = number if few else max(256, LARGEST_EVIDENCE // flat.size)
     if form == "dense" and not few:
         most = max(ENOUGH_RECORDS, ENOUGH_EVIDENCE // (flat.size * min(entries, flat.size)))
     sketch = lambda z: unravel(scale * z)
@@ -187,11 +186,11 @@ def gaussian_of_data(
             said = in_chunks(lambda view: _entries(measured, sketch, flat, view), views)
             return pairwise_gaussian(*said)
         if few:
-            rows, rest = in_chunks(lambda view: measured.rows(sketch, flat, view), views, 64)
-            return online_gaussian(rows, rest, _smooth(signal), IMAGE_ROUNDS)
+            rows_of = lambda index: jax.vmap(lambda x: measured.rows(sketch, flat, x))(take_views(views, index))
+            return online_gaussian(rows_of, number, _smooth(signal), IMAGE_ROUNDS)
         if vector:
             rows, rest = records_as_rows(measured, _scaled(signal, scale), signal, views, signals, chosen - unknown)
-            return online_gaussian(rows, rest, _smooth(signal), VECTOR_ROUNDS)
+            return online_gaussian(lambda index: (rows[index], rest[index]), len(rows), _smooth(signal), VECTOR_ROUNDS)
         known = jnp.zeros((number, flat.size), flat.dtype)
         if signals is not None:
             known = known.at[unknown:].set(jax.vmap(lambda x: ravel_pytree(x)[0])(signals) / scale)

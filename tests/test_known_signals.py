@@ -11,9 +11,9 @@ import pytest
 
 import stochinv as si
 from refusals import without_annotations
-from stochinv._training.expectation_maximisation import Rounds, prepare_signals
+from stochinv._training.expectation_maximisation import Rounds, prepare_signals, repeat_records
 from stochinv._training.plan import Plan
-from stochinv._training.records import as_records
+from stochinv._training.records import as_records, count
 from test_signal_space import COVARIANCE, MEAN, NOISE, given, measure, posterior_of, problem, records
 
 
@@ -141,3 +141,16 @@ BAD = [
 def test_what_is_wrong_is_said(call, message):
     with without_annotations(), pytest.raises(ValueError, match=message):
         call()
+
+
+def test_few_records_are_drawn_for_several_times(labelled):
+    """From one signal of each a network would learn them by heart."""
+    both = as_records(problem(), records(100), pairs(20), 64, lambda signal: 1, jr.key(0))[1]
+    many = repeat_records(labelled.problem.noised, both, Plan(50, 50, 100), 64)
+    # A step takes as long as to draw for 8 of its records: 400 signals in the time of a round.
+    assert many.unknown == 400 and count(many.views) == 420
+    np.testing.assert_array_equal(many.views.params[:400], np.tile(both.views.params[:100], (4, 1, 1, 1)))
+    np.testing.assert_array_equal(many.views.params[400:], both.views.params[100:])
+    for length in (1, 10):
+        assert repeat_records(labelled.problem.noised, both, Plan(length, 10, 20), 64) is both
+    assert repeat_records(labelled.problem.noised, both, Plan(10**6, 0, 10**6), 64).unknown == 16_300

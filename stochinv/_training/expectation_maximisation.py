@@ -4,9 +4,10 @@ Records `c_i` hold one or more measurements each. A round has two steps:
 
 - **M**: the denoiser learns from pairs of the signals drawn last and contexts that are simulated afresh from them, at
   the parameters of other records and with a random number of views.
-- **E**: for every record a signal is drawn given its measurements. Of few entries, and where the network alone says
-  what measurements say, the draw is corrected by the likelihood: it is chosen from fresh draws and the signal that the
-  record has. Round by round that is a Markov chain, whose law is right however blunt the network is.
+- **E**: for every record a signal is drawn given its measurements, or several where there are few records. Of few
+  entries, and where the network alone says what measurements say, the draw is corrected by the likelihood: it is chosen
+  from fresh draws and the signal that the record has. Round by round that is a Markov chain, whose law is right however
+  blunt the network is.
 
 The first signals are draws of the best Gaussian given the measurements where the forward model is affine, and otherwise
 of a Gaussian that the user guesses. Many short rounds do better than a few long ones; the last is long, for what the
@@ -55,6 +56,8 @@ from .records import Records, count
 LARGEST_BANK = 2**28
 # For how many rounds at least signals are learned from that are candidates next time, and how many small signals.
 ACTIVE_ROUNDS, LEAST_ACTIVE = 8, 4096
+# How many signals at most are drawn for few records.
+MOST_REPEATED = 2**14
 # How often they are drawn anew before the last round, if there is time.
 LAST_PASSES = 2
 # How much the error of an entry counts that was not measured in a record, and that the network drew itself.
@@ -132,6 +135,16 @@ def check_denoiser(problem: Any, views: View):
         raise ValueError(
             f"`denoiser` returns {describe(denoised)}, but `signal` is {describe(problem.signal)}; change one."
         )
+
+
+def repeat_records(problem: Any, records: Records, plan: Plan, batch_size: int) -> Records:
+    """Few records so often that a round draws as many signals as take as long as its steps.
+
+    From one signal of each a network would learn these by heart.
+    """
+    _, cost = sampler_of_rounds(problem)
+    times = min(plan.length * batch_size // cost, MOST_REPEATED) // max(records.unknown, 1)
+    return records.repeated(times) if records.unknown and times > 1 else records
 
 
 class Rounds(AbstractRounds):

@@ -63,6 +63,12 @@ class Records(eqx.Module):
         views, observed = (cast(View, view_as_parts(x)) for x in (self.views, self.observed))
         return Records(views, as_parts(self.signals), source, observed)
 
+    def repeated(self, times: int) -> "Records":
+        """Those whose signals are unknown so many times each, and the others once."""
+        index = jnp.arange(count(self.views))
+        index = jnp.concatenate([*[index[: self.unknown]] * times, index[self.unknown :]])
+        return Records(jax.tree.map(lambda x: x[index], self.views), self.signals)
+
     def hold_out(self, number: int, key: Key) -> tuple["Records", View]:
         """All but some of the records whose signals are unknown, chosen at random; and the views of these.
 

@@ -21,7 +21,7 @@ from .._view import View
 from .batches import ArrayBatches
 from .checks import check_closures, check_training
 from .ema import AbstractEMA
-from .expectation_maximisation import Rounds, prepare_signals
+from .expectation_maximisation import Rounds, prepare_signals, repeat_records
 from .history import History
 from .known_signals import KnownSignals
 from .loop import Options, Run, check_options, seed_of
@@ -79,10 +79,10 @@ def train_signals(
     problem, begin = prepare_signals(problem, records, signal, guess, standardise, prepare_key)
     check_closures(problem.denoiser)
     seed = seed_of(key)
-    rate = RATE_FOR_IMAGES if is_large(signal) else RATE
-    given["optimizer"] = plan.optimizer(rate) if optimizer is None else optimizer
-    given["ema"] = None if ema is None else EMAOfRounds(ema, plan)
+    usual = plan.optimizer(RATE_FOR_IMAGES if is_large(signal) else RATE)
+    given |= {"optimizer": optimizer or usual, "ema": None if ema is None else EMAOfRounds(ema, plan)}
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
+    records = repeat_records(state.problem, records, plan, options.batch_size)
     if records.unknown:
         schedule = Rounds(state.problem, records, begin, guess, rounds_key, plan, options.batch_size)
     else:

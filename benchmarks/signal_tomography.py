@@ -107,7 +107,7 @@ def tomography(sizes: Sizes) -> Case:
             ),
         ]
 
-    return Case(problem, data, assess, {"seconds": 600.0})
+    return Case(problem, data, assess, {"steps": 500})
 
 
 def gaussian_mean(train, matrices, observed, std):

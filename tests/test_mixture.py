@@ -14,7 +14,7 @@ from stochinv._mixture import Mixture, solve
 from stochinv._problem_base import encode_context
 from stochinv._schedule import NoiseLevel
 from stochinv._training.gaussian_start import find_start, first_signal
-from stochinv._training.mixture import best_mixture
+from stochinv._training.mixture import best_mixture, may_be_mixed
 from stochinv._training.records import Records
 
 SIZE, COMPONENTS, DRAWS = 3, 4, 20_000
@@ -156,9 +156,7 @@ def test_the_best_mixture_is_the_true_one():
 def test_a_gaussian_is_no_mixture():
     rng = np.random.default_rng(4)
     assert best_mixture(*projections(rng, rng.normal(size=(4000, SIZE)), 0.5), jr.key(0)) is None
-    # Nor is what so few records are of.
-    two = rng.normal(size=(300, SIZE)) * 0.1 + np.where(rng.random((300, 1)) < 0.5, 1, -1)
-    assert best_mixture(*projections(rng, two, 0.5), jr.key(0)) is None
+    assert may_be_mixed(8, 400) and not may_be_mixed(9, 400) and not may_be_mixed(1, 399)
 
 
 NOISE, MODES = 0.1, np.array([[2.0, 0.0, 5.0], [-2.0, 1.0, 5.0]])

@@ -32,7 +32,7 @@ from .gaussian import (
     online_gaussian,
     pairwise_gaussian,
 )
-from .mixture import LARGEST_MIXED, best_mixture
+from .mixture import best_mixture, may_be_mixed
 from .records import Records, count
 from .rows import records_as_rows, zeros_of
 
@@ -120,7 +120,8 @@ def find_start(
     bounds = _range(measured, signal, scale, data) if form == "diagonal" else None
     if not known or guess is not None:
         return Start(coordinates, None, form, None, bounds)
-    mixture = mixture_of_data(measured, signal, gaussian, records, key) if size <= LARGEST_MIXED else None
+    mixed = may_be_mixed(size, count(data))
+    mixture = mixture_of_data(measured, signal, gaussian, records, key) if mixed else None
     return Start(coordinates, gaussian, form, mixture, bounds)
 
 

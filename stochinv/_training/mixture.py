@@ -37,12 +37,18 @@ PATIENCE = 2
 PSEUDO_VARIANCE = 1e-2
 
 
+def may_be_mixed(size: int, number: int) -> bool:
+    """Whether so many records of signals of so many entries can tell two components."""
+    return size <= LARGEST_MIXED and number >= 2 * LEAST_RECORDS
+
+
 def best_mixture(rows: Float[Array, "records m n"], rest: Float[Array, "records m"], key: Key) -> Mixture | None:
     """The best mixture, or `None` where no mixture is better than the standard normal.
 
     **Arguments:**
 
-    - `rows`, `rest`: `B_i` and `y_i` of each record, in coordinates in which the best Gaussian is standard normal.
+    - `rows`, `rest`: `B_i` and `y_i` of as many records as `may_be_mixed` says, in coordinates in which the best
+        Gaussian is standard normal.
     - `key`: a PRNG key.
     """
     number, _, size = rows.shape
@@ -50,7 +56,7 @@ def best_mixture(rows: Float[Array, "records m n"], rest: Float[Array, "records 
     asked, learned = jnp.split(order, [min(number // SHARE_ASKED, MOST_ASKED)])
     best, found, failures = None, _standard_normal(size, rows.dtype), 0
     score = _evidence(found, rows[asked], rest[asked])
-    for turn in range(int(math.log2(max(1, min(MOST_COMPONENTS, number // LEAST_RECORDS))))):
+    for turn in range(int(math.log2(min(MOST_COMPONENTS, number // LEAST_RECORDS)))):
         keys = jr.split(jr.fold_in(key, turn + 1), max(1, TRIES >> turn))
         tried = [_fit(rows, rest, learned, _split(found, key)) for key in keys]
         found, _ = max(tried, key=lambda x: float(x[1]))

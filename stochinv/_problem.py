@@ -178,7 +178,7 @@ class StochasticInverseProblem(AbstractProblem):
             500 steps each, or 250 for signals of more than 256 entries, and the last is as long as 8, or 4, of them.
         - `start`: in signal space, a law of signals to start from: a NumPyro distribution, or a callable from a key to
             a signal. By default it is the best Gaussian, or mixture of Gaussians, where the forward model is affine and
-            the noise Gaussian, and elsewhere the standard normal, by Laplace's approximation of its posterior.
+            the noise Gaussian, and elsewhere the standard normal, whose posterior Laplace's approximation gives.
         - `optimizer`: an optax transformation; by default Adam with a warm-up to 1e-3 and a cosine decay over `steps`,
             in signal space over each round, unless all signals are known; to 3e-3 for signals of more than 256 entries.
         - `gradient_clip`: the largest global norm of the gradient, positive; `None` does not clip.

@@ -13,7 +13,7 @@ from scipy import stats
 
 import stochinv as si
 from refusals import without_annotations
-from stochinv._training import plan, signals, watch
+from stochinv._training import loop, plan, signals, watch
 from stochinv._training.records import Records
 from stochinv._training.watch import LEVELS, Watch, has_settled, lost_track, number_held_out, warn_never_close
 
@@ -299,3 +299,12 @@ def test_draws_that_were_never_near_the_data_are_warned_of():
             warn_never_close(residual)
     with pytest.warns(UserWarning, match="miss their own measurements by 2.50 standard deviations"):
         warn_never_close([3.0, 2.5])
+
+
+def test_rounds_whose_number_was_given_are_watched_too(monkeypatch):
+    """Without held-out records residuals are all that there is to see."""
+    monkeypatch.setattr(loop, "lost_track", lambda residual, coverage: "wrong" if residual and not coverage else None)
+    with pytest.warns(UserWarning, match="Training ended after 2 rounds: wrong"):
+        ended = fit(records(200), steps=24, rounds=4)
+    # Two rounds of four steps each, and one draw between them.
+    assert len(ended.history.loss) == 8 and len(ended.history.residual) == 1 and ended.history.score == []

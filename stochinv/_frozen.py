@@ -18,15 +18,27 @@ class Frozen(eqx.Module):
     value: Any
 
 
+@final
+class Found(eqx.Module):
+    """Holds arrays of a denoiser that are found otherwise than by its training, and saved with it.
+
+    **Arguments:**
+
+    - `value`: a PyTree of arrays.
+    """
+
+    value: Any
+
+
 def trainable(tree: PyTree) -> PyTree:
-    """`True` for each floating-point array of a module that is not inside a [`stochinv.Frozen`][]."""
+    """`True` for each floating-point array of a module that is not inside a [`stochinv.Frozen`][], or found
+    otherwise."""
+    untrained = lambda x: isinstance(x, (Frozen, Found))
 
     def mark(x):
-        if isinstance(x, Frozen):
-            return jax.tree.map(lambda _: False, x)
-        return eqx.is_inexact_array(x)
+        return jax.tree.map(lambda _: False, x) if untrained(x) else eqx.is_inexact_array(x)
 
-    return jax.tree.map(mark, tree, is_leaf=lambda x: isinstance(x, Frozen))
+    return jax.tree.map(mark, tree, is_leaf=untrained)
 
 
 def owned_arrays(tree: PyTree) -> PyTree:

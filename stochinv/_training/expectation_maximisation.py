@@ -23,7 +23,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._chunks import CHUNK, in_chunks
 from .._custom_types import AnyCallable, Key, Signal, summary
@@ -51,6 +51,7 @@ from .known_signals import AbstractRounds, encode_records
 from .plan import Plan
 from .probe import is_affine
 from .records import Records, count
+from .shrinkage import shrink, shrinks
 
 # The most numbers that are kept of what contexts say: 1 GB in single precision.
 LARGEST_BANK = 2**28
@@ -163,6 +164,7 @@ class Rounds(AbstractRounds):
     - `key`: a PRNG key.
     - `plan`: which steps are in which round.
     - `batch_size`: the number of records in a step. A round draws no more signals than take as long as its steps.
+    - `held_out`: records whose signals tell by how much the network's correction is to be shrunk, or `None`.
     """
 
     def __init__(
@@ -174,6 +176,7 @@ class Rounds(AbstractRounds):
         key: Key,
         plan: Plan,
         batch_size: int,
+        held_out: Records | None = None,
     ):
         self.began = time.perf_counter()
         self.plan = plan
@@ -190,9 +193,16 @@ class Rounds(AbstractRounds):
             self._bank = eqx.filter_jit(self._make_bank)(problem, self._data, jr.fold_in(key, 1))
         self._weights = None
         if problem.data_info.form == "diagonal":
-            self._weights = eqx.filter_jit(self._weigh)(problem, self._data)
+            known = jnp.arange(self._total) >= self._number
+            self._weights = eqx.filter_jit(weigh)(problem, self._data, known)
         self._simulate = eqx.filter_jit(self._simulate_traced)
         self._draw = eqx.filter_jit(self._draw_traced)
+        self._held_out = self._held_weights = None
+        if held_out is not None and shrinks(problem.denoiser, problem.signal):
+            self._held_out = held_out.views
+            if self._weights is not None:
+                nothing = jnp.zeros(count(held_out.views), bool)
+                self._held_weights = eqx.filter_jit(weigh)(problem, held_out.views, nothing)
         self._draw_again = eqx.filter_jit(self._draw_again_traced)
         # Whether the first signals are drawn given what was measured.
         self._informed = guess is None and (begin is None or begin.gaussian is not None or begin.form == "laplace")
@@ -201,12 +211,30 @@ class Rounds(AbstractRounds):
         active = self._drawn if self._renew is None else ACTIVE_ROUNDS * self._drawn
         self._active = min(self._number, active if is_large(problem.signal) else max(LEAST_ACTIVE, active))
         everything = jnp.arange(self._number)
-        unknown = jax.tree.map(lambda x: x[: self._number], self._data)
+        views = self._with_held_out(jax.tree.map(lambda x: x[: self._number], self._data), self._held_out)
         if begin is None and guess is None:
-            first, _ = self._draw(problem, unknown, None, everything, jr.fold_in(key, 4))
+            first, _ = self._draw(problem, views, None, jr.fold_in(key, 4))
         else:
-            first = eqx.filter_jit(self._first)(problem, unknown, begin, jr.fold_in(key, 0))
-        self.kept: Any = Drawn(first, everything, jnp.zeros((), jnp.int32))
+            first = eqx.filter_jit(self._first)(problem, views, begin, jr.fold_in(key, 0))
+        self.kept: Any = Drawn(*self._apart(first), everything, jnp.zeros((), jnp.int32))
+
+    def _with_held_out(self, records, held_out):
+        """Records with those that are held out last."""
+        if self._held_out is None:
+            return records
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), records, held_out)
+
+    def _apart(self, signals):
+        """Drawn signals, and those of records that are held out."""
+        if self._held_out is None:
+            return signals, None
+        split = count(signals) - count(self._held_out)
+        return jax.tree.map(lambda x: x[:split], signals), jax.tree.map(lambda x: x[split:], signals)
+
+    def finish(self, problem: Any) -> Any:
+        if self._held_out is None:
+            return problem
+        return shrink(problem, self.kept.held_out, self._held_weights, self._held_out, jr.fold_in(self._key, 6))
 
     @property
     def signals(self) -> Signal:
@@ -215,16 +243,6 @@ class Rounds(AbstractRounds):
         if self._known is None:
             return drawn
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, self._known)
-
-    def _weigh(self, problem, data):
-        """How much the errors of each record's entries count: in full where they were measured."""
-
-        def one(inputs):
-            view, known = inputs
-            values = encode_context(problem, view).values
-            return jnp.where(known, 1.0, UNSEEN + (1 - UNSEEN) * values / (1 + values))
-
-        return in_chunks(one, (data, jnp.arange(self._total) >= self._number))
 
     def _make_bank(self, problem, data, key):
         """Encoded contexts of the number and parameters of views that steps train on, whatever was measured."""
@@ -239,7 +257,7 @@ class Rounds(AbstractRounds):
 
     def _first(self, problem, data, begin, key):
         """Draws of the law to start from, or of the best Gaussian given the measurements."""
-        keys = jr.split(key, self._number)
+        keys = jr.split(key, count(data))
         if self._guess is not None:
             return jax.vmap(self._guess)(keys)
         one = lambda inputs: first_signal(begin, self._measured, problem.signal, *inputs)
@@ -291,22 +309,24 @@ class Rounds(AbstractRounds):
         known = self._number if self._informed else int(self.kept.count)
         active = min(max(self._active, times * self._drawn), known, self._number)
         latest = self._order[(self.kept.count - 1 - jnp.arange(self._number) % active) % self._number]
-        self.kept = Drawn(self.kept.signals, latest, self.kept.count)
+        self.kept = Drawn(self.kept.signals, self.kept.held_out, latest, self.kept.count)
         return [math.sqrt(sum(x**2 for x in residuals) / times)]
 
     def _draw_again_traced(self, problem, data, kept, index, key):
-        present = jax.tree.map(lambda x: x[index], kept.signals)
+        present = self._with_held_out(jax.tree.map(lambda x: x[index], kept.signals), kept.held_out)
         if not self._informed:
             # No candidate: an exact network would weigh it like any other.
-            guessed = kept.count + jnp.arange(index.size) < self._number
+            guessed = kept.count + jnp.arange(count(present)) < self._number
             present = jax.vmap(lambda guessed, x: jax.tree.map(lambda x: jnp.where(guessed, jnp.nan, x), x))(
                 guessed, present
             )
-        drawn, residual = self._draw_traced(problem, take_views(data, index), present, index, key)
+        views = self._with_held_out(take_views(data, index), self._held_out)
+        drawn, residual = self._draw_traced(problem, views, present, key)
+        drawn, held_out = self._apart(drawn)
         signals = jax.tree.map(lambda x, new: x.at[index].set(new), kept.signals, drawn)
-        return Drawn(signals, kept.latest, kept.count + index.size), residual
+        return Drawn(signals, held_out, kept.latest, kept.count + index.size), residual
 
-    def _draw_traced(self, problem, views, present, index, key):
+    def _draw_traced(self, problem, views, present, key):
         """Signals of records given their views, where their present signals are known candidates among others."""
 
         def one(inputs):
@@ -318,9 +338,20 @@ class Rounds(AbstractRounds):
             signal = present if self._renew is None else self._renew(problem, context, present, key)
             return signal, residual(problem, self._measured, signal, view_of(context))
 
-        drawn, (squares, counts) = in_chunks(one, (views, present, jr.split(key, index.size)))
+        drawn, (squares, counts) = in_chunks(one, (views, present, jr.split(key, count(views))))
         drawn = drawn if self._begin is None else self._begin.clip(drawn)
         return drawn, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
+
+
+def weigh(problem: SignalProblem, data: View, known: Bool[Array, " records"]) -> Float[Array, "records n"]:
+    """How much the errors of each record's entries count: in full where they were measured, or the signal is known."""
+
+    def one(inputs):
+        view, known = inputs
+        values = encode_context(problem, view).values
+        return jnp.where(known, 1.0, UNSEEN + (1 - UNSEEN) * values / (1 + values))
+
+    return in_chunks(one, (data, known))
 
 
 class Drawn(eqx.Module):
@@ -329,11 +360,13 @@ class Drawn(eqx.Module):
     **Arguments:**
 
     - `signals`: one of each record whose signal is not known.
+    - `held_out`: one of each record that is held out, `None` where none is.
     - `latest`: the records of those that are learned from, repeated to as many as there are.
     - `count`: how many were drawn since the first.
     """
 
     signals: Signal
+    held_out: Signal | None
     latest: Int[Array, " records"]
     count: Int[Array, ""]
 

@@ -20,6 +20,7 @@ from .._simulated import Region, everywhere, region_of
 from .._view import Example, View
 from .plan import Plan
 from .records import Records
+from .shrinkage import shrink
 
 # How many draws of a posterior tell where it is.
 DRAWS = 1024
@@ -40,6 +41,10 @@ class AbstractRounds(abc.ABC):
     def records(self, problem: Any, number: int) -> Example:
         """What steps train on: signals, and contexts simulated from them for the time `number = 0, 1, …`."""
 
+    def finish(self, problem: Any) -> Any:
+        """The trained problem as it draws best."""
+        return problem
+
     @abc.abstractmethod
     def draw(self, problem: Any, number: int, *, last: bool) -> list[float]:
         """Signals are drawn for the time `number = 1, 2, …`, given the trained problem; for the `last` round's.
@@ -59,12 +64,14 @@ class KnownSignals(AbstractRounds):
     - `records`: the records, all of whose signals are known.
     - `key`: a PRNG key.
     - `plan`: how many steps there are, and in which cycles.
+    - `held_out`: records that tell by how much the network's correction is to be shrunk, or `None`.
     """
 
-    def __init__(self, problem: Any, records: Records, key: Key, plan: Plan):
+    def __init__(self, problem: Any, records: Records, key: Key, plan: Plan, held_out: Records | None = None):
         self.began = time.perf_counter()
         self.plan = plan
         self._pairs, self._source, self._key = Pairs(records.signals, records.views), records.source, key
+        self._held_out = held_out
         self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._simulate = eqx.filter_jit(self._simulate_traced)
         # Where signals are drawn: all else follows from the key.
@@ -77,6 +84,11 @@ class KnownSignals(AbstractRounds):
 
     def records(self, problem: Any, number: int) -> Example:
         return self._simulate(problem, self._pairs, self._source, self.kept, jr.fold_in(self._key, number))
+
+    def finish(self, problem: Any) -> Any:
+        if self._held_out is None:
+            return problem
+        return shrink(problem, self._held_out.signals, None, self._held_out.views, self._key)
 
     def _simulate_traced(self, problem, pairs, source, region, key):
         pairs_key, roles_key = jr.split(key)

@@ -197,7 +197,8 @@ class Run:
 
     def _trained(self) -> AbstractProblem:
         # Copies, since the next step donates the buffers.
-        return self._state(*jax.tree.map(jnp.array, (self._moving, self._fixed))).trained
+        trained = self._state(*jax.tree.map(jnp.array, (self._moving, self._fixed))).trained
+        return trained if self._rounds is None else self._rounds.finish(trained)
 
     def run(self) -> tuple[AbstractProblem, History]:
         """Trains to the end, or until something ends it before: then nothing that was trained is lost."""
@@ -258,8 +259,7 @@ class Run:
             self._flush()
             bar.drawing(True)
             trained = self._trained()
-            there = self._after_round(trained, plan, position, bar)
-            if there is None:
+            if (there := self._after_round(trained, plan, position, bar)) is None:
                 return False
             if there > position:
                 self._skip(there - position)

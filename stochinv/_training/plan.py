@@ -40,11 +40,13 @@ class Plan:
     - `length`: the number of steps in a short round; measurements are simulated anew after so many in the last one too.
     - `last`: the number of steps before the last round.
     - `steps`: the number of all steps.
+    - `settles`: whether held-out measurements tell when short rounds gain no more.
     """
 
     length: int
     last: int
     steps: int
+    settles: bool = False
 
     def begins(self, position: int) -> bool:
         """Whether measurements are simulated anew before step `position = 0, 1, …`."""
@@ -95,7 +97,7 @@ def plan_of(steps: int | None, rounds: int | None, signal: Structure, *, settles
     usual, last = (LENGTH_FOR_IMAGES, LAST_FOR_IMAGES) if is_large(signal) else (LENGTH, LAST)
     if steps is None:
         short = rounds - 1 if rounds is not None else MOST_ROUNDS if settles else ROUNDS
-        return Plan(usual, usual * short, usual * (short + last))
+        return Plan(usual, usual * short, usual * (short + last), settles)
     half = steps - steps // 2
     if rounds is None:
         length = min(usual, -(-half // ROUNDS))

@@ -69,19 +69,25 @@ class Records(eqx.Module):
         index = jnp.concatenate([*[index[: self.unknown]] * times, index[self.unknown :]])
         return Records(jax.tree.map(lambda x: x[index], self.views), self.signals)
 
-    def hold_out(self, number: int, key: Key) -> tuple["Records", View]:
-        """All but some of the records whose signals are unknown, chosen at random; and the views of these.
+    def hold_out(self, number: int, key: Key) -> tuple["Records", "Records | None"]:
+        """All but some of the records whose signals are unknown, or of all where there are none, chosen at random; and
+        these, if there are any.
 
         **Arguments:**
 
         - `number`: how many are held out.
         - `key`: a PRNG key.
         """
-        order = jr.permutation(key, self.unknown)
-        out, known = order[:number], jnp.arange(self.unknown, count(self.views))
-        kept = jnp.concatenate([jnp.sort(order[number:]), known])
-        of = lambda index: jax.tree.map(lambda x: x[index], self.views)
-        return Records(of(kept), self.signals), of(out)
+        if not number:
+            return self, None
+        total, unknown = count(self.views), self.unknown
+        order = jr.permutation(key, unknown or total)
+        kept = jnp.concatenate([jnp.sort(order[number:]), jnp.arange(unknown, total) if unknown else order[:0]])
+        of = lambda tree, index: jax.tree.map(lambda x: x[index], tree)
+        if unknown:
+            return Records(of(self.views, kept), self.signals), Records(of(self.views, order[:number]), None)
+        rest, out = (Records(of(self.views, i), of(self.signals, i)) for i in (kept, order[:number]))
+        return rest, out
 
 
 def count(records: PyTree) -> int:

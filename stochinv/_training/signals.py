@@ -27,6 +27,7 @@ from .known_signals import KnownSignals
 from .loop import Options, Run, check_options, seed_of
 from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, plan_of
 from .records import Records, as_records, count
+from .shrinkage import shrinks
 from .state import start_state
 from .watch import Watch, number_held_out, warn_never_close
 
@@ -72,7 +73,7 @@ def train_signals(
     problem = dataclasses.replace(problem, forward=RealForward(problem.forward, found), signal=signal)
     number = None if records.source is not None else count(records.views)
     options = dataclasses.replace(options, batch_size=batch_size_of(given_size, signal, number))
-    plan, records, held_out = make_plan(records, signal, options, steps, rounds, watch_key)
+    plan, records, held_out = make_plan(problem, records, options, steps, rounds, watch_key)
     options = dataclasses.replace(options, steps=plan.steps)
     if guess is not None and not records.unknown:
         raise ValueError("`start` is where signals that are unknown start, but all signals are known; leave it out.")
@@ -84,10 +85,10 @@ def train_signals(
     state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
     records = repeat_records(state.problem, records, plan, options.batch_size)
     if records.unknown:
-        schedule = Rounds(state.problem, records, begin, guess, rounds_key, plan, options.batch_size)
+        schedule = Rounds(state.problem, records, begin, guess, rounds_key, plan, options.batch_size, held_out)
     else:
-        schedule = KnownSignals(state.problem, records, rounds_key, plan)
-    watch = None if held_out is None else Watch(state.problem, held_out, watch_key)
+        schedule = KnownSignals(state.problem, records, rounds_key, plan, held_out)
+    watch = Watch(state.problem, held_out.views, watch_key) if plan.settles and held_out is not None else None
     batches = ArrayBatches((records.views, records.signals), options.batch_size, seed)
     configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip} | records.told()
     configuration |= {"measurement_noise": problem.noise, "plan": dataclasses.astuple(plan)}
@@ -104,17 +105,20 @@ def look_back(trained: Any, history: History, *, short: bool) -> tuple[Any, Hist
 
 
 def make_plan(
-    records: Records, signal: Structure, options: Options, steps: int | None, rounds: int | None, key: Key
-) -> tuple[Plan, Records, View | None]:
-    """Which steps there are in which rounds, the records to train on, and those that are held out to tell when short
-    rounds gain no more, if any."""
+    problem: Any, records: Records, options: Options, steps: int | None, rounds: int | None, key: Key
+) -> tuple[Plan, Records, Records | None]:
+    """Which steps there are in which rounds, the records to train on, and those that are held out, if any: to tell when
+    short rounds gain no more, and by how much a network's correction is to be shrunk."""
+    signal, may_shrink = problem.signal, shrinks(problem.denoiser, problem.signal)
     if not records.unknown and records.observed is None:
         whole = options.seconds is None
-        return plan_of_known(records, signal, options.batch_size, steps, rounds, whole=whole), records, None
-    if steps is None and rounds is None and (number := number_held_out(records.unknown, options.batch_size)):
-        records, held_out = records.hold_out(number, key)
-        return plan_of(steps, rounds, signal, settles=True), records, held_out
-    return plan_of(steps, rounds, signal), records, None
+        plan = plan_of_known(records, signal, options.batch_size, steps, rounds, whole=whole)
+        number = number_held_out(count(records.views), options.batch_size) if may_shrink and not records.source else 0
+        return plan, *records.hold_out(number, key)
+    free = steps is None and rounds is None
+    number = number_held_out(records.unknown, options.batch_size) if free or may_shrink else 0
+    records, held_out = records.hold_out(number, key)
+    return plan_of(steps, rounds, signal, settles=free and number > 0), records, held_out
 
 
 def plan_of_known(

@@ -3,14 +3,14 @@ r"""A stochastic inverse problem, as users have it: its parts, training, posteri
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final
 
 import jax
 import numpyro.distributions as dist
 import optax
 from jaxtyping import PyTree
 
-from ._checks import check_instance, is_integer, shorten
+from ._checks import check_instance, shorten
 from ._custom_types import AnyCallable, Context, Key, Params, Structure
 from ._data_info import DataInfo, as_context, check_context, describe
 from ._denoiser.base import AbstractDenoiser, as_denoiser
@@ -28,14 +28,16 @@ from ._sampler.base import AbstractSampler, Sample
 from ._sampling import sample, sample_many
 from ._save import save
 from ._schedule import AbstractNoiseSchedule, CosineSchedule, as_schedule
-from ._simulated import Simulated, holds_signals
-from ._space import AbstractSpace, MeasurementSpace, SignalSpace, as_space
+from ._simulated import Simulated
+from ._space import AbstractSpace, as_space, choose_space
+from ._training.checks import default_validation, refuse_rounds
 from ._training.ema import AbstractEMA, PowerEMA
 from ._training.history import Progress
+from ._training.layout import as_layout, on_mesh
 from ._training.loop import Options, train
 from ._training.plan import BATCH_SIZE
 from ._training.signals import train_signals
-from ._view import Example, RandomViews, View, as_signal, is_view
+from ._view import Example, RandomViews, View, as_signal
 
 
 @final
@@ -148,7 +150,9 @@ class StochasticInverseProblem(AbstractProblem):
         callbacks: Sequence[Callable[[Progress], Any]] = (),
         log_every: int = 50,
         progress: bool | None = None,
-        sharding: jax.sharding.NamedSharding | None = None,
+        sharding: Literal["data", "fsdp"] | jax.sharding.Mesh | jax.sharding.NamedSharding | None = None,
+        precision: Literal["float32", "bf16"] = "float32",
+        accumulate: int = 1,
     ) -> Fit:
         """Trains the denoiser from measurements alone.
 
@@ -194,7 +198,14 @@ class StochasticInverseProblem(AbstractProblem):
         - `log_every`: the number of steps between looks at the loss (each waits for the device).
         - `progress`: whether to show a progress bar; by default in terminals and notebooks, with a line on standard
             error every half minute elsewhere.
-        - `sharding`: how a batch's record axis is laid out over devices; parameters are replicated.
+        - `sharding`: over which devices training is laid out: `"data"` deals batches, and all that is drawn, to all
+            devices; `"fsdp"` also parameters, their averages and the optimiser's state, where they have more than 4 MB.
+            Or a mesh, over all of whose axes batches are dealt and over whose axis `"fsdp"`, if it has one, parameters.
+            Or a `NamedSharding` of batches. Each process of several feeds its own part of a batch of an iterable.
+        - `precision`: `"bf16"` computes networks in bfloat16. Parameters, averages, the optimiser's state, likelihoods,
+            noise levels and sums stay in single precision, and so do draws.
+        - `accumulate`: in how many parts a batch is worked on, one after the other: of `k`, memory for activations is
+            that of a `k`-th of the batch.
 
         **Returns:**
 
@@ -220,19 +231,20 @@ class StochasticInverseProblem(AbstractProblem):
             callbacks=callbacks,
             log_every=log_every,
             progress=progress,
-            sharding=sharding,
+            layout=as_layout(sharding),
+            precision=precision,
+            accumulate=accumulate,
         )
         given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "standardise": standardise}
         space = choose_space(self.space, data, known, roles)
         problem = dataclasses.replace(self, space=space)
-        if space.of_signals:
-            given |= {"known": known, "steps": steps, "rounds": rounds, "start": start}
-            trained = train_signals(problem, cast(View | Pairs | Simulated, data), key=key, options=options, **given)
-        else:
+        with on_mesh(options.layout):
+            if space.of_signals:
+                given |= {"known": known, "steps": steps, "rounds": rounds, "start": start}
+                return Fit(*train_signals(problem, cast(Any, data), key=key, options=options, **given))
             refuse_rounds(seconds=seconds, rounds=rounds, start=start)
             options = options if batch_size is not None else dataclasses.replace(options, batch_size=BATCH_SIZE)
-            trained = train(problem, cast(Any, data), key=key, options=options, **given)
-        return Fit(*trained)
+            return Fit(*train(problem, cast(Any, data), key=key, options=options, **given))
 
     def posterior(
         self,
@@ -353,46 +365,6 @@ class StochasticInverseProblem(AbstractProblem):
         - `path`: the file; an existing one is replaced in one step.
         """
         save(self, path)
-
-
-def choose_space(space: AbstractSpace | None, data: Any, known: Any, roles: Any) -> AbstractSpace:
-    """The space of a fit: as given, or by the data.
-
-    **Raises:**
-
-    `ValueError` if the data are not those of the space that was given.
-    """
-    signals = (is_view(data) and roles is None) or holds_signals(data)
-    if holds_signals(data) and roles is not None:
-        raise ValueError(f"`roles` is for measurements alone, but `data` is a {type(data).__name__}; leave it out.")
-    if space is not None and space.of_signals and not signals:
-        raise ValueError(
-            "`space` is `SignalSpace()`, whose `data` must be a `View` with leading (record, views) axes, without "
-            "`roles`, or `Pairs` or `Simulated`; give such, or `MeasurementSpace()`."
-        )
-    if space is None:
-        space = SignalSpace() if signals else MeasurementSpace()
-    if not space.of_signals and (known is not None or holds_signals(data)):
-        raise ValueError(
-            "Known signals are learned from in signal space alone, but the problem is in measurement space; leave out "
-            "`roles` and `space`, or the signals."
-        )
-    return space
-
-
-def refuse_rounds(**given: Any):
-    """Raises a `ValueError` for options of the rounds of signal space, which measurement space has none of."""
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(
-                f"`{name}` is for the rounds of signal space, but the problem is in measurement space; leave it out, "
-                "or leave out `roles` and `space`."
-            )
-
-
-def default_validation(steps: Any) -> Any:
-    """A tenth of `steps`, or of 10,000; what is no number is left to be refused."""
-    return max(steps // 10, 1) if is_integer(steps) else 1000
 
 
 def short(x: Any) -> str:

@@ -21,6 +21,7 @@ from .._checks import (
     check_instance,
     check_integer,
     check_number,
+    is_integer,
     shorten,
     shown,
 )
@@ -52,6 +53,17 @@ def check_training(*, steps: Any, optimizer: Any, gradient_clip: Any, ema: Any, 
         check_instance("`roles`", roles, RandomViews, "a `RandomViews` such as `RandomViews(context=1)`, or None")
 
 
+def check_compute(precision: Any, accumulate: Any, batch_size: int | None = None):
+    """Whether a step can be computed as asked for."""
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f'`precision` must be "float32" or "bf16", got {shown(precision)}.')
+    check_integer("`accumulate`", accumulate)
+    if batch_size is not None and batch_size % accumulate:
+        raise ValueError(
+            f"`accumulate` is {accumulate}, but `batch_size` is {batch_size}; give a number that divides it."
+        )
+
+
 def check_loop(
     *,
     integers: dict[str, Any],
@@ -60,7 +72,6 @@ def check_loop(
     resume: Any,
     callbacks: Any,
     progress: Any,
-    sharding: Any,
 ):
     """Whether the options of a `fit` that its loop reads are of their kinds and in their ranges."""
     for name, value in integers.items():
@@ -72,11 +83,6 @@ def check_loop(
     check_flag("`progress`", progress, none=True)
     if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
         raise ValueError(f"`callbacks` must be a list of callables, got {shown(callbacks)}.")
-    if sharding is not None and not isinstance(sharding, jax.sharding.NamedSharding):
-        raise ValueError(
-            f"`sharding` must be a `jax.sharding.NamedSharding` or None, got {shown(sharding)}; write "
-            "`NamedSharding(jax.make_mesh((jax.device_count(),), ('data',)), PartitionSpec('data'))`."
-        )
 
 
 def check_folder(checkpoint: Any):
@@ -254,3 +260,18 @@ def first_view(stack: Structure) -> Structure:
 def first_record(records: Any) -> Any:
     """The first of records with a leading axis."""
     return jax.tree.map(lambda x: x[0], records)
+
+
+def refuse_rounds(**given: Any):
+    """Raises a `ValueError` for options of the rounds of signal space, which measurement space has none of."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is for the rounds of signal space, but the problem is in measurement space; leave it out, "
+                "or leave out `roles` and `space`."
+            )
+
+
+def default_validation(steps: Any) -> Any:
+    """A tenth of `steps`, or of 10,000; what is no number is left to be refused."""
+    return max(steps // 10, 1) if is_integer(steps) else 1000

@@ -23,15 +23,16 @@ from .._problem_base import AbstractProblem
 from .._view import Example, RandomViews, View, structure
 from .batches import ArrayBatches, IterableBatches, as_batches, warn_exhausted
 from .checkpoint import Checkpoints
-from .checks import check_batch, check_data, check_loop, check_training, first_view
+from .checks import check_batch, check_compute, check_data, check_loop, check_training, first_view
 from .diagnose import all_finite, diagnose
 from .ema import AbstractEMA
 from .history import History, Progress
 from .interrupts import interruptible
 from .known_signals import AbstractRounds
+from .layout import Layout, check_divides
 from .plan import BATCH_SIZE, jump
 from .progress import make_progress
-from .state import State, batch_loss, init, moving_part, step
+from .state import Precision, State, batch_loss, count_records, init, moving_part, step
 from .watch import Watch, lost_track
 
 
@@ -51,7 +52,9 @@ class Options:
     callbacks: Sequence[Callable[[Progress], Any]]
     log_every: int
     progress: bool | None
-    sharding: jax.sharding.NamedSharding | None
+    layout: Layout | None
+    precision: Precision
+    accumulate: int
 
 
 def train(
@@ -76,10 +79,13 @@ def train(
     batches = as_batches(data, options.batch_size, seed)
     seen = batches.seen()
     check_batch(seen, options.roles, problem.forward)
+    number = options.batch_size if batches.records is not None else count_records(seen) * jax.process_count()
+    check_parts(options, number)
     if options.validation is not None:
         remedy = "give validation records like those of `data`"
         first = lambda records: first_view(structure(records))
         check_structure("validation[0]", first(options.validation), first(seen), remedy)
+    given |= {"precision": options.precision, "accumulate": options.accumulate}
     state = init(problem, seen, key=key, roles=options.roles, steps=options.steps, **given)
     configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip}
     return Run(state, batches, options, configuration, start).run()
@@ -99,8 +105,14 @@ def check_options(options: Options):
         resume=options.resume,
         callbacks=options.callbacks,
         progress=options.progress,
-        sharding=options.sharding,
     )
+    check_compute(options.precision, options.accumulate)
+
+
+def check_parts(options: Options, batch_size: int):
+    """Whether a batch of so many records can be worked on as asked for."""
+    check_compute(options.precision, options.accumulate, batch_size)
+    check_divides(options.layout, batch_size, options.accumulate)
 
 
 def seed_of(key: Key) -> tuple[int, ...]:
@@ -131,9 +143,9 @@ class Run:
         moving, rest = eqx.partition(state, moving_part(state))
         fixed, self._static = eqx.partition(rest, eqx.is_array)
         records = batches.records if rounds is None else None
-        self._sharding = None if options.sharding is None else _automatic(options.sharding)
-        if self._sharding is not None:
-            moving, fixed, records = jax.device_put((moving, fixed, records), self._replicated())
+        self._layout = options.layout
+        if self._layout is not None:
+            moving, (fixed, records) = self._layout.place(moving), self._layout.replicate((fixed, records))
         self._moving, self._fixed, self._records = moving, fixed, records
         self._options, self._batches, self._start = options, batches, start
         self._rounds, self._watch, self._public, self._counted = rounds, watch, public, counted
@@ -165,21 +177,17 @@ class Run:
             self._history.interrupted = False
             self._batches.restore(record["batches"], self._step)
 
-    def _replicated(self):
-        assert self._sharding is not None
-        return jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
-
     def _state(self, moving, fixed) -> State:
         return eqx.combine(moving, fixed, self._static)
 
     def _advance_traced(self, moving, fixed, batch, records):
         batch = batch if records is None else jax.tree.map(lambda x: x[batch], records)
-        if self._sharding is not None:
-            batch = jax.lax.with_sharding_constraint(batch, self._sharding)
+        batch = batch if self._layout is None else self._layout.spread(batch)
         state, metrics = step(self._state(moving, fixed), batch)
         # Later batches of an iterable are not looked at before.
         data = jnp.asarray(True) if records is not None else all_finite(batch)
-        return eqx.filter(state, moving_part(state)), metrics | {"data": data}
+        moving = eqx.filter(state, moving_part(state))
+        return moving if self._layout is None else self._layout.keep(moving), metrics | {"data": data}
 
     def _evaluate_traced(self, moving, fixed, records, key):
         problem = self._state(moving, fixed).trained
@@ -227,6 +235,8 @@ class Run:
             if batch is None:
                 warn_exhausted(self._step, self._total)
                 break
+            if self._layout is not None and self._records is None:
+                batch = self._layout.gather(batch)
             before = time.perf_counter()
             self._moving, metrics = self._advance(self._moving, self._fixed, batch, self._records)
             self._pending.append((metrics["loss"], metrics["finite"], metrics["data"]))
@@ -268,7 +278,7 @@ class Run:
             self._history.residual.extend(rounds.draw(trained, position // plan.length, last=position >= plan.last))
             bar.drawing(False)
         records = rounds.records(self._state(self._moving, self._fixed).problem, position // plan.length)
-        self._records = records if self._sharding is None else jax.device_put(records, self._replicated())
+        self._records = records if self._layout is None else self._layout.replicate(records)
         self._steps_began = time.perf_counter()
         return True
 
@@ -391,10 +401,3 @@ class Run:
             error.add_note(f"{done} is the exception's `trained_problem`; {self._kept()}.")
         else:
             error.add_note(f"{done} is in the checkpoint of step {self._step} in {self._checkpoints.folder}.")
-
-
-def _automatic(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
-    """The same layout on a mesh whose partitioner lays out the rest; `jax.make_mesh` leaves that to the user."""
-    auto = (jax.sharding.AxisType.Auto,) * len(sharding.mesh.axis_names)
-    mesh = jax.sharding.Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names, axis_types=auto)
-    return jax.sharding.NamedSharding(mesh, sharding.spec)

@@ -24,7 +24,7 @@ from .ema import AbstractEMA
 from .expectation_maximisation import Rounds, prepare_signals, repeat_records
 from .history import History
 from .known_signals import KnownSignals
-from .loop import Options, Run, check_options, seed_of
+from .loop import Options, Run, check_options, check_parts, seed_of
 from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, plan_of
 from .records import Records, as_records, count
 from .shrinkage import shrinks
@@ -56,12 +56,8 @@ def train_signals(
     check_options(options)
     given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema}
     check_training(steps=1 if steps is None else steps, roles=None, standardise=standardise, **given)
-    if rounds is not None:
-        check_integer("`rounds`", rounds)
-    if options.validation is not None:
-        raise ValueError(
-            "`validation` is not used in signal space, whose training signals change from round to round; leave it out."
-        )
+    check_integer("`rounds`", 1 if rounds is None else rounds)
+    refuse_validation(options.validation)
     prepare_key, rounds_key, train_key, watch_key = jr.split(key, 4)
     given_size = options.batch_size
     of_round = lambda signal: plan_of(steps, rounds, signal).length * batch_size_of(given_size, signal, None)
@@ -73,6 +69,7 @@ def train_signals(
     problem = dataclasses.replace(problem, forward=RealForward(problem.forward, found), signal=signal)
     number = None if records.source is not None else count(records.views)
     options = dataclasses.replace(options, batch_size=batch_size_of(given_size, signal, number))
+    check_parts(options, options.batch_size)
     plan, records, held_out = make_plan(problem, records, options, steps, rounds, watch_key)
     options = dataclasses.replace(options, steps=plan.steps)
     if guess is not None and not records.unknown:
@@ -82,7 +79,8 @@ def train_signals(
     seed = seed_of(key)
     usual = plan.optimizer(RATE_FOR_IMAGES if is_large(signal) else RATE)
     given |= {"optimizer": optimizer or usual, "ema": None if ema is None else EMAOfRounds(ema, plan)}
-    state = start_state(problem.noised, steps=options.steps, key=train_key, roles=None, **given)
+    given |= {"precision": options.precision, "accumulate": options.accumulate, "roles": None}
+    state = start_state(problem.noised, steps=options.steps, key=train_key, **given)
     records = repeat_records(state.problem, records, plan, options.batch_size)
     if records.unknown:
         schedule = Rounds(state.problem, records, begin, guess, rounds_key, plan, options.batch_size, held_out)
@@ -95,6 +93,13 @@ def train_signals(
     public = lambda trained: dataclasses.replace(user, denoiser=trained.denoiser, data_info=problem.data_info)
     run = Run(state, batches, options, configuration, began, schedule, watch, public, optimizer is None)
     return look_back(*run.run(), short=steps is not None or rounds is not None)
+
+
+def refuse_validation(validation: Any):
+    if validation is not None:
+        raise ValueError(
+            "`validation` is not used in signal space, whose training signals change from round to round; leave it out."
+        )
 
 
 def look_back(trained: Any, history: History, *, short: bool) -> tuple[Any, History]:

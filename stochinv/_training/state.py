@@ -3,7 +3,8 @@ r"""Training as two pure functions: `init` makes a `State`, `step` takes it one 
 [`stochinv.StochasticInverseProblem.fit`][] is a loop over these two, with checkpoints and progress around it.
 """
 
-from typing import Any, cast
+import dataclasses
+from typing import Any, Literal, cast
 
 import equinox as eqx
 import jax
@@ -13,13 +14,15 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import check_finite, check_instance, check_key
-from .._custom_types import FloatScalar, Key
+from .._custom_types import AnyCallable, FloatScalar, Key
 from .._frozen import trainable
 from .._problem_base import AbstractProblem
 from .._view import Example, RandomViews, View
-from .checks import FILL, check_batch, check_closures, check_training
+from .checks import FILL, check_batch, check_closures, check_compute, check_training
 from .ema import AbstractEMA, PowerEMA
 from .prepare import find_structures, prepare
+
+Precision = Literal["float32", "bf16"]
 
 
 class State(eqx.Module):
@@ -35,6 +38,8 @@ class State(eqx.Module):
     - `optimizer`: the optax transformation.
     - `ema`: how parameters are averaged, or `None`.
     - `roles`: how the views of a record are dealt, or `None`.
+    - `precision`: in what networks compute.
+    - `accumulate`: in how many parts a batch is worked on.
     """
 
     problem: AbstractProblem
@@ -45,6 +50,8 @@ class State(eqx.Module):
     optimizer: optax.GradientTransformation = eqx.field(static=True)
     ema: AbstractEMA | None
     roles: RandomViews | None
+    precision: Precision = eqx.field(static=True, default="float32")
+    accumulate: int = eqx.field(static=True, default=1)
 
     def __repr__(self) -> str:
         return f"State(after {self.count} steps,\n{self.problem!r})"
@@ -68,6 +75,8 @@ def init(
     gradient_clip: float | None = 1.0,
     ema: AbstractEMA | None = PowerEMA(),
     standardise: bool = True,
+    precision: Precision = "float32",
+    accumulate: int = 1,
 ) -> State:
     """The start of a training run: checks problem and data, takes the units, makes the denoiser where there is none.
 
@@ -78,7 +87,8 @@ def init(
         leading record axis, or a [`stochinv.View`][] with leading (record, views) axes and `roles`.
     - `key`: a PRNG key.
     - `steps`: the length of the default optimiser's schedule.
-    - `roles`, `optimizer`, `gradient_clip`, `ema`, `standardise`: as in [`stochinv.StochasticInverseProblem.fit`][].
+    - `roles`, `optimizer`, `gradient_clip`, `ema`, `standardise`, `precision`, `accumulate`: as in
+        [`stochinv.StochasticInverseProblem.fit`][].
 
     **Returns:**
 
@@ -93,6 +103,7 @@ def init(
     check_training(
         steps=steps, optimizer=optimizer, gradient_clip=gradient_clip, ema=ema, standardise=standardise, roles=roles
     )
+    check_compute(precision, accumulate)
     check_batch(data, roles, problem.forward)
     check_finite("data", data, FILL)
     signal = find_structures(problem, data, roles)
@@ -100,6 +111,7 @@ def init(
     problem = prepare(problem, data, signal, roles, standardise, denoiser_key, probe_key)
     check_closures(problem.denoiser)
     given = {"optimizer": optimizer, "gradient_clip": gradient_clip, "ema": ema, "roles": roles}
+    given |= {"precision": precision, "accumulate": accumulate}
     return start_state(problem, steps=steps, key=train_key, **given)
 
 
@@ -112,6 +124,8 @@ def start_state(
     optimizer: optax.GradientTransformation | None,
     gradient_clip: float | None,
     ema: AbstractEMA | None,
+    precision: Precision,
+    accumulate: int,
 ) -> State:
     """The state of a prepared problem before its first step; the arguments are those of `init`."""
     params = eqx.filter(problem, trained_part(problem))
@@ -131,6 +145,8 @@ def start_state(
         optimizer,
         ema,
         roles,
+        precision,
+        accumulate,
     )
 
 
@@ -143,7 +159,7 @@ def step(state: State, batch: Example | View) -> tuple[State, dict[str, FloatSca
     **Arguments:**
 
     - `state`: the state.
-    - `batch`: records with a leading axis, like the data that `init` saw.
+    - `batch`: records with a leading axis, like the data that `init` saw; as many as `accumulate` divides.
 
     **Returns:**
 
@@ -151,8 +167,13 @@ def step(state: State, batch: Example | View) -> tuple[State, dict[str, FloatSca
     """
     params, rest = eqx.partition(state.problem, trained_part(state.problem))
     key = jr.fold_in(state.key, state.count)
-    loss_of = lambda params: batch_loss(eqx.combine(params, rest), state.roles, batch, key)
-    (loss, parts), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+
+    def loss_of(params, records, keys):
+        problem = eqx.combine(compute_dtype(params, state.precision), rest)
+        return mean_loss(problem, state.roles, records, keys)
+
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, parts), gradient = accumulated(value_and_grad, params, batch, key, state.accumulate)
     count = state.count + 1
 
     def move():
@@ -165,7 +186,7 @@ def step(state: State, batch: Example | View) -> tuple[State, dict[str, FloatSca
     # A branch, and no choice array by array, which would cost a fifth of a perceptron's step.
     moved = jax.lax.cond(finite, move, lambda: (params, state.average, state.optimizer_state))
     problem = eqx.combine(moved[0], rest)
-    after = State(problem, moved[1], moved[2], count, state.key, state.optimizer, state.ema, state.roles)
+    after = dataclasses.replace(state, problem=problem, average=moved[1], optimizer_state=moved[2], count=count)
     return after, {"loss": loss, "finite": finite, **parts}
 
 
@@ -173,13 +194,52 @@ def batch_loss(
     problem: AbstractProblem, roles: RandomViews | None, batch: Example | View, key: Key
 ) -> tuple[FloatScalar, dict[str, FloatScalar]]:
     """The mean loss of records, each with noise and roles of its own, and the means of its parts."""
+    return mean_loss(problem, roles, batch, jr.split(key, count_records(batch)))
+
+
+def mean_loss(
+    problem: AbstractProblem, roles: RandomViews | None, batch: Example | View, keys: Array
+) -> tuple[FloatScalar, dict[str, FloatScalar]]:
+    """`batch_loss` with a key for each record."""
 
     def record_loss(record, key):
         deal_key, loss_key = jr.split(key)
         return problem.loss(deal(record, roles, deal_key), key=loss_key)
 
-    losses, parts = jax.vmap(record_loss)(batch, jr.split(key, jax.tree.leaves(batch)[0].shape[0]))
+    losses, parts = jax.vmap(record_loss)(batch, keys)
     return jnp.mean(losses), jax.tree.map(jnp.mean, parts)
+
+
+def count_records(batch: Example | View) -> int:
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def accumulated(
+    value_and_grad: AnyCallable, params: PyTree, batch: Example | View, key: Key, number: int
+) -> tuple[tuple[FloatScalar, dict[str, FloatScalar]], PyTree]:
+    """The loss of a batch, its parts and the gradient, as means of those of so many parts of the batch, which are
+    worked on one after the other: memory for activations is that of a part."""
+    keys = jr.split(key, count_records(batch))
+    if number == 1:
+        return value_and_grad(params, batch, keys)
+    # Each part is spread over the whole batch, as the batch is over devices.
+    deal_out = lambda x: jnp.swapaxes(x.reshape(x.shape[0] // number, number, *x.shape[1:]), 0, 1)
+    parts = jax.tree.map(deal_out, (batch, keys))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, *first(parts)))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / number, total)
+
+
+def first(records: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0], records)
+
+
+def compute_dtype(params: PyTree, precision: Precision) -> PyTree:
+    """Parameters as networks compute with them; the gradient by those in single precision is the same."""
+    if precision == "float32":
+        return params
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, params)
 
 
 def deal(record: Example | View, roles: RandomViews | None, key: Key) -> Example:

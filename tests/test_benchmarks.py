@@ -41,6 +41,12 @@ def test_samplers(run):
     assert "ExponentialAdams" in printed
 
 
+def test_importing(run):
+    figures, printed = run("importing")
+    assert figures["ratio"] > 0 and "stochinv" in figures["added"]
+    assert "what it stands on" in printed
+
+
 @pytest.mark.slow
 def test_training(run):
     figures, printed = run("training", "--networks", "MLP")

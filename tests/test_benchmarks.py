@@ -48,6 +48,16 @@ def test_importing(run):
 
 
 @pytest.mark.slow
+def test_compiling(run):
+    """No program holds data or keys as constants: other ones of the same shapes compile nothing."""
+    figures, printed = run("compiling")
+    assert [x["cache"] for x in figures] == ["empty", "the same again", "other data"]
+    assert figures[0]["read"] < figures[0]["programs"]
+    assert all(x["read"] == x["programs"] for x in figures[1:])
+    assert "other data" in printed
+
+
+@pytest.mark.slow
 def test_training(run):
     figures, printed = run("training", "--networks", "MLP")
     assert [x["data"] for x in figures["steps"]] == ["arrays", "iterator"]

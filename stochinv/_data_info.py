@@ -115,14 +115,14 @@ class Witness(eqx.Module):
 def witness(forward: AnyCallable, signal: Structure, params: PyTree) -> Witness:
     """The [`stochinv.Witness`][] of a forward model."""
 
-    @jax.jit
-    def measure(params):
+    @eqx.filter_jit
+    def measure(forward, params):
         leaves, treedef = jax.tree.flatten(signal)
         keys = jr.split(jr.key(0), len(leaves))
         drawn = treedef.unflatten([jr.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
         return ravel_pytree(forward(drawn, params))[0]
 
-    values = measure(params)
+    values = measure(forward, params)
     return Witness(params, values[jnp.unique(jnp.linspace(0, values.size - 1, 64).astype(int))])
 
 

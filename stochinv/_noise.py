@@ -15,6 +15,7 @@ baseline:
 """
 
 import abc
+import math
 from typing import Any, ClassVar, cast, final
 
 import equinox as eqx
@@ -22,18 +23,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_instance, is_traced, numbers, shown
 from ._complex import as_parts, from_parts
 from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, Structure, summary
+from ._lazy import is_distribution, numpyro
 from ._noising import scaled_normal
 from ._schedule import NoiseLevel
-
-
-def _is_distribution(x):
-    return isinstance(x, dist.Distribution)
 
 
 class AbstractNoise(eqx.Module):
@@ -185,7 +182,7 @@ class GaussianNoise(AbstractNoise):
         return from_parts(_where_noisy(scales, noisy, parts), clean)
 
     def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
-        log = lambda o, c, n: jnp.sum(dist.Normal(c, n).log_prob(o))
+        log = lambda o, c, n: jnp.sum(-0.5 * ((o - c) / n) ** 2 - jnp.log(n) - 0.5 * math.log(2 * math.pi))
         logs = jax.tree.map(log, as_parts(observation), as_parts(clean), self.gaussian_scale(clean))
         return sum(jax.tree.leaves(logs), jnp.zeros(()))
 
@@ -273,7 +270,7 @@ class NoiseLaw(AbstractNoise):
     every_level: ClassVar[bool] = False
 
     def __check_init__(self):
-        if not callable(self.law) or _is_distribution(self.law):
+        if not callable(self.law) or is_distribution(self.law):
             raise ValueError(f"NoiseLaw: `law` must be a callable to a NumPyro distribution, got {shown(self.law)}.")
 
     @property
@@ -281,7 +278,7 @@ class NoiseLaw(AbstractNoise):
         return False
 
     def _laws(self, clean):
-        return jax.tree.flatten(self.law(clean), is_leaf=_is_distribution)
+        return jax.tree.flatten(self.law(clean), is_leaf=is_distribution)
 
     def sample(self, key: Key, clean: Observation) -> Observation:
         laws, treedef = self._laws(clean)
@@ -321,14 +318,14 @@ class NoiseLaw(AbstractNoise):
             laws, treedef = self._laws(x)
             found.extend(laws)
             return (
-                treedef.unflatten([law.sample(jr.key(0)) for law in laws]) if all(map(_is_distribution, laws)) else None
+                treedef.unflatten([law.sample(jr.key(0)) for law in laws]) if all(map(is_distribution, laws)) else None
             )
 
         try:
             drawn = jax.eval_shape(simulate, clean)
         except Exception as error:
             raise ValueError(f"`noise` fails on a noise-free measurement ({summary(error)}); {remedy}.") from error
-        if not found or not all(map(_is_distribution, found)):
+        if not found or not all(map(is_distribution, found)):
             raise ValueError(f"`noise` returns {found} for a noise-free measurement; {remedy}.")
         shapes = lambda tree: (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
         if shapes(drawn) != shapes(clean):
@@ -338,7 +335,7 @@ class NoiseLaw(AbstractNoise):
             )
 
 
-_COUNTS = NoiseLaw(lambda rates: jax.tree.map(dist.Poisson, rates))
+_COUNTS = NoiseLaw(lambda rates: jax.tree.map(numpyro.distributions.Poisson, rates))
 
 
 def add_noise(noise: AbstractNoise, clean: Observation, *, key: Key, stacked: bool) -> Observation:
@@ -363,7 +360,7 @@ def as_noise(noise: Any) -> AbstractNoise:
         return noise
     if isinstance(noise, type) and issubclass(noise, AbstractNoise):
         check_instance("`noise`", noise, AbstractNoise, "a noise")
-    return NoiseLaw(noise) if callable(noise) or _is_distribution(noise) else GaussianNoise(noise)
+    return NoiseLaw(noise) if callable(noise) else GaussianNoise(noise)
 
 
 def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> Array:

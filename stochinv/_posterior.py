@@ -1,7 +1,7 @@
 r"""The posterior of a signal given its measurements."""
 
 import math
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import diffrax as dfx
 import equinox as eqx
@@ -17,15 +17,20 @@ from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, K
 from ._data_info import check_measurement, describe
 from ._forward.base import measures_stack
 from ._instrument import AbstractInstrument, effective_number
+from ._lazy import LazyModule
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._mode import find_mode
 from ._noise import add_noise
-from ._numpyro import DensityDistribution, SignalDistribution
 from ._pareto import pareto_k
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.base import AbstractSampler, as_sampler
 from ._sampler.importance import ImportanceSampling
 from ._sampling import sample
+
+if TYPE_CHECKING:
+    from . import _numpyro
+else:
+    _numpyro = LazyModule(f"{__package__}._numpyro")
 
 
 @final
@@ -305,10 +310,10 @@ class Posterior(eqx.Module):
                     f"`key` and the options {sorted(options)} are those of `log_prob`, which signals do not have; "
                     'leave them out or take `to_numpyro("observation")`.'
                 )
-            return SignalDistribution(self, jax.eval_shape(lambda: self.sample(jr.key(0))))
+            return _numpyro.SignalDistribution(self, jax.eval_shape(lambda: self.sample(jr.key(0))))
         if key is not None:
             check_key(key)
-        return DensityDistribution((self, key, options), noised.observation_structure(self.params))
+        return _numpyro.DensityDistribution((self, key, options), noised.observation_structure(self.params))
 
 
 @eqx.filter_jit

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast, final
 
 import jax
-import numpyro.distributions as dist
 import optax
 from jaxtyping import PyTree
 
@@ -137,7 +136,7 @@ class StochasticInverseProblem(AbstractProblem):
         batch_size: int | None = None,
         roles: RandomViews | None = None,
         rounds: int | None = None,
-        start: dist.Distribution | AnyCallable | None = None,
+        start: AnyCallable | None = None,
         optimizer: optax.GradientTransformation | None = None,
         gradient_clip: float | None = 1.0,
         ema: AbstractEMA | None = PowerEMA(),

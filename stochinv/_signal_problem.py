@@ -6,6 +6,7 @@ for a signal, `p(c | s)`.
 
 from typing import final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -50,7 +51,7 @@ class SignalProblem(AbstractProblem):
     signal: Structure | None
     data_info: DataInfo | None
     forward: AbstractForwardModel = Identity()
-    noise: AbstractNoise = GaussianNoise(0.0)
+    noise: AbstractNoise = eqx.field(default_factory=GaussianNoise)
 
     @property
     def noised(self) -> AbstractProblem:

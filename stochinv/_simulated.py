@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -21,6 +20,7 @@ from ._complex import as_parts
 from ._custom_types import AnyCallable, Key, Params, Signal, Structure
 from ._data_info import AbstractUnits
 from ._forward.base import AbstractForwardModel
+from ._lazy import is_distribution
 from ._noise import AbstractNoise
 from ._pairs import Pairs, simulate_views
 from ._structure import count_entries
@@ -68,7 +68,7 @@ class Simulated(eqx.Module):
     params: Params
     observed: View | None
 
-    def __init__(self, prior: dist.Distribution | AnyCallable, params: Params = None, *, observed: View | None = None):
+    def __init__(self, prior: AnyCallable, params: Params = None, *, observed: View | None = None):
         self.prior = as_law("Simulated: `prior`", prior)
         if observed is not None:
             check_instance("Simulated: `observed`", observed, View, "a `View(observation, params)`, or None")
@@ -194,13 +194,13 @@ def as_law(name: str, law: Any) -> AnyCallable:
 
     `ValueError` if it is neither a NumPyro distribution nor a callable.
     """
-    if isinstance(law, dist.Distribution):
+    if is_distribution(law):
         return eqx.Partial(draw_from, law)
     check_callable(name, law, "a NumPyro distribution or a callable from a key to a signal")
     return law
 
 
-def draw_from(law: dist.Distribution, key: Key) -> Signal:
+def draw_from(law: Any, key: Key) -> Signal:
     return law.sample(key)
 
 

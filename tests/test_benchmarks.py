@@ -41,6 +41,22 @@ def test_samplers(run):
     assert "ExponentialAdams" in printed
 
 
+def test_importing(run):
+    figures, printed = run("importing")
+    assert figures["ratio"] > 0 and "stochinv" in figures["added"]
+    assert "what it stands on" in printed
+
+
+@pytest.mark.slow
+def test_compiling(run):
+    """No program holds data or keys as constants: other ones of the same shapes compile nothing."""
+    figures, printed = run("compiling")
+    assert [x["cache"] for x in figures] == ["empty", "the same again", "other data"]
+    assert figures[0]["read"] < figures[0]["programs"]
+    assert all(x["read"] == x["programs"] for x in figures[1:])
+    assert "other data" in printed
+
+
 @pytest.mark.slow
 def test_training(run):
     figures, printed = run("training", "--networks", "MLP")

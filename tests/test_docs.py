@@ -30,6 +30,7 @@ PAGES = (
     pytest.param("docs/trust.md", marks=pytest.mark.slow),
     pytest.param("docs/coming-from.md", marks=pytest.mark.slow),
     pytest.param("docs/extending.md", marks=pytest.mark.slow),
+    "docs/performance.md",
     "docs/gallery/inverse-graphics.md",
     "docs/gallery/motion.md",
     pytest.param("docs/gallery/gan-inversion.md", marks=pytest.mark.slow),

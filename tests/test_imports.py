@@ -2,15 +2,30 @@
 
 import ast
 import pathlib
+import pickle
+import subprocess
+import sys
 
 import pytest
 
 import stochinv as si
+from stochinv import _lazy
 
 ROOT = pathlib.Path(si.__file__).parent
 # What a module may import at its top: lower levels only. Within a level, no cycles (checked separately).
 LEVELS = [
-    ["_custom_types", "_checks", "_chunks", "_frozen", "_archive", "_describe", "_structure", "_pareto", "_mixture"],
+    [
+        "_custom_types",
+        "_lazy",
+        "_checks",
+        "_chunks",
+        "_frozen",
+        "_archive",
+        "_describe",
+        "_structure",
+        "_pareto",
+        "_mixture",
+    ],
     ["_view", "_schedule", "_forward.base"],
     ["_complex"],
     [
@@ -40,6 +55,17 @@ LEVELS = [
 ]
 # What no namespace of ready-made parts may be imported by.
 CORE = {"_view", "_schedule", "_noise", "_problem_base", "_forward", "_denoiser", "_objective", "_sampler", "_log_prob"}
+# Half of the time of an import, and needed by some features alone.
+HEAVY = {"numpyro", "orbax", "scipy.special", "scipy.stats", "tqdm.auto", "arviz", "matplotlib", "sklearn", "skimage"}
+AFTER_IMPORT = """
+import sys
+import equinox, diffrax, jax, optax
+before = set(sys.modules)
+import stochinv
+from jax._src import xla_bridge
+print(*sorted(set(sys.modules) - before), sep=",")
+print(xla_bridge.backends_are_initialized())
+"""
 
 
 def module_name(path):
@@ -105,3 +131,28 @@ def test_the_core_imports_no_namespace():
         if name.split(".")[0] in CORE:
             for other in imported(path):
                 assert other.split(".")[0] not in ("forward", "nn", "data", "diagnostics"), f"{name} imports {other}"
+
+
+def test_heavy_packages_wait_and_so_do_devices():
+    """Until a feature needs them. Devices wait for what a user sets of JAX after the import."""
+    options = {"capture_output": True, "text": True, "check": True}
+    loaded, initialised = subprocess.run([sys.executable, "-c", AFTER_IMPORT], **options).stdout.split()
+    assert not HEAVY & set(loaded.split(","))
+    assert initialised == "False"
+
+
+@pytest.mark.parametrize("name", [n for n, x in vars(_lazy).items() if isinstance(x, _lazy.LazyModule)])
+def test_lazy_modules_are_the_modules(name):
+    lazy = getattr(_lazy, name)
+    module = __import__(lazy.__name__, fromlist=["_"])
+    public = next(n for n, x in vars(module).items() if not n.startswith("_") and callable(x))
+    assert getattr(lazy, public) is getattr(module, public)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = lazy.no_such_name
+
+
+def test_distributions_are_told():
+    assert not _lazy.is_distribution(lambda key: key)
+    law = _lazy.numpyro.distributions.Normal(0.0, 1.0)
+    assert _lazy.is_distribution(law)
+    assert _lazy.is_distribution(pickle.loads(pickle.dumps(law)))

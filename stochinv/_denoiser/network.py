@@ -163,7 +163,8 @@ def signal_scale(forward: AnyCallable, signal: Structure, params: PyTree, units:
     stds = [float(x) for x in jax.tree.leaves(units.std)]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal)
     drawn = jax.tree.map(lambda x: jr.normal(jr.key(0), x.shape, x.dtype), signal)
-    vary = jax.jit(lambda: jax.tree.map(lambda a, b: a - b, forward(drawn, params), forward(zeros, params)))()
+    measure = lambda forward, params: jax.tree.map(jnp.subtract, forward(drawn, params), forward(zeros, params))
+    vary = eqx.filter_jit(measure)(forward, params)
     # In standardised units, so that no square is out of range.
     square = [jnp.mean((x / s) ** 2) for x, s in zip(jax.tree.leaves(vary), stds, strict=True)]
     size = math.sqrt(float(sum(square)) / len(square))

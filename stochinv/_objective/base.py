@@ -95,11 +95,12 @@ def left_open(problem: Any, example: Example) -> bool:
     if flat.size > LARGEST_RANK:
         return False
 
-    def measure(flat):
-        parts = [problem.forward(unravel(flat), example.target.params)]
-        if example.context is not None:
-            parts.append(as_multi_view(problem.forward)(unravel(flat), example.context.params))
+    def measure(flat, forward, target, context):
+        parts = [forward(unravel(flat), target.params)]
+        if context is not None:
+            parts.append(as_multi_view(forward)(unravel(flat), context.params))
         return ravel_pytree(parts)[0]
 
-    derivative = jax.jit(jax.jacrev(measure))(jr.normal(jr.key(0), flat.shape, flat.dtype))
+    drawn = jr.normal(jr.key(0), flat.shape, flat.dtype)
+    derivative = eqx.filter_jit(jax.jacrev(measure))(drawn, problem.forward, example.target, example.context)
     return int(jnp.linalg.matrix_rank(derivative, rtol=1e-4)) < flat.size

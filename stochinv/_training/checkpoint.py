@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from .._custom_types import summary
 from .._data_info import same_values
 from .._describe import describe, differences
+from .._lazy import orbax_checkpoint as ocp
 from .state import State
 
 # Of a folder's contents only what has this prefix and a number is ever read, replaced or deleted.

@@ -181,13 +181,11 @@ class Rounds(AbstractRounds):
         self.began = time.perf_counter()
         self.plan = plan
         self._data, self._known, self._begin, self._guess, self._key = records.views, records.signals, begin, guess, key
-        self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         sampler, cost = sampler_of_rounds(problem)
         self._renew = OF_ROUNDS.renew if corrects_rounds(problem) else None
         self._plain = sampler if self._renew is None else ExponentialAdams()
         self._number, self._total = records.unknown, count(records.views)
         self._drawn = min(self._number, max(CHUNK, plan.length * batch_size // cost))
-        self._measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
         self._bank = None
         if problem.data_info.affine and problem.measurement_noise.every_level:
             self._bank = eqx.filter_jit(self._make_bank)(problem, self._data, jr.fold_in(key, 1))
@@ -213,7 +211,7 @@ class Rounds(AbstractRounds):
         everything = jnp.arange(self._number)
         views = self._with_held_out(jax.tree.map(lambda x: x[: self._number], self._data), self._held_out)
         if begin is None and guess is None:
-            first, _ = self._draw(problem, views, None, jr.fold_in(key, 4))
+            first, _ = self._draw(problem, begin, views, None, jr.fold_in(key, 4))
         else:
             first = eqx.filter_jit(self._first)(problem, views, begin, jr.fold_in(key, 0))
         self.kept: Any = Drawn(*self._apart(first), everything, jnp.zeros((), jnp.int32))
@@ -252,7 +250,8 @@ class Rounds(AbstractRounds):
         each = size if problem.data_info.form == "diagonal" else size * min(size, entries)
         most = max(CHUNK, LARGEST_BANK // each)
         order = jr.permutation(order_key, self._total)[:most]
-        views = jax.vmap(self._roles.deal)(take_views(data, order), jr.split(deal_key, order.size))
+        deal = _roles(problem).deal
+        views = jax.vmap(deal)(take_views(data, order), jr.split(deal_key, order.size))
         return in_chunks(lambda view: encode_context(problem, view), views)
 
     def _first(self, problem, data, begin, key):
@@ -260,7 +259,7 @@ class Rounds(AbstractRounds):
         keys = jr.split(key, count(data))
         if self._guess is not None:
             return jax.vmap(self._guess)(keys)
-        one = lambda inputs: first_signal(begin, self._measured, problem.signal, *inputs)
+        one = lambda inputs: first_signal(begin, _measured(problem), problem.signal, *inputs)
         return begin.clip(in_chunks(one, (data, keys)))
 
     def records(self, problem: Any, number: int) -> Example:
@@ -272,8 +271,9 @@ class Rounds(AbstractRounds):
         return self._simulate(problem, self.signals, weights, self._data, self._bank, key)
 
     def _simulate_traced(self, problem, signals, weights, data, bank, key):
+        roles = _roles(problem)
         if bank is None:
-            return Example(encode_records(problem, self._roles(signals, data, key=key)), View(signals, weights), None)
+            return Example(encode_records(problem, roles(signals, data, key=key)), View(signals, weights), None)
         order_key, noise_key = jr.split(key)
         order = jr.permutation(order_key, self._total)
         number = jax.tree.leaves(bank)[0].shape[0]
@@ -281,7 +281,7 @@ class Rounds(AbstractRounds):
 
         def one(inputs):
             signal, encoded, key = inputs
-            view = self._roles.observe(signal, view_of(encoded), key)
+            view = roles.observe(signal, view_of(encoded), key)
             return encode_again(problem, encoded, view)
 
         return Example(in_chunks(one, (signals, bank, jr.split(noise_key, number))), View(signals, weights), None)
@@ -304,7 +304,8 @@ class Rounds(AbstractRounds):
         times, residuals = min(passes * -(-self._number // self._drawn), most), []
         for turn in range(times):
             index = self._order[(self.kept.count + jnp.arange(self._drawn)) % self._number]
-            self.kept, found = self._draw_again(problem, self._data, self.kept, index, jr.fold_in(key, turn))
+            given = (problem, self._begin, self._held_out, self._data, self.kept)
+            self.kept, found = self._draw_again(*given, index, jr.fold_in(key, turn))
             residuals.append(float(found))
         known = self._number if self._informed else int(self.kept.count)
         active = min(max(self._active, times * self._drawn), known, self._number)
@@ -312,7 +313,7 @@ class Rounds(AbstractRounds):
         self.kept = Drawn(self.kept.signals, self.kept.held_out, latest, self.kept.count)
         return [math.sqrt(sum(x**2 for x in residuals) / times)]
 
-    def _draw_again_traced(self, problem, data, kept, index, key):
+    def _draw_again_traced(self, problem, begin, held_out_views, data, kept, index, key):
         present = self._with_held_out(jax.tree.map(lambda x: x[index], kept.signals), kept.held_out)
         if not self._informed:
             # No candidate: an exact network would weigh it like any other.
@@ -320,14 +321,15 @@ class Rounds(AbstractRounds):
             present = jax.vmap(lambda guessed, x: jax.tree.map(lambda x: jnp.where(guessed, jnp.nan, x), x))(
                 guessed, present
             )
-        views = self._with_held_out(take_views(data, index), self._held_out)
-        drawn, residual = self._draw_traced(problem, views, present, key)
+        views = self._with_held_out(take_views(data, index), held_out_views)
+        drawn, residual = self._draw_traced(problem, begin, views, present, key)
         drawn, held_out = self._apart(drawn)
         signals = jax.tree.map(lambda x, new: x.at[index].set(new), kept.signals, drawn)
         return Drawn(signals, held_out, kept.latest, kept.count + index.size), residual
 
-    def _draw_traced(self, problem, views, present, key):
+    def _draw_traced(self, problem, begin, views, present, key):
         """Signals of records given their views, where their present signals are known candidates among others."""
+        measured = _measured(problem)
 
         def one(inputs):
             view, present, key = inputs
@@ -336,11 +338,20 @@ class Rounds(AbstractRounds):
             if present is None or self._renew is None:
                 present = self._plain(problem, context, None, key=start_key).signal
             signal = present if self._renew is None else self._renew(problem, context, present, key)
-            return signal, residual(problem, self._measured, signal, view_of(context))
+            return signal, residual(problem, measured, signal, view_of(context))
 
         drawn, (squares, counts) = in_chunks(one, (views, present, jr.split(key, count(views))))
-        drawn = drawn if self._begin is None else self._begin.clip(drawn)
+        drawn = drawn if begin is None else begin.clip(drawn)
         return drawn, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
+
+
+# Made where a program is traced, of a problem that is its argument: constants of the data would be compiled into it.
+def _roles(problem):
+    return SimulatedContext(problem.measure, problem.measurement_noise)
+
+
+def _measured(problem):
+    return Measured(problem.measure, problem.measurement_noise, context_units(problem))
 
 
 def weigh(problem: SignalProblem, data: View, known: Bool[Array, " records"]) -> Float[Array, "records n"]:

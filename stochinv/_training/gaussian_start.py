@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._chunks import in_chunks
-from .._custom_types import AnyCallable, Key, Signal, Structure
+from .._custom_types import AnyCallable, FloatScalarLike, Key, Signal, Structure
 from .._data_info import AbstractUnits, Units, standardise_view
 from .._denoiser.evidence import LEAST_NOISE, Form, Measured, as_rows
 from .._denoiser.least_squares import levenberg_marquardt
@@ -171,16 +171,17 @@ def gaussian_of_data(
     most = number if few else max(256, LARGEST_EVIDENCE // flat.size)
     if form == "dense" and not few:
         most = max(ENOUGH_RECORDS, ENOUGH_EVIDENCE // (flat.size * min(entries, flat.size)))
-    sketch = lambda z: unravel(scale * z)
 
-    def evidence(inputs):
-        view, known, exact = inputs
-        precision, shift = measured.precision(sketch, flat, view)
-        sure = jnp.eye(flat.size, dtype=flat.dtype) / LEAST_NOISE**2
-        return jnp.where(exact, sure, precision), jnp.where(exact, sure @ known, shift)
+    @eqx.filter_jit
+    def find(measured, scale, data, signals, key):
+        sketch = lambda z: unravel(scale * z)
 
-    @jax.jit
-    def find(data, signals, key):
+        def evidence(inputs):
+            view, known, exact = inputs
+            precision, shift = measured.precision(sketch, flat, view)
+            sure = jnp.eye(flat.size, dtype=flat.dtype) / LEAST_NOISE**2
+            return jnp.where(exact, sure, precision), jnp.where(exact, sure @ known, shift)
+
         chosen = jr.permutation(key, number)[: min(most, number)]
         views = standardise_view(measured.units, jax.tree.map(lambda x: x[chosen], data))
         if form == "diagonal":
@@ -198,7 +199,8 @@ def gaussian_of_data(
         precision, shift = in_chunks(evidence, (views, known[chosen], chosen >= unknown))
         return best_gaussian(precision, shift, GAUSSIAN_ROUNDS)
 
-    return jax.jit(whitening)(*find(data, records.signals, key), scale)
+    size = jnp.asarray(scale)
+    return jax.jit(whitening)(*find(measured, size, data, records.signals, key), size)
 
 
 def mixture_of_data(
@@ -211,12 +213,12 @@ def mixture_of_data(
     """
     index = jnp.arange(count(records.views)) - records.unknown
 
-    @jax.jit
-    def find(data, signals):
+    @eqx.filter_jit
+    def find(measured, gaussian, data, signals):
         views = standardise_view(measured.units, data)
         return records_as_rows(measured, gaussian, signal, views, signals, index)
 
-    rows, rest = find(records.views, records.signals)
+    rows, rest = find(measured, gaussian, records.views, records.signals)
     return best_mixture(rows, rest, key)
 
 
@@ -276,15 +278,19 @@ def _range(measured: Measured, signal: Structure, scale: float, data: View) -> t
     """The smallest and the largest values that were measured of each leaf's entries; infinite where none was."""
     flat, unravel = zeros_of(signal)
 
-    def one(view):
-        view = standardise_view(measured.units, view)
-        evidence = measured.diagonal(lambda z: unravel(scale * z), flat, view)
-        seen = evidence.values > 0
-        value = scale * evidence.shift / jnp.where(seen, evidence.values, 1)
-        ends = ((jnp.min, jnp.where(seen, value, jnp.inf)), (jnp.max, jnp.where(seen, value, -jnp.inf)))
-        return tuple(jax.tree.map(end, unravel(x)) for end, x in ends)
+    @eqx.filter_jit
+    def find(measured, scale, data):
+        def one(view):
+            view = standardise_view(measured.units, view)
+            evidence = measured.diagonal(lambda z: unravel(scale * z), flat, view)
+            seen = evidence.values > 0
+            value = scale * evidence.shift / jnp.where(seen, evidence.values, 1)
+            ends = ((jnp.min, jnp.where(seen, value, jnp.inf)), (jnp.max, jnp.where(seen, value, -jnp.inf)))
+            return tuple(jax.tree.map(end, unravel(x)) for end, x in ends)
 
-    lowest, highest = jax.jit(lambda data: in_chunks(one, data))(data)
+        return in_chunks(one, data)
+
+    lowest, highest = find(measured, jnp.asarray(scale), data)
     lowest, highest = jax.tree.map(jnp.min, lowest), jax.tree.map(jnp.max, highest)
     # Of a leaf that was never measured both are infinite, the wrong way round.
     return jax.tree.map(jnp.minimum, lowest, highest), jax.tree.map(jnp.maximum, lowest, highest)
@@ -297,8 +303,8 @@ def _single_entries(measured: Measured, signal: Structure, scale: float, data: V
     """
     flat, unravel = zeros_of(signal)
 
-    @jax.jit
-    def look(views, key):
+    @eqx.filter_jit
+    def look(measured, scale, views, key):
         misfit = measured.misfit(lambda z: unravel(scale * z), standardise_view(measured.units, views))
         _, linear = jax.linearize(misfit, flat)
         transpose = jax.linear_transpose(linear, flat)
@@ -308,7 +314,7 @@ def _single_entries(measured: Measured, signal: Structure, scale: float, data: V
 
     keys = jr.split(key, 2)
     most = jnp.argsort(-jnp.sum(jax.vmap(view_mask)(data), 1))[: len(keys)]
-    return bool(jnp.all(jax.lax.map(lambda x: look(*x), (take_views(data, most), keys))))
+    return bool(jnp.all(jax.lax.map(lambda x: look(measured, jnp.asarray(scale), *x), (take_views(data, most), keys))))
 
 
 def _has_several_answers(measured: Measured, gaussian: Whitening, signal: Structure, data: View, key: Key) -> bool:
@@ -319,8 +325,7 @@ def _has_several_answers(measured: Measured, gaussian: Whitening, signal: Struct
     if measured.noise.std(first) is None:
         return False
 
-    def several(inputs):
-        view, key = inputs
+    def several(measured, gaussian, view, key):
         view = standardise_view(measured.units, view)
         misfit = lambda z: jnp.ravel(measured.misfit(lambda z: gaussian.destandardise(unravel(z)), view)(z))
         starts = jnp.concatenate([flat[None], 2 * jr.normal(key, (OTHER_STARTS, flat.size), flat.dtype)])
@@ -332,7 +337,12 @@ def _has_several_answers(measured: Measured, gaussian: Whitening, signal: Struct
 
     number = min(MOST_ASKED, count(data))
     few = jax.tree.map(lambda x: x[:number], data)
-    found = eqx.filter_jit(lambda few, keys: in_chunks(several, (few, keys), CHUNK_ASKED))(few, jr.split(key, number))
+
+    @eqx.filter_jit
+    def ask(measured, gaussian, few, keys):
+        return in_chunks(lambda x: several(measured, gaussian, *x), (few, keys), CHUNK_ASKED)
+
+    found = ask(measured, gaussian, few, jr.split(key, number))
     return bool(jnp.mean(found) > SHARE_OF_SEVERAL)
 
 
@@ -346,7 +356,7 @@ def _scalar_units(gaussian: Whitening, signal: Structure) -> Units:
     return Units(mean, jax.tree.map(jnp.sqrt, variance))
 
 
-def _scaled(signal: Structure, scale: float) -> Units:
+def _scaled(signal: Structure, scale: FloatScalarLike) -> Units:
     """Signals in units of a number."""
     leaves = jax.tree.map(lambda x: jnp.zeros((), x.dtype), signal)
     return Units(leaves, jax.tree.map(lambda x: x + scale, leaves))

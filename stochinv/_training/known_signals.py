@@ -72,7 +72,6 @@ class KnownSignals(AbstractRounds):
         self.plan = plan
         self._pairs, self._source, self._key = Pairs(records.signals, records.views), records.source, key
         self._held_out = held_out
-        self._roles = SimulatedContext(problem.measure, problem.measurement_noise)
         self._simulate = eqx.filter_jit(self._simulate_traced)
         # Where signals are drawn: all else follows from the key.
         self.kept: Region | None = None
@@ -93,7 +92,8 @@ class KnownSignals(AbstractRounds):
     def _simulate_traced(self, problem, pairs, source, region, key):
         pairs_key, roles_key = jr.split(key)
         pairs = pairs if source is None else source(pairs_key, region)
-        views = self._roles(pairs.signal, pairs.view, key=roles_key)
+        roles = SimulatedContext(problem.measure, problem.measurement_noise)
+        views = roles(pairs.signal, pairs.view, key=roles_key)
         return Example(encode_records(problem, views), View(pairs.signal), None)
 
     def draw(self, problem: Any, number: int, *, last: bool) -> list[float]:

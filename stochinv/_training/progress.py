@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from tqdm.auto import tqdm
+from .._lazy import tqdm_auto
 
 # Seconds between two lines where no bar can be drawn.
 LINE_EVERY = 30.0
@@ -28,7 +28,7 @@ class Bar:
     """A progress bar with the loss and the rate."""
 
     def __init__(self, total: int, done: int):
-        self._bar: Any = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, desc="compiling")
+        self._bar: Any = tqdm_auto.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, desc="compiling")
         self._rounds: dict[str, Any] = {}
 
     def compiled(self):

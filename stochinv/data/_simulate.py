@@ -10,9 +10,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from numpyro import handlers
 
 from .._custom_types import AnyCallable, Key
+from .._lazy import numpyro
 from .._view import Example, View
 
 
@@ -49,7 +49,7 @@ def simulate(
 @eqx.filter_jit
 def _simulate(model, model_args, keys):
     def draw(key):
-        with handlers.trace() as trace, handlers.seed(rng_seed=key):
+        with numpyro.handlers.trace() as trace, numpyro.handlers.seed(rng_seed=key):
             record = model(*model_args)
         _check_record(record)
         return jax.tree.map(jnp.asarray, (record, _unobserved(trace)))

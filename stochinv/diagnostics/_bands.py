@@ -13,8 +13,9 @@ section 2 and algorithm 2). Ties in `γ_sample` go in favour of uniformity.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
 from jaxtyping import Float, Int
+
+from .._lazy import scipy_special
 
 
 class Band(NamedTuple):
@@ -63,5 +64,5 @@ def uniform_band(
 def binomial_cdf(number: int, probabilities: Float[np.ndarray, " points"]) -> Float[np.ndarray, "points counts"]:
     """`P(B ≤ b)` for all `b = 0 … number`, by the incomplete beta function."""
     below = np.arange(number)
-    cumulative = scipy.special.betaincc(below + 1, number - below, probabilities[:, None])
+    cumulative = scipy_special.betaincc(below + 1, number - below, probabilities[:, None])
     return np.concatenate([cumulative, np.ones((len(probabilities), 1))], 1)

@@ -11,15 +11,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 from jaxtyping import PyTree
-from numpyro import handlers
-from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-from numpyro.infer import MCMC, NUTS
 
 from .._custom_types import AnyCallable, Context, Key, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
+from .._lazy import is_distribution, numpyro
 from .._noise import AbstractNoise, as_noise
 from .._view import View, structure, take_views, view_mask
 
@@ -104,8 +100,8 @@ def reference_posterior(
     _check_run(context, num_samples, num_warmup, num_chains)
     context = jax.tree.map(jnp.asarray, context)
     draw_signal, measured = _as_model(prior), as_likelihood(noise, context)
-    mcmc = MCMC(
-        NUTS(_posterior_model(draw_signal, as_forward_model(forward), measured, context), **options),
+    mcmc = numpyro.infer.MCMC(
+        numpyro.infer.NUTS(_posterior_model(draw_signal, as_forward_model(forward), measured, context), **options),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
@@ -113,7 +109,7 @@ def reference_posterior(
         progress_bar=False,
     )
     mcmc.run(key, extra_fields=("diverging",))
-    with handlers.seed(rng_seed=0), handlers.trace():
+    with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace():
         treedef = jax.tree.structure(draw_signal())
     draws = mcmc.get_samples(group_by_chain=True)
     chains = treedef.unflatten([draws[f"_leaf_{number}"] for number in range(treedef.num_leaves)])
@@ -138,7 +134,7 @@ def _check_run(context, num_samples, num_warmup, num_chains):
 
 def _as_model(prior):
     """The prior as a NumPyro model."""
-    return (lambda: numpyro.sample("signal", prior)) if isinstance(prior, dist.Distribution) else prior
+    return (lambda: numpyro.sample("signal", prior)) if is_distribution(prior) else prior
 
 
 def _posterior_model(draw_signal, forward, measured, context):
@@ -179,14 +175,14 @@ def _r_hat(x):
     x = np.asarray(x, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         # Entries that never vary are known, not stuck.
-        return np.where(np.ptp(x, (0, 1)) == 0, 1.0, split_gelman_rubin(x))
+        return np.where(np.ptp(x, (0, 1)) == 0, 1.0, numpyro.diagnostics.split_gelman_rubin(x))
 
 
 def _ess(x):
     x = np.asarray(x, np.float64)
     half = x.shape[1] // 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = effective_sample_size(np.concatenate([x[:, :half], x[:, -half:]]))
+        size = numpyro.diagnostics.effective_sample_size(np.concatenate([x[:, :half], x[:, -half:]]))
     return np.where(np.ptp(x, (0, 1)) == 0, float(x.shape[0] * x.shape[1]), size)
 
 

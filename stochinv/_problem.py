@@ -28,14 +28,15 @@ from ._sampler.base import AbstractSampler, Sample
 from ._sampling import sample, sample_many
 from ._save import save
 from ._schedule import AbstractNoiseSchedule, CosineSchedule, as_schedule
-from ._simulated import Simulated, holds_signals
-from ._space import AbstractSpace, MeasurementSpace, SignalSpace, as_space
+from ._simulated import Simulated
+from ._space import AbstractSpace, as_space, choose_space
+from ._tracker import Tracker
 from ._training.ema import AbstractEMA, PowerEMA
 from ._training.history import Progress
 from ._training.loop import Options, train
 from ._training.plan import BATCH_SIZE
 from ._training.signals import train_signals
-from ._view import Example, RandomViews, View, as_signal, is_view
+from ._view import Example, RandomViews, View, as_signal
 
 
 @final
@@ -147,6 +148,8 @@ class StochasticInverseProblem(AbstractProblem):
         resume: bool = True,
         callbacks: Sequence[Callable[[Progress], Any]] = (),
         log_every: int = 50,
+        tracker: Tracker | None = None,
+        profile: tuple[int, int] | None = None,
         progress: bool | None = None,
         sharding: jax.sharding.NamedSharding | None = None,
     ) -> Fit:
@@ -192,6 +195,11 @@ class StochasticInverseProblem(AbstractProblem):
         - `callbacks`: called with a [`stochinv.Progress`][] every `log_every` steps; one that returns `True` ends
             training.
         - `log_every`: the number of steps between looks at the loss (each waits for the device).
+        - `tracker`: a [`stochinv.trackers.Tracker`][], which is told the configuration; every `log_every` steps the
+            loss, its parts and the speed; and what validation and rounds find. One that fails is left alone, after a
+            warning.
+        - `profile`: a pair `(start, steps)`: after `start` steps JAX's profiler traces so many, into the folder
+            `profile` in that of `checkpoint`, for TensorBoard's profile plug-in or XProf.
         - `progress`: whether to show a progress bar; by default in terminals and notebooks, with a line on standard
             error every half minute elsewhere.
         - `sharding`: how a batch's record axis is laid out over devices; parameters are replicated.
@@ -219,6 +227,8 @@ class StochasticInverseProblem(AbstractProblem):
             resume=resume,
             callbacks=callbacks,
             log_every=log_every,
+            tracker=tracker,
+            profile=profile,
             progress=progress,
             sharding=sharding,
         )
@@ -353,31 +363,6 @@ class StochasticInverseProblem(AbstractProblem):
         - `path`: the file; an existing one is replaced in one step.
         """
         save(self, path)
-
-
-def choose_space(space: AbstractSpace | None, data: Any, known: Any, roles: Any) -> AbstractSpace:
-    """The space of a fit: as given, or by the data.
-
-    **Raises:**
-
-    `ValueError` if the data are not those of the space that was given.
-    """
-    signals = (is_view(data) and roles is None) or holds_signals(data)
-    if holds_signals(data) and roles is not None:
-        raise ValueError(f"`roles` is for measurements alone, but `data` is a {type(data).__name__}; leave it out.")
-    if space is not None and space.of_signals and not signals:
-        raise ValueError(
-            "`space` is `SignalSpace()`, whose `data` must be a `View` with leading (record, views) axes, without "
-            "`roles`, or `Pairs` or `Simulated`; give such, or `MeasurementSpace()`."
-        )
-    if space is None:
-        space = SignalSpace() if signals else MeasurementSpace()
-    if not space.of_signals and (known is not None or holds_signals(data)):
-        raise ValueError(
-            "Known signals are learned from in signal space alone, but the problem is in measurement space; leave out "
-            "`roles` and `space`, or the signals."
-        )
-    return space
 
 
 def refuse_rounds(**given: Any):

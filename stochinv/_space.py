@@ -18,6 +18,8 @@ from ._objective.denoising import DenoisingError
 from ._problem_base import AbstractProblem
 from ._sampling import is_large
 from ._signal_problem import SignalProblem
+from ._simulated import holds_signals
+from ._view import is_view
 
 
 class AbstractSpace(eqx.Module):
@@ -94,3 +96,28 @@ def as_space(space: Any) -> AbstractSpace | None:
         return None
     check_instance("`space`", space, AbstractSpace, "`SignalSpace()`, `MeasurementSpace()` or None")
     return plain(space)
+
+
+def choose_space(space: AbstractSpace | None, data: Any, known: Any, roles: Any) -> AbstractSpace:
+    """The space of a fit: as given, or by the data.
+
+    **Raises:**
+
+    `ValueError` if the data are not those of the space that was given.
+    """
+    signals = (is_view(data) and roles is None) or holds_signals(data)
+    if holds_signals(data) and roles is not None:
+        raise ValueError(f"`roles` is for measurements alone, but `data` is a {type(data).__name__}; leave it out.")
+    if space is not None and space.of_signals and not signals:
+        raise ValueError(
+            "`space` is `SignalSpace()`, whose `data` must be a `View` with leading (record, views) axes, without "
+            "`roles`, or `Pairs` or `Simulated`; give such, or `MeasurementSpace()`."
+        )
+    if space is None:
+        space = SignalSpace() if signals else MeasurementSpace()
+    if not space.of_signals and (known is not None or holds_signals(data)):
+        raise ValueError(
+            "Known signals are learned from in signal space alone, but the problem is in measurement space; leave out "
+            "`roles` and `space`, or the signals."
+        )
+    return space

@@ -80,6 +80,11 @@ class IterableBatches:
 
     records = None
 
+    @property
+    def batch_size(self) -> int:
+        """The number of records in a batch."""
+        return jax.tree.leaves(self._first)[0].shape[0]
+
     def seen(self) -> Any:
         """The records from which units and structures are taken: the first batch, as it is, which is not used up."""
         try:

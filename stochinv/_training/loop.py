@@ -20,6 +20,7 @@ from .._checks import check_key
 from .._custom_types import Key
 from .._data_info import check_structure
 from .._problem_base import AbstractProblem
+from .._tracker import Tracker
 from .._view import Example, RandomViews, View, structure
 from .batches import ArrayBatches, IterableBatches, as_batches, warn_exhausted
 from .checkpoint import Checkpoints
@@ -32,6 +33,7 @@ from .known_signals import AbstractRounds
 from .plan import BATCH_SIZE, jump
 from .progress import make_progress
 from .state import State, batch_loss, init, moving_part, step
+from .tracking import Profiler, Tracking, configuration_of
 from .watch import Watch, lost_track
 
 
@@ -50,6 +52,8 @@ class Options:
     resume: bool
     callbacks: Sequence[Callable[[Progress], Any]]
     log_every: int
+    tracker: Tracker | None
+    profile: tuple[int, int] | None
     progress: bool | None
     sharding: jax.sharding.NamedSharding | None
 
@@ -87,20 +91,7 @@ def train(
 
 def check_options(options: Options):
     """Whether the options that the loop reads are of their kinds and in their ranges."""
-    check_loop(
-        integers={
-            "batch_size": BATCH_SIZE if options.batch_size is None else options.batch_size,
-            "validation_every": options.validation_every,
-            "checkpoint_every": options.checkpoint_every,
-            "log_every": options.log_every,
-        },
-        seconds=options.seconds,
-        checkpoint=options.checkpoint,
-        resume=options.resume,
-        callbacks=options.callbacks,
-        progress=options.progress,
-        sharding=options.sharding,
-    )
+    check_loop(options, BATCH_SIZE if options.batch_size is None else options.batch_size)
 
 
 def seed_of(key: Key) -> tuple[int, ...]:
@@ -151,6 +142,9 @@ class Run:
             self._checkpoints = Checkpoints(options.checkpoint, configuration | {"data": batches.described()}, state)
             self._resume(self._checkpoints)
         self._seconds_before = self._history.seconds
+        told = lambda: configuration_of(public(state.problem), state, options, configuration, batches.batch_size)
+        self._tracking = Tracking(options.tracker, told, self._history, self._step)
+        self._profiler = Profiler(options.profile, options.checkpoint)
 
     def _resume(self, checkpoints: Checkpoints):
         if not self._options.resume:
@@ -207,6 +201,7 @@ class Run:
             with interruptible() as interrupted:
                 self._loop(bar, interrupted)
                 self._finish(interrupted.is_set() and self._step < self._total)
+                self._tracking.end(self._step)
         except _NotFinite:
             raise
         except BaseException as error:
@@ -214,6 +209,7 @@ class Run:
             raise
         finally:
             bar.close()
+            self._profiler.close()
             if self._checkpoints is not None:
                 self._checkpoints.close()
         return self._public(self._trained()), self._history
@@ -228,7 +224,9 @@ class Run:
                 warn_exhausted(self._step, self._total)
                 break
             before = time.perf_counter()
-            self._moving, metrics = self._advance(self._moving, self._fixed, batch, self._records)
+            self._moving, metrics = self._profiler.step(
+                self._step, self._advance, self._moving, self._fixed, batch, self._records
+            )
             self._pending.append((metrics["loss"], metrics["finite"], metrics["data"]))
             self._step += 1
             if self._step == first + 1:
@@ -267,6 +265,7 @@ class Run:
                 position = there
             self._history.residual.extend(rounds.draw(trained, position // plan.length, last=position >= plan.last))
             bar.drawing(False)
+            self._tracking.round(self._step)
         records = rounds.records(self._state(self._moving, self._fixed).problem, position // plan.length)
         self._records = records if self._sharding is None else jax.device_put(records, self._replicated())
         self._steps_began = time.perf_counter()
@@ -311,11 +310,12 @@ class Run:
         """Reads the losses, tells them to those who wait for them; whether one of these ends training."""
         loss = self._flush()
         bar.loss(self._step, loss)
-        if not self._options.callbacks:
+        callbacks = [*self._tracking.callbacks, *self._options.callbacks]
+        if not callbacks:
             return False
         parts = {name: float(x) for name, x in metrics.items() if name not in ("loss", "finite", "data")}
         progress = Progress(self._step, loss, parts, self._history, lambda: self._public(self._trained()))
-        return any([bool(callback(progress)) for callback in self._options.callbacks])
+        return any([bool(callback(progress)) for callback in callbacks])
 
     def _flush(self) -> float:
         """Reads the losses since the last look, and stops on a step that was not finite."""

@@ -285,7 +285,8 @@ def test_wandb_begins_a_run(offline, tmp_path):
     history = fit(tracker, log_every=3).history
     tracker.log_figure("draws", Figure(), 6)
     assert tracker.run.config["parameters"] == 12 and tracker.run.step == 6
-    assert tracker.run.summary["seconds"] == history.seconds
+    # The row of the last step is open until the run ends.
+    np.testing.assert_allclose(tracker.run.summary["loss"], np.mean(history.loss[:3]))
     tracker.run.finish()
     assert wandb.run is None and list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 

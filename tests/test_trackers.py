@@ -124,9 +124,11 @@ def test_the_batch_size_of_an_iterable_is_that_of_its_batches():
     assert tracker.params["batch_size"] == 5
 
 
-def test_a_run_in_signal_space(short_rounds):
+def test_a_run_in_signal_space_that_goes_on(short_rounds, tmp_path):
     tracker = Recorder()
-    history = fit_signals(tracker).history
+    fit_signals(tracker, checkpoint=tmp_path, callbacks=[lambda progress: progress.step == 8])
+    assert tracker.steps("seconds") == [8] and tracker.steps("residual") == [6]
+    history = fit_signals(tracker, checkpoint=tmp_path).history
     assert tracker.params["space"] == "SignalSpace()" and tracker.params["parameters"] > 0
     # Three rounds of 6 steps and one of 12, unless held-out records end them before.
     assert tracker.params["steps"] == 30

@@ -29,6 +29,7 @@ from ._save import save
 from ._schedule import AbstractNoiseSchedule, CosineSchedule, as_schedule
 from ._simulated import Simulated
 from ._space import AbstractSpace, as_space, choose_space
+from ._tracker import Tracker
 from ._training.checks import default_validation, refuse_rounds
 from ._training.ema import AbstractEMA, PowerEMA
 from ._training.history import Progress
@@ -148,6 +149,8 @@ class StochasticInverseProblem(AbstractProblem):
         resume: bool = True,
         callbacks: Sequence[Callable[[Progress], Any]] = (),
         log_every: int = 50,
+        tracker: Tracker | None = None,
+        profile: tuple[int, int] | None = None,
         progress: bool | None = None,
         sharding: Literal["data", "fsdp"] | jax.sharding.Mesh | jax.sharding.NamedSharding | None = None,
         precision: Literal["float32", "bf16"] = "float32",
@@ -195,6 +198,11 @@ class StochasticInverseProblem(AbstractProblem):
         - `callbacks`: called with a [`stochinv.Progress`][] every `log_every` steps; one that returns `True` ends
             training.
         - `log_every`: the number of steps between looks at the loss (each waits for the device).
+        - `tracker`: a [`stochinv.trackers.Tracker`][], which is told the configuration; every `log_every` steps the
+            loss, its parts and the speed; and what validation and rounds find. One that fails is left alone, after a
+            warning.
+        - `profile`: a pair `(start, steps)`: after `start` steps JAX's profiler traces so many, into the folder
+            `profile` in that of `checkpoint`, for TensorBoard's profile plug-in or XProf.
         - `progress`: whether to show a progress bar; by default in terminals and notebooks, with a line on standard
             error every half minute elsewhere.
         - `sharding`: over which devices training is laid out: `"data"` deals batches, and all that is drawn, to all
@@ -229,6 +237,8 @@ class StochasticInverseProblem(AbstractProblem):
             resume=resume,
             callbacks=callbacks,
             log_every=log_every,
+            tracker=tracker,
+            profile=profile,
             progress=progress,
             layout=as_layout(sharding),
             precision=precision,

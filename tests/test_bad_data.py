@@ -179,6 +179,8 @@ WRONG = {
     "optimizer": (1e-3, "adam", optax.adam, optax.GradientTransformation),
     "ema": (0.999, "power", si.PowerEMA),
     "callbacks": (print, ["a"], None, {}),
+    "tracker": ("run.csv", print, si.trackers.CSVTracker),
+    "profile": (10, (10,), (-1, 5), (10, 0), (1.5, 5), True, "10", (0, 1)),
     "progress": ("yes", 1),
     "sharding": (0, "data"),
     "checkpoint": ("", 3, __file__, __file__ + "/folder"),

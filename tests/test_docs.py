@@ -41,6 +41,7 @@ NAMESPACES = {
     "stochinv.nn": si.nn,
     "stochinv.diagnostics": si.diagnostics,
     "stochinv.data": si.data,
+    "stochinv.trackers": si.trackers,
 }
 NAMES = [
     f"{prefix}.{name}"

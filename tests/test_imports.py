@@ -26,6 +26,7 @@ LEVELS = [
         "_pareto",
         "_mixture",
     ],
+    ["_tracker"],
     ["_view", "_schedule", "_forward.base"],
     ["_complex"],
     [
@@ -50,11 +51,12 @@ LEVELS = [
     ["_check", "_fit"],
     ["_problem"],
     ["_load"],
-    ["data", "diagnostics"],
+    ["data", "diagnostics", "trackers"],
     [""],
 ]
 # What no namespace of ready-made parts may be imported by.
 CORE = {"_view", "_schedule", "_noise", "_problem_base", "_forward", "_denoiser", "_objective", "_sampler", "_log_prob"}
+NAMESPACES = {"forward", "nn", "data", "diagnostics", "trackers"}
 # Half of the time of an import, and needed by some features alone.
 HEAVY = {"numpyro", "orbax", "scipy.special", "scipy.stats", "tqdm.auto", "arviz", "matplotlib", "sklearn", "skimage"}
 AFTER_IMPORT = """
@@ -130,7 +132,7 @@ def test_the_core_imports_no_namespace():
         name = module_name(path)
         if name.split(".")[0] in CORE:
             for other in imported(path):
-                assert other.split(".")[0] not in ("forward", "nn", "data", "diagnostics"), f"{name} imports {other}"
+                assert other.split(".")[0] not in NAMESPACES, f"{name} imports {other}"
 
 
 def test_heavy_packages_wait_and_so_do_devices():

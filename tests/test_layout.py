@@ -43,7 +43,7 @@ def run(script, devices, *arguments, wait=True):
     """Runs a script in a process of its own with so many devices."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        # Devices that wait for each other each keep threads of one pool, which has one for each core or device by itself.
+        # Devices that wait for each other keep threads of one pool, which by itself has one for each.
         "NPROC": "64",
         "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
     }

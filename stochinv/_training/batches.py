@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 
 from .._checks import check_arrays
+from .._custom_types import Key
 from .._data_info import describe
 from .._view import Example, View, structure
 
@@ -79,6 +81,11 @@ class IterableBatches:
         self._initial_state = self._get_state()
 
     records = None
+
+    @property
+    def batch_size(self) -> int:
+        """The number of records in a batch."""
+        return jax.tree.leaves(self._first)[0].shape[0]
 
     def seen(self) -> Any:
         """The records from which units and structures are taken: the first batch, as it is, which is not used up."""
@@ -153,6 +160,12 @@ class IterableBatches:
 def as_batches(data: Any, batch_size: int, seed: tuple[int, ...]) -> ArrayBatches | IterableBatches:
     """The batches of the data of a `fit`: of arrays in memory, or those that an iterable yields."""
     return ArrayBatches(data, batch_size, seed) if isinstance(data, Example | View) else IterableBatches(data)
+
+
+def seed_of(key: Key) -> tuple[int, ...]:
+    """The words of a key, as a seed for NumPy."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return tuple(int(x) for x in np.ravel(jr.key_data(key) if typed else key))
 
 
 def checksum(tree: Any) -> int:

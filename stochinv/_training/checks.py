@@ -28,6 +28,7 @@ from .._checks import (
 from .._custom_types import Structure
 from .._data_info import describe
 from .._forward.base import AbstractForwardModel, measures_stack
+from .._tracker import Tracker
 from .._view import Example, RandomViews, View, is_view, structure
 from .ema import AbstractEMA
 
@@ -64,25 +65,40 @@ def check_compute(precision: Any, accumulate: Any, batch_size: int | None = None
         )
 
 
-def check_loop(
-    *,
-    integers: dict[str, Any],
-    seconds: Any,
-    checkpoint: Any,
-    resume: Any,
-    callbacks: Any,
-    progress: Any,
-):
+def check_loop(options: Any, batch_size: Any):
     """Whether the options of a `fit` that its loop reads are of their kinds and in their ranges."""
-    for name, value in integers.items():
-        check_integer(f"`{name}`", value)
-    if seconds is not None:
-        check_number("`seconds`", seconds, "a positive number, or None for no limit", lambda x: x > 0, arrays=False)
-    check_folder(checkpoint)
-    check_flag("`resume`", resume)
-    check_flag("`progress`", progress, none=True)
-    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
-        raise ValueError(f"`callbacks` must be a list of callables, got {shown(callbacks)}.")
+    check_integer("`batch_size`", batch_size)
+    check_integer("`validation_every`", options.validation_every)
+    check_integer("`checkpoint_every`", options.checkpoint_every)
+    check_integer("`log_every`", options.log_every)
+    if options.seconds is not None:
+        wanted = "a positive number, or None for no limit"
+        check_number("`seconds`", options.seconds, wanted, lambda x: x > 0, arrays=False)
+    check_folder(options.checkpoint)
+    check_flag("`resume`", options.resume)
+    check_flag("`progress`", options.progress, none=True)
+    if not isinstance(options.callbacks, list | tuple) or not all(map(callable, options.callbacks)):
+        raise ValueError(f"`callbacks` must be a list of callables, got {shown(options.callbacks)}.")
+    if options.tracker is not None:
+        wanted = "a `stochinv.trackers.Tracker` such as `CSVTracker('run.csv')`, or None"
+        check_instance("`tracker`", options.tracker, Tracker, wanted)
+    check_profile(options.profile, options.checkpoint)
+
+
+def check_profile(profile: Any, checkpoint: Any):
+    """Whether some steps are named that can be profiled, and there is a folder for it."""
+    if profile is None:
+        return
+    pair = isinstance(profile, tuple | list) and len(profile) == 2 and all(map(is_integer, profile))
+    if not pair or profile[0] < 0 or profile[1] < 1:
+        raise ValueError(
+            f"`profile` must be a pair (start, steps) of integers, start >= 0 and steps >= 1, got {shown(profile)}; "
+            "write `profile=(10, 5)`, or None."
+        )
+    if checkpoint is None:
+        raise ValueError(
+            f"`profile` is {shown(profile)}, but is written into the folder of `checkpoint`, which is None; give one."
+        )
 
 
 def check_folder(checkpoint: Any):

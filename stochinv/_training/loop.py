@@ -20,8 +20,9 @@ from .._checks import check_key
 from .._custom_types import Key
 from .._data_info import check_structure
 from .._problem_base import AbstractProblem
+from .._tracker import Tracker
 from .._view import Example, RandomViews, View, structure
-from .batches import ArrayBatches, IterableBatches, as_batches, warn_exhausted
+from .batches import ArrayBatches, IterableBatches, as_batches, seed_of, warn_exhausted
 from .checkpoint import Checkpoints
 from .checks import check_batch, check_compute, check_data, check_loop, check_training, first_view
 from .diagnose import all_finite, diagnose
@@ -33,6 +34,7 @@ from .layout import Layout, check_divides
 from .plan import BATCH_SIZE, jump
 from .progress import make_progress
 from .state import Precision, State, batch_loss, count_records, init, moving_part, step
+from .tracking import Profiler, Tracking, configuration_of
 from .watch import Watch, lost_track
 
 
@@ -51,6 +53,8 @@ class Options:
     resume: bool
     callbacks: Sequence[Callable[[Progress], Any]]
     log_every: int
+    tracker: Tracker | None
+    profile: tuple[int, int] | None
     progress: bool | None
     layout: Layout | None
     precision: Precision
@@ -93,19 +97,7 @@ def train(
 
 def check_options(options: Options):
     """Whether the options that the loop reads are of their kinds and in their ranges."""
-    check_loop(
-        integers={
-            "batch_size": BATCH_SIZE if options.batch_size is None else options.batch_size,
-            "validation_every": options.validation_every,
-            "checkpoint_every": options.checkpoint_every,
-            "log_every": options.log_every,
-        },
-        seconds=options.seconds,
-        checkpoint=options.checkpoint,
-        resume=options.resume,
-        callbacks=options.callbacks,
-        progress=options.progress,
-    )
+    check_loop(options, BATCH_SIZE if options.batch_size is None else options.batch_size)
     check_compute(options.precision, options.accumulate)
 
 
@@ -113,12 +105,6 @@ def check_parts(options: Options, batch_size: int):
     """Whether a batch of so many records can be worked on as asked for."""
     check_compute(options.precision, options.accumulate, batch_size)
     check_divides(options.layout, batch_size, options.accumulate)
-
-
-def seed_of(key: Key) -> tuple[int, ...]:
-    """The words of a key, as a seed for NumPy."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return tuple(int(x) for x in np.ravel(jr.key_data(key) if typed else key))
 
 
 class _NotFinite(FloatingPointError):
@@ -163,6 +149,9 @@ class Run:
             self._checkpoints = Checkpoints(options.checkpoint, configuration | {"data": batches.described()}, state)
             self._resume(self._checkpoints)
         self._seconds_before = self._history.seconds
+        told = lambda: configuration_of(public(state.problem), state, options, configuration, batches.batch_size)
+        self._tracking = Tracking(options.tracker, told, self._history, self._step)
+        self._profiler = Profiler(options.profile, options.checkpoint)
 
     def _resume(self, checkpoints: Checkpoints):
         if not self._options.resume:
@@ -215,6 +204,7 @@ class Run:
             with interruptible() as interrupted:
                 self._loop(bar, interrupted)
                 self._finish(interrupted.is_set() and self._step < self._total)
+                self._tracking.end(self._step)
         except _NotFinite:
             raise
         except BaseException as error:
@@ -222,6 +212,7 @@ class Run:
             raise
         finally:
             bar.close()
+            self._profiler.close()
             if self._checkpoints is not None:
                 self._checkpoints.close()
         return self._public(self._trained()), self._history
@@ -238,7 +229,9 @@ class Run:
             if self._layout is not None and self._records is None:
                 batch = self._layout.gather(batch)
             before = time.perf_counter()
-            self._moving, metrics = self._advance(self._moving, self._fixed, batch, self._records)
+            self._moving, metrics = self._profiler.step(
+                self._step, self._advance, self._moving, self._fixed, batch, self._records
+            )
             self._pending.append((metrics["loss"], metrics["finite"], metrics["data"]))
             self._step += 1
             if self._step == first + 1:
@@ -277,6 +270,7 @@ class Run:
                 position = there
             self._history.residual.extend(rounds.draw(trained, position // plan.length, last=position >= plan.last))
             bar.drawing(False)
+            self._tracking.round(self._step)
         records = rounds.records(self._state(self._moving, self._fixed).problem, position // plan.length)
         self._records = records if self._layout is None else self._layout.replicate(records)
         self._steps_began = time.perf_counter()
@@ -321,11 +315,12 @@ class Run:
         """Reads the losses, tells them to those who wait for them; whether one of these ends training."""
         loss = self._flush()
         bar.loss(self._step, loss)
-        if not self._options.callbacks:
+        callbacks = [*self._tracking.callbacks, *self._options.callbacks]
+        if not callbacks:
             return False
         parts = {name: float(x) for name, x in metrics.items() if name not in ("loss", "finite", "data")}
         progress = Progress(self._step, loss, parts, self._history, lambda: self._public(self._trained()))
-        return any([bool(callback(progress)) for callback in self._options.callbacks])
+        return any([bool(callback(progress)) for callback in callbacks])
 
     def _flush(self) -> float:
         """Reads the losses since the last look, and stops on a step that was not finite."""

@@ -18,13 +18,13 @@ from .._sampling import is_large
 from .._simulated import Simulated, as_law
 from .._structure import same_structure
 from .._view import View
-from .batches import ArrayBatches
+from .batches import ArrayBatches, seed_of
 from .checks import check_closures, check_training
 from .ema import AbstractEMA
 from .expectation_maximisation import Rounds, prepare_signals, repeat_records
 from .history import History
 from .known_signals import KnownSignals
-from .loop import Options, Run, check_options, check_parts, seed_of
+from .loop import Options, Run, check_options, check_parts
 from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, plan_of
 from .records import Records, as_records, count
 from .shrinkage import shrinks

@@ -182,7 +182,7 @@ WRONG = {
     "tracker": ("run.csv", print, si.trackers.CSVTracker),
     "profile": (10, (10,), (-1, 5), (10, 0), (1.5, 5), True, "10", (0, 1)),
     "progress": ("yes", 1),
-    "sharding": (0, "data"),
+    "sharding": (0, "model"),
     "checkpoint": ("", 3, __file__, __file__ + "/folder"),
     "resume": ("no", 1, None),
     "standardise": (2, "yes", None),

@@ -84,8 +84,8 @@ class IterableBatches:
 
     @property
     def batch_size(self) -> int:
-        """The number of records in a batch."""
-        return jax.tree.leaves(self._first)[0].shape[0]
+        """The number of records in a batch, each process yielding a part of it."""
+        return jax.tree.leaves(self._first)[0].shape[0] * jax.process_count()
 
     def seen(self) -> Any:
         """The records from which units and structures are taken: the first batch, as it is, which is not used up."""

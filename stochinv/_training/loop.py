@@ -33,7 +33,7 @@ from .known_signals import AbstractRounds
 from .layout import Layout, check_divides
 from .plan import BATCH_SIZE, jump
 from .progress import make_progress
-from .state import Precision, State, batch_loss, count_records, init, moving_part, step
+from .state import Precision, State, batch_loss, init, moving_part, step
 from .tracking import Profiler, Tracking, configuration_of
 from .watch import Watch, lost_track
 
@@ -83,8 +83,7 @@ def train(
     batches = as_batches(data, options.batch_size, seed)
     seen = batches.seen()
     check_batch(seen, options.roles, problem.forward)
-    number = options.batch_size if batches.records is not None else count_records(seen) * jax.process_count()
-    check_parts(options, number)
+    check_parts(options, batches.batch_size)
     if options.validation is not None:
         remedy = "give validation records like those of `data`"
         first = lambda records: first_view(structure(records))

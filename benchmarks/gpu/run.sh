@@ -31,7 +31,8 @@ for argument in "$@"; do
     esac
 done
 
-mkdir -p "$OUT" && OUT="$(cd "$OUT" && pwd)" || exit
+mkdir -p "$OUT" || exit
+OUT="$(cd "$OUT" && pwd)" || exit
 scratch="$(mktemp -d)" || exit
 mkdir "$scratch/site" || exit
 trap 'rm -rf "$scratch"' EXIT

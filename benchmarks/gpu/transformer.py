@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
-from measuring import TENSOR_CORES, TrainingStep, matrix_product, record, seconds_per_call
+from measuring import TENSOR_CORES, TrainingStep, matrix_product, operations, record, seconds_per_call
 
 import inverse_graphics
 import scenes
@@ -72,8 +72,8 @@ def make_state(options: Options, batch: si.Example) -> si.State:
     return si.init(problem, batch, key=jr.key(1), precision=options.precision, accumulate=options.accumulate)
 
 
-def make_step(options: Options) -> tuple[TrainingStep, int]:
-    """A compiled step of training, and how many parameters it trains."""
+def make_step(options: Options):
+    """A step of training, its state and a batch."""
     batch = make_batch(options)
     arrays, static = eqx.partition(make_state(options, batch), eqx.is_array)
 
@@ -81,26 +81,36 @@ def make_step(options: Options) -> tuple[TrainingStep, int]:
         state, metrics = si.step(eqx.combine(arrays, static), batch)
         return eqx.filter(state, eqx.is_array), metrics["loss"]
 
-    network = arrays.problem.denoiser
-    return TrainingStep(step, arrays, batch), sum(x.size for x in jax.tree.leaves(network))
+    return step, arrays, batch
 
 
 def tell_memory(part: str, step: TrainingStep):
     """What the program asks for beside its arguments, and the most that the device has held."""
     record(part, "temporaries", step.program.memory_analysis().temp_size_in_bytes / 2**30, "GiB")
-    stats = jax.devices()[0].memory_stats() or {}
-    peak = stats.get("peak_bytes_in_use")
-    record(part, "peak memory", "unknown" if peak is None else peak / 2**30, "GiB")
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if peak is None:
+        record(part, "peak memory", "unknown", "", "the device does not tell")
+    else:
+        record(part, "peak memory", peak / 2**30, "GiB")
 
 
-def tell_utilisation(part: str, options: Options, flops: float, written: float, seconds: float):
-    """Operations of a step over what matrix products reach in the same time."""
-    dtype, note = (jnp.float32, TENSOR_CORES) if options.precision == "float32" else (jnp.bfloat16, "")
+def tell_utilisation(part: str, options: Options, step: TrainingStep, seconds: float):
+    """Operations of a step over those of matrix products in the same time.
+
+    They are counted in the compiled program, where calls of libraries may hide some, and in the program as it was
+    written. Of a batch in parts only the latter can be, by the same step on the whole batch.
+    """
+    dtype, note = (jnp.float32, f", {TENSOR_CORES}") if options.precision == "float32" else (jnp.bfloat16, "")
     peak = matrix_product(dtype, options.quick)
-    record(part, "operations per step, compiled", flops / 1e12, "TFLOP")
-    record(part, "operations per step, as written", written / 1e12, "TFLOP")
-    note = f"of {peak / 1e12:.4g} TFLOP/s, measured in {jnp.dtype(dtype).name} {f'({note})' if note else ''}".strip()
-    record(part, "utilisation (MFU)", 100 * flops / seconds / peak, "%", note)
+    if options.accumulate == 1:
+        counts = {"compiled": operations(step.program), "as written": operations(step.lowered)}
+    else:
+        whole, *arguments = make_step(replace(options, accumulate=1))
+        counts = {"as written": operations(jax.jit(whole).lower(*arguments))}
+    for name, count in counts.items():
+        record(part, f"operations per step, {name}", count / 1e12, "TFLOP")
+        note_of_peak = f"of {peak / 1e12:.4g} TFLOP/s, measured in {jnp.dtype(dtype).name}{note}"
+        record(part, f"utilisation (MFU), operations {name}", 100 * count / seconds / peak, "%", note_of_peak)
 
 
 def main(argv=None):
@@ -111,15 +121,14 @@ def main(argv=None):
     part = f"transformer, {options.precision}"
     if options.accumulate > 1:
         part += f", in {options.accumulate} parts"
-    step, parameters = make_step(options)
+    step = TrainingStep(*make_step(options))
+    parameters = sum(x.size for x in jax.tree.leaves(step.state.problem.denoiser))
     record(part, "parameters", parameters / 1e6, "M")
     record(part, "compilation", step.compile_seconds, "s")
     seconds = seconds_per_call(step, options.quick)
     record(part, "training", options.batch_size / seconds, "images/s", f"batches of {options.batch_size}")
     tell_memory(part, step)
-    if options.accumulate == 1:
-        # The body of a loop is counted once, however often it runs.
-        tell_utilisation(part, options, step.flops, step.written_flops, seconds)
+    tell_utilisation(part, options, step, seconds)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,9 @@ class TrainingStep:
     batch: Any
 
     def __post_init__(self):
-        self.lowered = jax.jit(self.step, donate_argnums=0).lower(self.state, self.batch)
+        lowered = jax.jit(self.step, donate_argnums=0).lower(self.state, self.batch)
         start = time.perf_counter()
-        self.program = self.lowered.compile()
+        self.program = lowered.compile()
         self.compile_seconds = time.perf_counter() - start
 
     def __call__(self):

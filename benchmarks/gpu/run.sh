@@ -87,13 +87,13 @@ if ! "$python" -c 'import importlib.metadata as m; m.version("stochinv")' 2>/dev
 fi
 
 part "device" 30 device
-part "transformer, float32" 45 transformer --precision float32
-part "transformer, bf16" 40 transformer --precision bf16
-part "transformer, in 4 parts" 40 transformer --accumulate 4
-part "rays" 30 rays
-part "unet" 55 unet
-part "quickstart, float32" 75 learned --problem quickstart --precision float32
-part "quickstart, bf16" 55 learned --problem quickstart --precision bf16
-part "jumps" 65 learned --problem jumps
+part "transformer, float32" 65 transformer --precision float32
+part "transformer, bf16" 45 transformer --precision bf16
+part "transformer, in 4 parts" 50 transformer --accumulate 4
+part "rays" 20 rays
+part "unet" 50 unet
+part "quickstart, float32" 70 learned --problem quickstart --precision float32
+part "quickstart, bf16" 50 learned --problem quickstart --precision bf16
+part "jumps" 60 learned --problem jumps
 echo "== finished after $SECONDS s: $OUT/figures.md"
 exit "$failed"

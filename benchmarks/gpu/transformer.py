@@ -72,16 +72,14 @@ def make_state(options: Options, batch: si.Example) -> si.State:
     return si.init(problem, batch, key=jr.key(1), precision=options.precision, accumulate=options.accumulate)
 
 
-def make_step(options: Options):
-    """A step of training, its state and a batch."""
-    batch = make_batch(options)
-    arrays, static = eqx.partition(make_state(options, batch), eqx.is_array)
+def make_step(static: si.State, accumulate: int):
+    """A step of training with a batch in so many parts, of the arrays of a state and a batch."""
 
     def step(arrays, batch):
-        state, metrics = si.step(eqx.combine(arrays, static), batch)
+        state, metrics = si.step(replace(eqx.combine(arrays, static), accumulate=accumulate), batch)
         return eqx.filter(state, eqx.is_array), metrics["loss"]
 
-    return step, arrays, batch
+    return step
 
 
 def tell_memory(part: str, step: TrainingStep):
@@ -94,23 +92,34 @@ def tell_memory(part: str, step: TrainingStep):
         record(part, "peak memory", peak / 2**30, "GiB")
 
 
-def tell_utilisation(part: str, options: Options, step: TrainingStep, seconds: float):
-    """Operations of a step over those of matrix products in the same time.
-
-    They are counted in the compiled program, where calls of libraries may hide some, and in the program as it was
-    written. Of a batch in parts only the latter can be, by the same step on the whole batch.
-    """
+def tell_utilisation(part: str, options: Options, counts: dict[str, float], seconds: float):
+    """Operations of a step over those of matrix products in the same time."""
     dtype, note = (jnp.float32, f", {TENSOR_CORES}") if options.precision == "float32" else (jnp.bfloat16, "")
     peak = matrix_product(dtype, options.quick)
-    if options.accumulate == 1:
-        counts = {"compiled": operations(step.program), "as written": operations(step.lowered)}
-    else:
-        whole, *arguments = make_step(replace(options, accumulate=1))
-        counts = {"as written": operations(jax.jit(whole).lower(*arguments))}
+    note = f"of {peak / 1e12:.4g} TFLOP/s, measured in {jnp.dtype(dtype).name}{note}"
     for name, count in counts.items():
         record(part, f"operations per step, {name}", count / 1e12, "TFLOP")
-        note_of_peak = f"of {peak / 1e12:.4g} TFLOP/s, measured in {jnp.dtype(dtype).name}{note}"
-        record(part, f"utilisation (MFU), operations {name}", 100 * count / seconds / peak, "%", note_of_peak)
+        record(part, f"utilisation (MFU), operations {name}", 100 * count / seconds / peak, "%", note)
+
+
+def measure(options: Options):
+    part = f"transformer, {options.precision}"
+    if options.accumulate > 1:
+        part += f", in {options.accumulate} parts"
+    batch = make_batch(options)
+    arrays, static = eqx.partition(make_state(options, batch), eqx.is_array)
+    shapes = jax.eval_shape(lambda *x: x, arrays, batch)
+    parameters = sum(x.size for x in jax.tree.leaves(arrays.problem.denoiser))
+    record(part, "parameters", parameters / 1e6, "M")
+    step = TrainingStep(make_step(static, options.accumulate), arrays, batch)
+    record(part, "compilation", step.compile_seconds, "s")
+    seconds = seconds_per_call(step, options.quick)
+    record(part, "training", options.batch_size / seconds, "images/s", f"batches of {options.batch_size}")
+    tell_memory(part, step)
+    # Compiled, calls of libraries may hide some; and a loop over parts would be counted once.
+    counts = {"compiled": operations(step.program)} if options.accumulate == 1 else {}
+    whole = jax.jit(make_step(static, accumulate=1)).lower(*shapes)
+    tell_utilisation(part, options, counts | {"as written": operations(whole)}, seconds)
 
 
 def main(argv=None):
@@ -118,17 +127,7 @@ def main(argv=None):
     if options.quick:
         sizes = {"batch_size": 4, "size": 16, "patch": 4, "width": 48, "depth": 1, "resolution": 6, "ray_samples": 4}
         options = replace(options, **sizes)
-    part = f"transformer, {options.precision}"
-    if options.accumulate > 1:
-        part += f", in {options.accumulate} parts"
-    step = TrainingStep(*make_step(options))
-    parameters = sum(x.size for x in jax.tree.leaves(step.state.problem.denoiser))
-    record(part, "parameters", parameters / 1e6, "M")
-    record(part, "compilation", step.compile_seconds, "s")
-    seconds = seconds_per_call(step, options.quick)
-    record(part, "training", options.batch_size / seconds, "images/s", f"batches of {options.batch_size}")
-    tell_memory(part, step)
-    tell_utilisation(part, options, step, seconds)
+    measure(options)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 # The machine needs Python 3.12 and JAX with CUDA. What else is missing is installed from WHEELS_FOLDER, which another
 # machine fills; add `--no-deps` and names of further packages if only those are missing:
 #
-#     pip download --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
-#         --platform manylinux_2_17_x86_64 --dest wheels -r benchmarks/gpu/requirements.txt
+#     pip download --only-binary=:all: --python-version 3.12 --dest wheels -r benchmarks/gpu/requirements.txt \
+#         --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64
 #
 # Figures go to `figures.jsonl` and `figures.md` in the folder OUT (./gpu-results) one by one, as soon as they are known,
 # with pictures and `log.txt` beside them; what an earlier run left there is replaced. Every part has a time limit, to
@@ -76,8 +76,13 @@ part() {
 
 pip=("$python" -m pip install --quiet --disable-pip-version-check --no-index)
 if [ -n "$wheels" ]; then
+    unpacked=()
+    for wheel in "$wheels"/*.whl; do
+        # The machine's own are built for its GPU.
+        case "${wheel##*/}" in jax-* | jaxlib-*) ;; *) unpacked+=("$wheel") ;; esac
+    done
     limited install 25 "${pip[@]}" --find-links "$wheels" -r "$here/requirements.txt" ||
-        limited unpack 10 "${pip[@]}" --no-deps --target "$scratch/site" "$wheels"/*.whl || failed=1
+        limited unpack 10 "${pip[@]}" --no-deps --target "$scratch/site" "${unpacked[@]}" || failed=1
 fi
 # The library asks for its own version, which a folder of sources does not tell.
 if ! "$python" -c 'import importlib.metadata as m; m.version("stochinv")' 2>/dev/null; then

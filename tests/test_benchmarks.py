@@ -48,6 +48,14 @@ def test_importing(run):
 
 
 @pytest.mark.slow
+def test_memory(run):
+    figures, printed = run("memory")
+    assert figures[0]["step"] == "whole" and figures[0]["memory"] == 1
+    assert all(x["megabytes"] > 0 and np.isfinite(x["time"]) for x in figures)
+    assert "blocks computed twice" in printed
+
+
+@pytest.mark.slow
 def test_compiling(run):
     """No program holds data or keys as constants: other ones of the same shapes compile nothing."""
     figures, printed = run("compiling")

@@ -148,11 +148,11 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_two_and_with_one(tmp_path):
 def test_two_processes_feed_their_own_records(tmp_path):
     script = """
         number, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+        if port != "0":
+            jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
         examples = training.examples(64)
         options = {"roles": None, "steps": 8}
         cut = lambda i, part: jax.tree.map(lambda x: np.asarray(x)[16 * i :][:16][part], examples)
-        if port != "0":
-            jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
         part = slice(8 * number, 8 * number + 8) if port != "0" else slice(None)
         batches = [cut(i % 4, part) for i in range(8)]
         given = {"sharding": "fsdp", "checkpoint": folder} if port != "0" else {}

@@ -172,6 +172,24 @@ def test_two_processes_feed_their_own_records(tmp_path):
     np.testing.assert_allclose(first, one, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_draws_follow_the_mesh_that_is_set():
+    run(
+        """
+        fit = digits()
+        context = si.View(np.zeros((1, 20), np.float32), np.ones((1, 20), bool))
+        draw = lambda: fit.problem.sample(context, key=jr.key(1), num_samples=128).signal
+        alone = draw()
+        with jax.set_mesh(jax.sharding.Mesh(jax.devices(), ("data",))):
+            np.testing.assert_allclose(draw(), alone, atol=1e-4)
+        with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+            np.testing.assert_allclose(draw(), alone, atol=1e-4)
+        print("done")
+        """,
+        8,
+    )
+
+
 def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     problem = training.problem()
     state = si.init(problem, training.examples(16), key=jr.key(0), steps=4)

@@ -173,6 +173,40 @@ def test_two_processes_feed_their_own_records(tmp_path):
 
 
 @pytest.mark.slow
+def test_where_a_process_dies_the_other_ends_and_both_go_on(tmp_path):
+    script = """
+        import os, time
+        number, port, folder, dies = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "True"
+        jax.distributed.initialize(f"127.0.0.1:{port}", 2, number, heartbeat_timeout_seconds=20)
+        examples = training.examples(64)
+        def batches():
+            for i in range(8):
+                if dies and i == 5 and number == 1:
+                    os._exit(7)
+                yield jax.tree.map(lambda x: np.asarray(x)[16 * (i % 4) + 8 * number :][:8], examples)
+        options = {"roles": None, "steps": 8, "checkpoint": folder, "checkpoint_every": 2, "log_every": 1}
+        fit = training.fit(training.problem(), batches(), sharding="data", **options)
+        print("loss", *fit.history.loss)
+        print("done")
+    """
+
+    def both(folder, dies):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        return [run(script, 1, i, port, tmp_path / folder, dies, wait=False) for i in range(2)]
+
+    alive, dead = both("broken", True)
+    assert dead.wait(timeout=300) == 7
+    output, _ = alive.communicate(timeout=60)
+    assert alive.returncode != 0
+    assert "the last good checkpoint is that of step 4" in output
+    losses = lambda output: np.array(output.split("loss")[-1].split("done")[0].split(), float)
+    resumed, whole = (losses(finish(both(folder, False)[0])) for folder in ("broken", "whole"))
+    np.testing.assert_array_equal(resumed, whole)
+
+
+@pytest.mark.slow
 def test_draws_follow_the_mesh_that_is_set():
     run(
         """

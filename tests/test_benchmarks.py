@@ -136,3 +136,12 @@ def test_warping(run):
     assert [x["what"] for x in figures["warps"]] == ["forward", "gradient"]
     assert all(np.isfinite(x["ratio"]) for x in [*figures["warps"], figures["steps"]])
     assert "map_coordinates" in printed
+
+
+@pytest.mark.slow
+def test_unet(run):
+    pytest.importorskip("torch")
+    figures, printed = run("unet")
+    assert [x["what"] for x in figures["rows"]] == ["forward", "training step"] * 2
+    assert all(np.isfinite(x["ratio"]) for x in figures["rows"])
+    assert "PyTorch ms" in printed

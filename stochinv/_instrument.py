@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ._checks import is_traced
-from ._chunks import in_chunks
+from ._chunks import in_chunks, rounded
 from ._complex import RealForward, parts_structure, view_as_parts
 from ._contexts import as_view
 from ._custom_types import Context, FloatScalar, Key, Signal
@@ -99,16 +99,14 @@ class GuidedDraws(AbstractInstrument):
         return "guided by another instrument"
 
     def draw(self, problem: Any, context: View, key: Key, number: int, chunk_size: int) -> Signal:
-        return self._draw(context, key, number, chunk_size)
+        options = {"key": key, "num_samples": number, "chunk_size": chunk_size}
+        return Guidance().sampler.many(*self._guided(context), None, **options).signal
 
     @eqx.filter_jit
-    def _draw(self, context, key, number, chunk_size):
-        guidance = Guidance()
-        evidence = cast(Any, self.trained.denoiser).evidence(
-            self.measured, "dense", standardise_view(self.measured.units, context)
-        )
-        options = {"key": key, "num_samples": number, "chunk_size": chunk_size}
-        return guidance.sampler.many(guidance.guided(self.trained), evidence, None, **options).signal
+    def _guided(self, context):
+        view = standardise_view(self.measured.units, context)
+        evidence = cast(Any, self.trained.denoiser).evidence(self.measured, "dense", view)
+        return Guidance().guided(self.trained), evidence
 
     def propose(
         self, problem: Any, context: View, key: Key, number: int, chunk_size: int = 1024
@@ -135,6 +133,7 @@ class WeightedDraws(AbstractInstrument):
     def draw(self, problem: Any, context: View, key: Key, number: int, chunk_size: int) -> Signal:
         return resample(problem, self, context, key, number, chunk_size)
 
+    @eqx.filter_jit
     def propose(
         self, problem: Any, context: View, key: Key, number: int, chunk_size: int = 1024
     ) -> tuple[Signal, Float[Array, " number"]]:
@@ -170,7 +169,11 @@ class WeightedDraws(AbstractInstrument):
 
 def resample(problem: Any, weighted: WeightedDraws, context: View, key: Key, number: int, chunk_size: int) -> Signal:
     """Signals drawn from weighted ones with replacement; warns where few of these carry all weight."""
-    signals, effective = _resample(problem, weighted, context, key, number, chunk_size)
+    propose_key, choice_key = jr.split(key)
+    total = INFORMED if weighted.informed else UNINFORMED
+    signals, log_weights = weighted.propose(problem, context, propose_key, total, chunk_size)
+    signals, effective = _resample(signals, log_weights, choice_key, rounded(number))
+    signals = jax.tree.map(lambda x: x[:number], signals)
     if not is_traced(effective) and not float(effective) >= FEW:
         total = INFORMED if weighted.informed else UNINFORMED
         warnings.warn(
@@ -182,12 +185,9 @@ def resample(problem: Any, weighted: WeightedDraws, context: View, key: Key, num
 
 
 @eqx.filter_jit
-def _resample(problem, weighted, context, key, number, chunk_size):
-    propose_key, choice_key = jr.split(key)
-    total = INFORMED if weighted.informed else UNINFORMED
-    signals, log_weights = weighted.propose(problem, context, propose_key, total, chunk_size)
+def _resample(signals, log_weights, key, number):
     log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
-    index = jr.categorical(choice_key, log_weights, shape=(number,))
+    index = jr.categorical(key, log_weights, shape=(number,))
     return jax.tree.map(lambda x: x[index], signals), effective_number(log_weights)
 
 

@@ -22,10 +22,10 @@ from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._mode import find_mode
 from ._noise import add_noise
 from ._pareto import pareto_k
-from ._problem_base import AbstractProblem, encode_context, trained_denoiser
+from ._problem_base import AbstractProblem, trained_denoiser
 from ._sampler.base import AbstractSampler, as_sampler
 from ._sampler.importance import ImportanceSampling
-from ._sampling import sample
+from ._sampling import encode, sample
 
 if TYPE_CHECKING:
     from . import _numpyro
@@ -198,7 +198,10 @@ class Posterior(eqx.Module):
         noised = self.problem.noised
         if not noised.likelihood_known:
             raise ValueError(f"{what} needs a likelihood: a problem in signal space, with a `noise` that is not 0.")
-        return _log_weights(noised, self.instrument, noised.as_context(self.context), key, num_samples)
+        context = noised.as_context(self.context)
+        if self.instrument is None:
+            return ImportanceSampling().propose(noised, encode(noised, context), key, num_samples)[1]
+        return self.instrument.propose(noised, context, key, num_samples)[1]
 
     def to_arviz(self, key: Key, num_samples: int = 256) -> Any:
         """Posterior draws as an `arviz.InferenceData`, one variable per leaf of the signal, in a single chain.
@@ -314,13 +317,6 @@ class Posterior(eqx.Module):
         if key is not None:
             check_key(key)
         return _numpyro.DensityDistribution((self, key, options), noised.observation_structure(self.params))
-
-
-@eqx.filter_jit
-def _log_weights(problem, instrument, context, key, number):
-    if instrument is None:
-        return ImportanceSampling().propose(problem, encode_context(problem, context), key, number)[1]
-    return instrument.propose(problem, context, key, number)[1]
 
 
 def _check_density(posterior):

@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 
 from ._checks import check_arrays, check_finite, check_integer, check_key, is_traced
-from ._chunks import in_chunks
+from ._chunks import in_chunks, rounded
 from ._complex import from_parts
 from ._custom_types import AnyCallable, Context, Key, Params, Structure
 from ._data_info import FINITE, check_measurement
@@ -113,15 +113,18 @@ def sample(
     sampler = default_sampler(problem, given=context is not None) if sampler is None else as_sampler(sampler)
     check_measurement("params", params)
     context, params = problem.as_context(context), jax.tree.map(jnp.asarray, params)
-    return as_given(user, _sample(problem, sampler, context, params, key, num_samples, chunk_size))
+    if num_samples is None:
+        return as_given(user, _sample(problem, sampler, context, params, key))
+    options = {"key": key, "num_samples": num_samples, "chunk_size": chunk_size}
+    return as_given(user, sampler.many(problem, encode(problem, context), params, **options))
 
 
 @eqx.filter_jit
-def _sample(problem, sampler, context, params, key, num_samples, chunk_size):
-    context = encode_context(problem, context)
-    if num_samples is None:
-        return sampler(problem, context, params, key=key)
-    return sampler.many(problem, context, params, key=key, num_samples=num_samples, chunk_size=chunk_size)
+def _sample(problem, sampler, context, params, key):
+    return sampler(problem, encode_context(problem, context), params, key=key)
+
+
+encode = eqx.filter_jit(encode_context)
 
 
 def sample_many(
@@ -147,8 +150,9 @@ def sample_many(
     first = jax.tree.map(lambda x: x[0], (contexts, params))
     problem.observation_structure(first[1])
     jax.eval_shape(lambda context: problem.as_context(context), first[0])
-    drawn = _sample_many(problem, sampler, contexts, params, jr.split(key, number), num_samples, chunk_size)
-    return as_given(user, drawn)
+    keys = jr.split(key, number)
+    drawn = _sample_many(problem, sampler, contexts, params, keys, rounded(num_samples), chunk_size)
+    return as_given(user, jax.tree.map(lambda x: x[:, :num_samples], drawn))
 
 
 @eqx.filter_jit

@@ -52,6 +52,14 @@ def test_importing(run):
 
 
 @pytest.mark.slow
+def test_memory(run):
+    figures, printed = run("memory")
+    assert figures[0]["step"] == "whole" and figures[0]["memory"] == 1
+    assert all(x["megabytes"] > 0 and np.isfinite(x["time"]) for x in figures)
+    assert "blocks computed twice" in printed
+
+
+@pytest.mark.slow
 def test_compiling(run):
     """No program holds data or keys as constants: other ones of the same shapes compile nothing."""
     figures, printed = run("compiling")
@@ -132,6 +140,15 @@ def test_warping(run):
     assert [x["what"] for x in figures["warps"]] == ["forward", "gradient"]
     assert all(np.isfinite(x["ratio"]) for x in [*figures["warps"], figures["steps"]])
     assert "map_coordinates" in printed
+
+
+@pytest.mark.slow
+def test_unet(run):
+    pytest.importorskip("torch")
+    figures, printed = run("unet")
+    assert [x["what"] for x in figures["rows"]] == ["forward", "training step"] * 2
+    assert all(np.isfinite(x["ratio"]) for x in figures["rows"])
+    assert "PyTorch ms" in printed
 
 
 GPU_PARTS = {

@@ -148,11 +148,11 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_two_and_with_one(tmp_path):
 def test_two_processes_feed_their_own_records(tmp_path):
     script = """
         number, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+        if port != "0":
+            jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
         examples = training.examples(64)
         options = {"roles": None, "steps": 8}
         cut = lambda i, part: jax.tree.map(lambda x: np.asarray(x)[16 * i :][:16][part], examples)
-        if port != "0":
-            jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
         part = slice(8 * number, 8 * number + 8) if port != "0" else slice(None)
         batches = [cut(i % 4, part) for i in range(8)]
         given = {"sharding": "fsdp", "checkpoint": folder} if port != "0" else {}
@@ -170,6 +170,58 @@ def test_two_processes_feed_their_own_records(tmp_path):
     one, first, second = (np.loadtxt(f"{folder}-{name}.txt") for name in ("0-0", f"{port}-0", f"{port}-1"))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, one, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_where_a_process_dies_the_other_ends_and_both_go_on(tmp_path):
+    script = """
+        import os, time
+        number, port, folder, dies = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "True"
+        jax.distributed.initialize(f"127.0.0.1:{port}", 2, number, heartbeat_timeout_seconds=20)
+        examples = training.examples(64)
+        def batches():
+            for i in range(8):
+                if dies and i == 5 and number == 1:
+                    os._exit(7)
+                yield jax.tree.map(lambda x: np.asarray(x)[16 * (i % 4) + 8 * number :][:8], examples)
+        options = {"roles": None, "steps": 8, "checkpoint": folder, "checkpoint_every": 2, "log_every": 1}
+        fit = training.fit(training.problem(), batches(), sharding="data", **options)
+        print("loss", *fit.history.loss)
+        print("done")
+    """
+
+    def both(folder, dies):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        return [run(script, 1, i, port, tmp_path / folder, dies, wait=False) for i in range(2)]
+
+    alive, dead = both("broken", True)
+    assert dead.wait(timeout=300) == 7
+    output, _ = alive.communicate(timeout=60)
+    assert alive.returncode != 0
+    assert "the last good checkpoint is that of step 4" in output
+    losses = lambda output: np.array(output.split("loss")[-1].split("done")[0].split(), float)
+    resumed, whole = (losses(finish(both(folder, False)[0])) for folder in ("broken", "whole"))
+    np.testing.assert_array_equal(resumed, whole)
+
+
+@pytest.mark.slow
+def test_draws_follow_the_mesh_that_is_set():
+    run(
+        """
+        fit = digits()
+        context = si.View(np.zeros((1, 20), np.float32), np.ones((1, 20), bool))
+        draw = lambda: fit.problem.sample(context, key=jr.key(1), num_samples=128).signal
+        alone = draw()
+        with jax.set_mesh(jax.sharding.Mesh(jax.devices(), ("data",))):
+            np.testing.assert_allclose(draw(), alone, atol=1e-4)
+        with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+            np.testing.assert_allclose(draw(), alone, atol=1e-4)
+        print("done")
+        """,
+        8,
+    )
 
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole():

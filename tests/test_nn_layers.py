@@ -125,3 +125,21 @@ def test_initial_variance_is_kept():
     conv = Conv2d(32, 64, key=fast_key(2))
     y = apply(conv, normal(16, 16, 32, seed=3))[1:-1, 1:-1]
     np.testing.assert_allclose(np.var(y), 1, atol=0.08)
+
+
+def test_blocks_computed_twice_have_the_same_gradient():
+    """And a step that keeps what is inside of none of them plans less than half of the memory."""
+    x, embedding = jr.normal(jr.key(1), (8, 16, 16, 2)), jr.normal(jr.key(2), (8, 8))
+    found = []
+    for checkpoint in (False, True):
+        options = {"image_size": (16, 16), "embedding_size": 8, "width": 32, "depth": 6, "checkpoint": checkpoint}
+        network = nn.PatchTransformer(2, 2, key=jr.key(0), **options)
+        params, rest = eqx.partition(network, eqx.is_inexact_array)
+        # Fresh blocks are the identity.
+        params = jax.tree.map(lambda x: x + 0.1 * jr.normal(jr.key(x.size), x.shape), params)
+        loss = lambda params, rest=rest: jnp.mean(jax.vmap(eqx.combine(params, rest))(x, embedding) ** 2)
+        step = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        found.append((step.memory_analysis().temp_size_in_bytes, jax.tree.leaves(step(params))))
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(a))))
+    assert found[1][0] < 0.5 * found[0][0]

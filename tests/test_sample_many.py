@@ -8,6 +8,7 @@ import pytest
 import stochinv as si
 import training
 from refusals import COMPILED, without_annotations
+from stochinv._chunks import chunk_width, rounded
 from test_signal_space import posterior_of, problem, records
 
 
@@ -60,6 +61,51 @@ def test_one_program_for_all_contexts(fitted):
     before = len(COMPILED)
     draw(8)
     assert len(COMPILED) == before
+
+
+def test_numbers_of_draws_share_programs():
+    """The forward model is traced when the sampler is: for none of many numbers of draws after the first few."""
+    traces = []
+
+    def measure(signal, params):
+        traces.append(None)
+        return params @ signal
+
+    signal = jax.ShapeDtypeStruct((3,), np.float32)
+    corrected = si.StochasticInverseProblem(measure, signal=signal, noise=0.5)
+    options = {"key": jr.key(0), "steps": 4, "rounds": 1, "batch_size": 64, "progress": False}
+    trained = corrected.fit(records(), **options).problem
+    posterior = trained.posterior(jax.tree.map(lambda x: x[0], records()))
+    # Their four times as many proposals are made 1024, 128 and 16 at once.
+    for number in [1000, 260, 17]:
+        posterior.sample(jr.key(1), number)
+    before = len(traces)
+    assert before
+    first = posterior.sample(jr.key(1), 1024)
+    for number in [999, 900, 2500, 201, 33, 16, 1]:
+        assert posterior.sample(jr.key(2), number).shape == (number, 3)
+    assert len(traces) == before
+    # Of numbers that are rounded to the same one, the draws are the same ones.
+    np.testing.assert_allclose(posterior.sample(jr.key(1), 1000), first[:1000], atol=2e-3)
+    many = lambda number: trained.sample_many(contexts(2), key=jr.key(1), num_samples=number).signal
+    whole = many(128)
+    before = len(traces)
+    np.testing.assert_array_equal(many(113), whole[:, :113])
+    assert len(traces) == before
+
+
+def test_more_draws_than_at_once_inside_of_a_program(fitted):
+    posterior = fitted.posterior(jax.tree.map(lambda x: x[1], contexts()), sampler=si.ExponentialAdams(6))
+    expected = posterior.sample(jr.key(1), 10)
+    np.testing.assert_allclose(jax.jit(lambda k: posterior.sample(k, 10, chunk_size=4))(jr.key(1)), expected, atol=2e-3)
+    np.testing.assert_allclose(posterior.sample(jr.key(1), 10, chunk_size=4), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(("number", "width"), [(1, 1), (2, 2), (3, 2), (16, 16), (200, 128), (900, 1024), (5000, 1024)])
+def test_widths_waste_little(number, width):
+    assert chunk_width(number, 1024) == width
+    assert all(-(-n // w) * w <= 1.35 * n for n in range(1, 3000) for w in [chunk_width(n, 1000)])
+    assert all(n <= rounded(n) <= 1.25 * n and rounded(rounded(n)) == rounded(n) for n in range(1, 3000))
 
 
 def test_in_measurement_space():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from .._checks import check_callable, plain
+from .._chunks import over_keys
 from .._custom_types import AnyCallable, Context, FloatScalar, Key, Keys, Observation, Params, Signal
 from .._noising import noise_level, scaled_normal
 from .._schedule import NoiseLevel
@@ -56,6 +57,9 @@ class AbstractSampler(eqx.Module):
     ) -> Sample:
         """Draws samples given one context.
 
+        It compiles what it calls by itself, with programs for any number of samples where it can. Draws are in random
+        order: the first of more than were asked for may be taken.
+
         **Arguments:**
 
         - `problem`, `context`, `params`, `key`: as of one sample.
@@ -74,9 +78,12 @@ class AbstractIndependentSampler(AbstractSampler):
     def many(
         self, problem: Any, context: Context, params: Params, *, key: Key, num_samples: int, chunk_size: int
     ) -> Sample:
-        draw = lambda key: self(problem, context, params, key=key)
-        keys = jr.split(key, num_samples)
-        return jax.vmap(draw)(keys) if num_samples <= chunk_size else jax.lax.map(draw, keys, batch_size=chunk_size)
+        return over_keys(_draw, (self, problem, context, params), jr.split(key, num_samples), chunk_size)
+
+
+@eqx.filter_jit
+def _draw(sampler, problem, context, params, keys):
+    return jax.vmap(lambda key: sampler(problem, context, params, key=key))(keys)
 
 
 def initial_noisy(problem: Any, params: Params, t: FloatScalar, key: Key) -> Observation:

@@ -12,6 +12,7 @@ whatever the schedule, since a denoiser is told the log-SNR alone. Along it `d l
 
 from typing import Any, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -20,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from .._checks import check_integer
-from .._chunks import in_chunks
+from .._chunks import over_keys, rounded
 from .._custom_types import AnyCallable, BoolScalarLike, Context, FloatScalar, Key, Params, Signal
 from .._data_info import destandardise_view
 from .._problem_base import context_units, encode_context
@@ -44,8 +45,8 @@ class ImportanceSampling(AbstractSampler):
 
     **Arguments:**
 
-    - `num_proposals`: how many proposals there are for each draw; at least 64 of them in all. The law of the draws is
-        right as their number grows.
+    - `num_proposals`: how many proposals there are for each draw, whose number is rounded up by a quarter at most, and
+        at least 64 of them in all. The law of the draws is right as their number grows.
     - `num_steps`: how many Runge-Kutta steps, of four evaluations each, take noise to a signal, or back.
     """
 
@@ -64,10 +65,10 @@ class ImportanceSampling(AbstractSampler):
         self, problem: Any, context: Context, params: Params, *, key: Key, num_samples: int, chunk_size: int
     ) -> Sample:
         propose_key, choice_key = jr.split(key)
-        number = max(self.num_proposals * num_samples, LEAST_POOL)
-        proposals, log_weights = self.propose(problem, context, propose_key, number, chunk_size)
-        index = systematic(log_weights, choice_key, num_samples)
-        signals = jax.tree.map(lambda x: x[index], proposals)
+        number = rounded(num_samples)
+        pool = max(self.num_proposals * number, LEAST_POOL)
+        proposals, log_weights = self.propose(problem, context, propose_key, pool, chunk_size)
+        signals = jax.tree.map(lambda x: x[:num_samples], _choose(proposals, log_weights, choice_key, number))
         return Sample(signals, signals)
 
     def propose(
@@ -83,9 +84,7 @@ class ImportanceSampling(AbstractSampler):
         - `number`: how many.
         - `chunk_size`: how many are drawn at once.
         """
-        weigh, size, dtype = self._weigh(problem, context)
-        one = lambda key: weigh(jr.normal(key, size, dtype))
-        return in_chunks(one, jr.split(key, number), chunk_size)
+        return over_keys(_propose, (self, problem, context), jr.split(key, number), chunk_size)
 
     def renew(self, problem: Any, context: Context, signal: Signal, key: Key) -> Signal:
         """A step of a Markov chain whose law in the long run is the posterior, however few the proposals: the present
@@ -103,7 +102,7 @@ class ImportanceSampling(AbstractSampler):
             of particle Gibbs samplers", where it is iterated sampling importance resampling.
         """
         propose_key, choice_key = jr.split(key)
-        weigh, size, dtype = self._weigh(problem, context)
+        weigh, size, dtype = self.weigh(problem, context)
         noise = jr.normal(propose_key, (self.num_proposals, *size), dtype)
         present = ravel_pytree(problem.units.standardise(signal))[0]
         drawn = jnp.arange(self.num_proposals + 1) < self.num_proposals
@@ -111,7 +110,7 @@ class ImportanceSampling(AbstractSampler):
         index = jr.categorical(choice_key, log_weights)
         return jax.tree.map(lambda x: x[index], signals)
 
-    def _weigh(self, problem, context):
+    def weigh(self, problem: Any, context: Context) -> tuple[AnyCallable, tuple[int, ...], Any]:
         """From noise, or a standardised signal, to a raw signal and the logarithm of its weight; and the shape and the
         dtype of what it takes."""
         view = destandardise_view(context_units(problem), view_of(context))
@@ -127,6 +126,18 @@ class ImportanceSampling(AbstractSampler):
             return signal, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
 
         return weigh, flat.shape, flat.dtype
+
+
+@eqx.filter_jit
+def _propose(sampler, problem, context, keys):
+    weigh, size, dtype = sampler.weigh(problem, context)
+    return jax.vmap(lambda key: weigh(jr.normal(key, size, dtype)))(keys)
+
+
+@eqx.filter_jit
+def _choose(proposals, log_weights, key, number):
+    index = systematic(log_weights, key, number)
+    return jax.tree.map(lambda x: x[index], proposals)
 
 
 def systematic(log_weights: Float[Array, " proposals"], key: Key, number: int) -> Int[Array, " number"]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from .._checks import check_arrays
 from .._custom_types import Key
@@ -85,21 +86,25 @@ class IterableBatches:
     @property
     def batch_size(self) -> int:
         """The number of records in a batch, each process yielding a part of it."""
-        return jax.tree.leaves(self._first)[0].shape[0] * jax.process_count()
+        return jax.tree.leaves(self._seen)[0].shape[0]
 
     def seen(self) -> Any:
-        """The records from which units and structures are taken: the first batch, as it is, which is not used up."""
+        """The records from which units and structures are taken: the first batch, as it is, which is not used up; where
+        there are several processes, that of all of them."""
         try:
             batch = next(self._iterator)
         except StopIteration:
             raise ValueError("`data` is an iterable without a single batch; give at least one.") from None
         self._pushed_back.append(batch)
-        self._first = batch
-        return batch
+        self._first = self._seen = batch
+        if jax.process_count() > 1:
+            check_arrays("data", batch)
+            self._seen = process_allgather(batch, tiled=True)
+        return self._seen
 
     def described(self) -> dict[str, Any]:
         """What has to be the same for a run to go on: the structure of batches, and a checksum of the first."""
-        return {"record": describe(jax.tree.map(lambda x: x[0], self._first)), "checksum": checksum(self._first)}
+        return {"record": describe(jax.tree.map(lambda x: x[0], self._first)), "checksum": checksum(self._seen)}
 
     def batch(self, step: int) -> Any:
         """The next batch, or `None` when there are no more.

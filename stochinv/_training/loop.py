@@ -382,6 +382,9 @@ class Run:
     def _keep(self, error: BaseException):
         """Keeps what was trained before somebody else's exception is passed on."""
         done = f"stochinv: {self._step} of {self._total} steps were done; what was trained"
+        if jax.process_count() > 1:  # The others may be gone, and nothing can be done without them.
+            error.add_note(f"{done} since then is lost, as all processes are needed to keep it; {self._kept()}.")
+            return
         if any(x.is_deleted() for x in jax.tree.leaves(self._moving)):
             error.add_note(f"{done} went with the step that failed, which had been given its memory; {self._kept()}.")
             return

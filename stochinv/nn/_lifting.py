@@ -90,6 +90,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         usual ones.
     - `num_components`: signals to choose from, at least 1; see [`stochinv.AbstractMixtureDenoiser.components`][]. The
         cost of decoding and rendering in training is multiplied by it, that of sampling is not.
+    - `checkpoint`: as of [`stochinv.nn.PatchTransformer`][].
     - `key`: a PRNG key for the weights.
 
     ??? cite "Source"
@@ -136,13 +137,13 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         point_depth: int = 2,
         latent_size: int = 16,
         num_components: int = 1,
+        checkpoint: bool = False,
         key: Key,
     ):
         check_positive(depths=depths, channels=channels, point_width=point_width, num_components=num_components)
         keys = jr.split(key, 10)
-        self.encoder = _frustum_encoder(
-            image_shape, depths * channels, patch_size, feature_stride, width=width, depth=depth, keys=keys[:2]
-        )
+        sizes = (image_shape, depths * channels, patch_size, feature_stride)
+        self.encoder = _frustum_encoder(*sizes, width=width, depth=depth, checkpoint=checkpoint, keys=keys[:2])
         self.embedding = NoiseEmbedding(_SIZE, key=keys[2])
         self.lift = Linear(channels + image_shape[2] + _NUM_PLACE, point_width, key=keys[3])
         self.importance = Linear(point_width, 1, zero_init=True, key=keys[4])
@@ -299,7 +300,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         return np.flatnonzero(np.sqrt(squares.sum(0)) < 1 + 1 / self.resolution)
 
 
-def _frustum_encoder(image_shape, out_channels, patch_size, feature_stride, *, width, depth, keys):
+def _frustum_encoder(image_shape, out_channels, patch_size, feature_stride, *, width, depth, checkpoint, keys):
     """A transformer from a view, and the rays through its pixels, to features at every `feature_stride`-th of them."""
     height, columns, channels = image_shape
     check_positive(feature_stride=feature_stride)
@@ -316,6 +317,7 @@ def _frustum_encoder(image_shape, out_channels, patch_size, feature_stride, *, w
         width=width,
         depth=depth,
         heads=max(width // 48, 1),
+        checkpoint=checkpoint,
         key=keys[0],
     )
     # Its output is lifted, not added to an answer, so it starts at random.

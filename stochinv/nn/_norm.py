@@ -5,12 +5,21 @@ Normalization") or over the features of one token (Ba et al. 2016, "Layer Normal
 normalised in `float32` and cast back, because sums over thousands of pixels exhaust an 8-bit mantissa.
 """
 
+from functools import partial
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ._misc import check_divides, check_positive, check_shape
+
+# For functions of pixels around a `GroupNorm`: the gradient keeps their arguments and the moments, and computes the
+# rest again, which takes less time than to write and to read it.
+keep_moments = partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("moments"))
 
 
 class GroupNorm(eqx.Module):
@@ -31,19 +40,29 @@ class GroupNorm(eqx.Module):
         self.groups = groups
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "height width channels"]) -> Float[Array, "height width channels"]:
+    def __call__(
+        self,
+        x: Float[Array, "height width channels"],
+        scale: Float[Array, " channels"] | None = None,
+        shift: Float[Array, " channels"] | None = None,
+    ) -> Float[Array, "height width channels"]:
+        """The normalised image, scaled and shifted by the given amounts or else by the learned ones."""
         check_shape(self, x=(x, ("height", "width", self.channels)))
+        scale, shift = self.weight if scale is None else scale, self.bias if shift is None else shift
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centred = y - self._group_mean(jnp.mean(y, axis=(0, 1)))
-        variance = self._group_mean(jnp.mean(jnp.square(centred), axis=(0, 1)))
-        y = centred * lax.rsqrt(variance + self.eps)
-        if self.weight is not None and self.bias is not None:
-            y = y * self.weight + self.bias
+        centred = y - self._group_mean(y)
+        gain = lax.rsqrt(self._group_mean(jnp.square(centred)) + self.eps)
+        y = centred * (gain if scale is None else gain * scale)
+        if shift is not None:
+            y = y + shift
         return y.astype(x.dtype)
 
-    def _group_mean(self, per_channel: Float[Array, " channels"]) -> Float[Array, " channels"]:
-        means = jnp.mean(per_channel.reshape(self.groups, -1), axis=1)
-        return jnp.repeat(means, self.channels // self.groups)
+    def _group_mean(self, x: Float[Array, "height width channels"]) -> Float[Array, " channels"]:
+        """Of each group, repeated for its channels."""
+        means = jnp.mean(jnp.mean(x, axis=(0, 1)).reshape(self.groups, -1), axis=1)
+        # By a matrix product, whose result XLA stores: what else repeats, it would compute again for every pixel.
+        repeat = np.kron(np.eye(self.groups), np.ones(self.channels // self.groups)).astype(x.dtype)
+        return checkpoint_name(jnp.matmul(means, repeat, precision=lax.Precision.HIGHEST), "moments")
 
 
 def layer_norm(x: Float[Array, "*axes size"], *, eps: float = 1e-5) -> Float[Array, "*axes size"]:

@@ -80,6 +80,7 @@ class PatchTransformer(eqx.Module):
     image_size: tuple[int, int] = eqx.field(static=True)
     patch_size: int = eqx.field(static=True)
     embedding_size: int = eqx.field(static=True)
+    checkpoint: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class PatchTransformer(eqx.Module):
         width: int = 128,
         depth: int = 4,
         heads: int = 4,
+        checkpoint: bool = False,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -104,6 +106,8 @@ class PatchTransformer(eqx.Module):
         - `width`: features of a token, at least 1.
         - `depth`: number of blocks, at least 1.
         - `heads`: number of attention heads; divides `width`.
+        - `checkpoint`: whether the gradient computes each block once more instead of keeping what was inside it: memory
+            is that of one block, and of the tokens between blocks.
         - `key`: a JAX random key for the weights.
 
         **Raises:** `ValueError` if a size is not positive, `image_size` is not a pair, or `heads` does not divide
@@ -138,6 +142,7 @@ class PatchTransformer(eqx.Module):
         self.image_size = (height, columns)
         self.patch_size = patch_size
         self.embedding_size = embedding_size
+        self.checkpoint = checkpoint
 
     def __call__(
         self, x: Float[Array, "height width in_channels"], embedding: Float[Array, " embedding_size"]
@@ -159,9 +164,17 @@ class PatchTransformer(eqx.Module):
         patches = blocks_to_channels(pad_to_multiple(x, self.patch_size), self.patch_size)
         rows, columns, _ = patches.shape
         h = self.embed(patches).reshape(rows * columns, -1) + self.positions
-        for block in self.blocks:
-            h = block(h, condition)
+        h = self._transform(h, condition)
         scale, shift = jnp.split(self.modulation(condition), 2)
         h = self.unembed(layer_norm(h) * (1 + scale) + shift)
         y = channels_to_blocks(h.reshape(rows, columns, -1), self.patch_size)
         return y[:height, :width]
+
+    def _transform(self, h, condition):
+        if not self.checkpoint:
+            for block in self.blocks:
+                h = block(h, condition)
+            return h
+        # A loop, from which compilers cannot take what is computed again for something that is kept.
+        blocks = jax.tree.map(lambda *x: jnp.stack(x), *self.blocks)
+        return jax.lax.scan(jax.checkpoint(lambda h, block: (block(h, condition), None)), h, blocks)[0]

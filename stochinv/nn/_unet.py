@@ -29,7 +29,7 @@ from ._conv import Conv2d, blocks_to_channels, channels_to_blocks, pad_to_multip
 from ._film import Conditioning, FiLM
 from ._linear import Linear
 from ._misc import check_divides, check_positive, check_shape
-from ._norm import GroupNorm
+from ._norm import GroupNorm, keep_moments
 
 
 class ResidualBlock(eqx.Module):
@@ -52,8 +52,9 @@ class ResidualBlock(eqx.Module):
     def __call__(
         self, x: Float[Array, "height width channels"], condition: Float[Array, " embedding_size"]
     ) -> Float[Array, "height width channels"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
-        return x + self.conv2(jax.nn.silu(self.film(self.norm2(h), condition)))
+        scale, shift = self.film.scale_and_shift(condition)
+        h = self.conv1(keep_moments(lambda x: jax.nn.silu(self.norm1(x)))(x))
+        return x + self.conv2(keep_moments(lambda h: jax.nn.silu(self.norm2(h, scale, shift)))(h))
 
 
 class AttentionBlock(eqx.Module):
@@ -235,7 +236,7 @@ class UNet(eqx.Module):
         h = self.middle_after(h, condition)
         for level, finer in zip(reversed(self.levels), reversed(kept), strict=True):
             h = level.up(finer, h, condition)
-        y = self.conv_out(jax.nn.silu(self.norm_out(h)))
+        y = self.conv_out(keep_moments(lambda h: jax.nn.silu(self.norm_out(h)))(h))
         return channels_to_blocks(y, self.patch)[:height, :width]
 
 

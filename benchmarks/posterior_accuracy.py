@@ -61,6 +61,8 @@ class Options:
     """Which problems; by default all but two_moons, slcp and gaussian_mixture, which need `sbibm`."""
     seed: int = 0
     """Seed of training."""
+    seconds: float | None = None
+    """How long each may be trained; by default as long as it takes."""
     quick: bool = False
     """Tiny sizes: that everything runs, and nothing else."""
     json: Path | None = None
@@ -69,17 +71,17 @@ class Options:
     """The folder with the unpacked files of sbibm."""
 
 
-def run(name: str, sizes: Sizes, sbibm: Path | None = None) -> dict:
-    """Trains a problem, and measures how near its posteriors are to the truth."""
+def run(name: str, sizes: Sizes, sbibm: Path | None = None, *, seconds: float | None = None) -> dict:
+    """Trains a problem, for so many seconds at most, and measures how near its posteriors are to the truth."""
     case = SIMULATORS[name](sizes, sbibm) if name in SIMULATORS else SIGNAL_PROBLEMS[name](sizes)
-    settings: dict[str, Any] = dict(case.settings)
+    settings: dict[str, Any] = {"seconds": seconds, **case.settings}
     if sizes.quick:
         settings |= {"steps": 4, "rounds": 2, "batch_size": 32}
     start, cpu = time.perf_counter(), time.process_time()
     fit = case.problem.fit(case.data, key=jr.key(sizes.seed), **settings)
-    seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    times = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     figures = [asdict(x) | {"met": bool(x.met)} for x in case.assess(fit.problem)]
-    return {"problem": name, **seconds, "history": repr(fit.history), "score": fit.history.score, "figures": figures}
+    return {"problem": name, **times, "history": repr(fit.history), "score": fit.history.score, "figures": figures}
 
 
 def print_table(results: Sequence[dict]):
@@ -108,7 +110,7 @@ def main(argv: Sequence[str] | None = None):
     print(f"stochinv {si.__version__}, jax {jax.__version__}, {jax.default_backend()}")
     results = []
     for name in options.problems or SIGNAL_PROBLEMS:
-        results.append(run(name, Sizes(options.quick, options.seed), options.sbibm))
+        results.append(run(name, Sizes(options.quick, options.seed), options.sbibm, seconds=options.seconds))
         print_table(results[-1:])
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=2))

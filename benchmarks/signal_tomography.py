@@ -6,7 +6,6 @@ The brain is the ICBM 152 template that nilearn ships. Slices are cut by SciPy, 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from nilearn.datasets import load_mni152_template
 from scipy import sparse
 from scipy.ndimage import map_coordinates
 from signal_case import Case, Figure, Sizes, records
@@ -65,6 +64,9 @@ def project(image, angle):
 
 def tomography(sizes: Sizes) -> Case:
     """Tomography of images, three projections given; the RMSE of the mean against the Gaussian of clean slices."""
+    # Here, so that the other problems run without it.
+    from nilearn.datasets import load_mni152_template
+
     volume = load_mni152_template(resolution=2).get_fdata()
     rng = np.random.default_rng(sizes.seed)
     heights = np.arange(LOWEST, HIGHEST + 1)

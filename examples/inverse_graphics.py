@@ -125,6 +125,11 @@ class Config:
     """Where the figures go, for scripts."""
 
     @property
+    def room(self):
+        """Whether cameras look ahead, and not at an object in their midst."""
+        return self.family == "photos" and self.category is None
+
+    @property
     def forward(self):
         """(field, camera) -> premultiplied colour and opacity."""
         return si.forward.VolumeRenderer(self.ray_samples, background=None)
@@ -158,10 +163,6 @@ def fit_family(config):
     known, held_out, red = load_scenes(config)
     fronts = range(2) if config.family == "hidden" and config.views == 1 else None
 
-    room = config.family == "photos" and config.category is None
-    # Cameras that look ahead are at a distance of 2 from what they look at, and see what is far behind it.
-    box = {"lower": (-2.0,) * 3, "upper": (2.0,) * 3} if room else {"support": "ball"}
-
     # Posed images in, a trained problem out.
     data = si.data.SceneBatches(
         known,
@@ -170,23 +171,10 @@ def fit_family(config):
         patch=(config.size // 2,) * 2,
         stride=2,
         context_views=fronts,
-        place="between" if room else "anywhere",
+        place="between" if config.room else "anywhere",
         seed=config.seed,
     )
-    problem = si.StochasticInverseProblem(
-        forward=config.forward,
-        denoiser=si.nn.LiftingDenoiser(
-            (config.size, config.size, 4),
-            resolution=config.resolution,
-            **box,
-            width=config.width,
-            depth=config.depth,
-            num_components=config.components,
-            latent_size=config.latent,
-            key=keys[0],
-        ),
-        objective=si.ProperScore(RULE, num_draws=config.draws, score_target=False, sample_time=si.mostly_noise),
-    )
+    problem = make_problem(config, keys[0])
     fit = train(config, problem, data, keys[1])
 
     # One view in, whole scenes out.
@@ -209,6 +197,26 @@ def fit_family(config):
     figures |= {f"{name}_nearest": value for name, value in nearest_scene(known, held_out, fronts).items()}
     draw(config, fields, held_out)
     return figures
+
+
+def make_problem(config, key):
+    """The network that makes fields of views, and what it is trained by."""
+    # Cameras that look ahead are at a distance of 2 from what they look at, and see what is far behind it.
+    box = {"lower": (-2.0,) * 3, "upper": (2.0,) * 3} if config.room else {"support": "ball"}
+    return si.StochasticInverseProblem(
+        forward=config.forward,
+        denoiser=si.nn.LiftingDenoiser(
+            (config.size, config.size, 4),
+            resolution=config.resolution,
+            **box,
+            width=config.width,
+            depth=config.depth,
+            num_components=config.components,
+            latent_size=config.latent,
+            key=key,
+        ),
+        objective=si.ProperScore(RULE, num_draws=config.draws, score_target=False, sample_time=si.mostly_noise),
+    )
 
 
 def train(config, problem, data, key):

@@ -12,6 +12,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,8 @@ class Config:
     """Unseen windows that are scored, per held-out digit."""
     samples: int = 32
     """Samples per held-out digit."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """In what networks compute in training."""
     seed: int = 0
     """Seed of everything random."""
     out: Path = Path("quickstart.png")
@@ -66,7 +69,7 @@ def main(argv=None):
     # Measurements in, a trained problem out.
     problem = si.StochasticInverseProblem(forward=FORWARD)
     options = {"steps": config.steps, "rounds": config.rounds, "batch_size": config.batch_size}
-    fit = problem.fit(data, key=keys[1], **options)
+    fit = problem.fit(data, key=keys[1], precision=config.precision, **options)
 
     # One window in, whole digits out; here for many held-out digits at once, shape (digits, samples, 28, 28, 1). For a
     # single one it reads `fit.problem.posterior(si.View(window, corner)).sample(key, 8)`.

@@ -3,7 +3,11 @@
 import bz2
 import importlib
 import json
+import os
 import runpy
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +149,61 @@ def test_unet(run):
     assert [x["what"] for x in figures["rows"]] == ["forward", "training step"] * 2
     assert all(np.isfinite(x["ratio"]) for x in figures["rows"])
     assert "PyTorch ms" in printed
+
+
+GPU_PARTS = {
+    "device",
+    "transformer, float32",
+    "transformer, bf16",
+    "transformer, float32, in 4 parts",
+    "rays",
+    "unet",
+    "quickstart, float32",
+    "quickstart, bf16",
+    "jumps",
+}
+
+
+def run_on_gpu(folder, python, *arguments):
+    """What the script that measures on a GPU leaves: its exit status, and its figures."""
+    settings = {"OUT": str(folder), "PYTHON": str(python), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    script = [str(BENCHMARKS / "gpu" / "run.sh"), *arguments]
+    result = subprocess.run(script, env=os.environ | settings, capture_output=True, text=True, timeout=1800)
+    figures = [json.loads(line) for line in (folder / "figures.jsonl").read_text(encoding="utf-8").splitlines()]
+    # A header of two rows.
+    assert len((folder / "figures.md").read_text(encoding="utf-8").splitlines()) == len(figures) + 2
+    assert "finished after" in result.stdout
+    return result.returncode, figures
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="`timeout` is of GNU")
+def test_gpu(tmp_path):
+    status, figures = run_on_gpu(tmp_path, sys.executable, "--quick")
+    assert status == 0
+    assert {x["part"] for x in figures} == GPU_PARTS
+    assert all(isinstance(x["value"], str) or np.isfinite(x["value"]) for x in figures)
+    assert "nan" not in {x["value"] for x in figures}
+    for precision in ("float32", "bf16"):
+        assert (tmp_path / f"quickstart-{precision}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="`timeout` is of GNU")
+def test_gpu_parts_fail_alone(tmp_path):
+    """Every part is tried and told of, also where nothing runs."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    status, figures = run_on_gpu(tmp_path / "out", python, "--quick", str(tmp_path))
+    assert status == 1
+    assert [x["part"] for x in figures[:2]] == ["install", "unpack"]
+    assert len(figures) == 2 + len(GPU_PARTS)
+    assert {(x["figure"], x["value"]) for x in figures} == {("failed", 3)}
+
+
+def test_gpu_requirements_are_the_projects():
+    """Those of the library but JAX, which the machine has, and some of the examples'."""
+    project = tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {x for x in project["dependencies"] if not x.startswith("jax>")}
+    listed = set((BENCHMARKS / "gpu" / "requirements.txt").read_text(encoding="utf-8").split())
+    assert needed <= listed <= needed | set(project["optional-dependencies"]["examples"])

@@ -5,7 +5,7 @@ from unet_torch import TorchUNet
 
 
 def training_step(ours, shape, embedding_size, *, bf16, compiled):
-    """A step of Adam on the squared error over one batch of the U-Net `ours` in PyTorch, and a function to wait with."""
+    """A step of Adam on the squared error of one batch by the U-Net `ours` in PyTorch, and a function to wait with."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # As JAX does by default.
     torch.set_float32_matmul_precision("high")

@@ -96,7 +96,7 @@ part "transformer, float32" 65 transformer --precision float32
 part "transformer, bf16" 45 transformer --precision bf16
 part "transformer, in 4 parts" 50 transformer --accumulate 4
 part "rays" 20 rays
-part "unet" 50 unet_steps
+part "unet" 50 unet
 part "quickstart, float32" 70 learned --problem quickstart --precision float32
 part "quickstart, bf16" 50 learned --problem quickstart --precision bf16
 part "jumps" 60 learned --problem jumps

@@ -106,8 +106,7 @@ class PatchTransformer(eqx.Module):
         - `width`: features of a token, at least 1.
         - `depth`: number of blocks, at least 1.
         - `heads`: number of attention heads; divides `width`.
-        - `checkpoint`: whether the gradient computes each block once more instead of keeping what was inside it: memory
-            is that of one block, and of the tokens between blocks.
+        - `checkpoint`: whether the gradient computes each block once more instead of keeping what was inside it.
         - `key`: a JAX random key for the weights.
 
         **Raises:** `ValueError` if a size is not positive, `image_size` is not a pair, or `heads` does not divide

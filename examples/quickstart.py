@@ -3,7 +3,7 @@
 Every training digit is known only through four 14×14 windows of its 28×28 pixels, at known places; no whole digit is
 ever given to training. Then one window of a held-out digit is shown, and whole digits are sampled.
 
-    python examples/quickstart.py      # trains for some three minutes, prints a table, writes quickstart.png
+    python examples/quickstart.py      # trains for three and a half minutes, prints a table, writes quickstart.png
 
 `main` below is the whole story; its first half is all that one's own problem needs. `--help` lists sizes and files.
 """

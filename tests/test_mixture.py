@@ -1,5 +1,8 @@
 """Mixtures of Gaussians, and the best one of measurements, against NumPy in double precision."""
 
+import dataclasses
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,6 +15,7 @@ from stochinv._data_info import measure_units
 from stochinv._denoiser.evidence import Measured
 from stochinv._mixture import Mixture, solve
 from stochinv._problem_base import encode_context
+from stochinv._sampler.importance import two_densities
 from stochinv._schedule import NoiseLevel
 from stochinv._training.gaussian_start import find_start, first_signal
 from stochinv._training.mixture import best_mixture, may_be_mixed
@@ -213,6 +217,32 @@ def test_an_untrained_network_is_the_mixtures_exact_denoiser(trained):
         denoised = noised.denoise(jnp.float32(noisy), level, encoded, None).observation
         # One step of training moves a network by next to nothing.
         np.testing.assert_allclose(ravel_pytree(denoised)[0], weights @ means, atol=0.01)
+
+
+def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
+    """Between modes that are 17 of their standard deviations apart the flow parts within a few steps."""
+    number, weights = 5000, np.array([0.3, 0.3, 0.4])
+    means = np.array([[-1.2, 0, 0], [0.2, 0.3, 0], [1.0, -0.3, 0]])
+    covariances = np.broadcast_to(np.diag([0.05, 1.0, 1.0]) ** 2, (3, SIZE, SIZE))
+    shrink = lambda d: (d.shrinkage.value[1], d.mixture.value)
+    silent = jnp.zeros_like(trained.denoiser.shrinkage.value[1])
+    denoiser = eqx.tree_at(shrink, trained.denoiser, (silent, as_mixture(weights, means, covariances)))
+    problem = dataclasses.replace(trained, denoiser=denoiser).noised
+    nothing = encode_context(problem, problem.as_context(None))
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), nothing)
+    one = lambda start: two_densities(problem, both, lambda z: z, start, si.ImportanceSampling().num_steps)
+    z, found = jax.jit(jax.vmap(one))(jr.normal(jr.key(3), (number, SIZE)))
+    along, logs = np.asarray(z, float), np.asarray(found, float)
+    steps = (along[:, None] - means) / np.array([0.05, 1.0, 1.0])
+    exact = np.logaddexp.reduce(np.log(weights) - 0.5 * np.sum(steps**2, -1), 1)
+    exact -= 1.5 * np.log(2 * np.pi) + np.log(0.05)
+    # The law of the draws: none between the modes, and as many at each as there should be.
+    nearest = np.min(np.abs(steps[:, :, 0]), 1)
+    assert np.mean(nearest > 4) < 0.001
+    np.testing.assert_allclose(np.bincount(np.argmin(np.abs(steps[..., 0]), 1)) / number, weights, atol=0.03)
+    # Half of the mean absolute ratio to one is the total variation.
+    for log in logs.T:
+        assert 0.5 * np.mean(np.abs(np.exp(log - exact) - 1)) < 0.02
 
 
 def test_the_first_signals_are_drawn_from_the_mixture(problem):

@@ -14,9 +14,8 @@ from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise, add_noise
 from ._view import View, num_views, take_views, view_mask
 
-# How often nothing is given, so that the denoiser of the prior is learned too, and how often everything is, as where
-# signals are drawn for training.
-SHARE_OF_PRIOR, SHARE_OF_ALL = 0.1, 0.15
+# How often everything is given, as where signals are drawn for training.
+SHARE_OF_ALL = 0.15
 
 
 @final
@@ -53,18 +52,20 @@ def pairs_as_parts(pairs: Pairs) -> Pairs:
 class SimulatedContext(eqx.Module):
     """Makes the contexts that a denoiser of signals is trained with: measurements of a signal, simulated afresh.
 
-    The parameters are those of another record, and a random number of its views is given: in 10 % of all records none,
-    in 15 % all, and in the others from one to all, `n` in inverse proportion to `n²`: the fewer are given, the more
-    there is to learn.
+    The parameters are those of another record, and a random number of its views is given: in 15 % of all records all,
+    in a share of them none, and in the others from one to all, `n` in inverse proportion to `n²`: the fewer are given,
+    the more there is to learn.
 
     **Arguments:**
 
     - `forward`: the forward model.
     - `noise`: the noise of measurements.
+    - `share_of_prior`: how often nothing is given, so that the denoiser of the prior is learned too.
     """
 
     forward: AbstractForwardModel
     noise: AbstractNoise
+    share_of_prior: float = eqx.field(static=True)
 
     def __call__(self, signals: Signal, views: View, *, key: Key) -> View:
         """Contexts for signals, at the parameters of records.
@@ -101,7 +102,7 @@ class SimulatedContext(eqx.Module):
         most = jnp.maximum(jnp.sum(view_mask(views)), 1)
         number = 1 + jr.categorical(number_key, jnp.where(sizes < most, -2 * jnp.log1p(sizes.astype(float)), -jnp.inf))
         which = jr.uniform(extreme_key)
-        number = jnp.where(which > 1 - SHARE_OF_ALL, most, jnp.where(which < SHARE_OF_PRIOR, 0, number))
+        number = jnp.where(which > 1 - SHARE_OF_ALL, most, jnp.where(which < self.share_of_prior, 0, number))
         return View(views.observation, views.params, view_mask(views) & (jnp.arange(num_views(views)) < number))
 
     def observe(self, signal: Signal, views: View, key: Key) -> View:

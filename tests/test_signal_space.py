@@ -219,7 +219,7 @@ def test_simulated_contexts_are_measurements_of_the_signals():
     data = jax.tree.map(jnp.asarray, records(500))
     data = si.View(data.observation, data.params, jnp.ones((500, 2), bool).at[:250, 1].set(False))
     signals = jr.normal(jr.key(0), (500, 3))
-    roles = SimulatedContext(si.ForwardFunction(measure), si.GaussianNoise(NOISE))
+    roles = SimulatedContext(si.ForwardFunction(measure), si.GaussianNoise(NOISE), 0.1)
     views = jax.vmap(roles.deal)(data, jr.split(jr.key(1), 500))
     context = jax.vmap(roles.observe)(signals, views, jr.split(jr.key(2), 500))
     rest = np.asarray(context.observation - jnp.einsum("nvij,nj->nvi", context.params, signals))

@@ -36,7 +36,6 @@ from .._data_info import (
     witness,
 )
 from .._denoiser.evidence import Measured
-from .._pairs import SimulatedContext
 from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.exponential_adams import ExponentialAdams
 from .._sampler.importance import view_of
@@ -46,6 +45,7 @@ from .._signal_problem import SignalProblem
 from .._structure import count_entries, same_structure
 from .._view import Example, View, structure, take_views, view_mask
 from ..nn import signal_denoiser
+from .contexts import simulated_context
 from .gaussian_start import Start, find_start, first_signal
 from .known_signals import AbstractRounds, encode_records
 from .plan import Plan
@@ -250,7 +250,7 @@ class Rounds(AbstractRounds):
         each = size if problem.data_info.form == "diagonal" else size * min(size, entries)
         most = max(CHUNK, LARGEST_BANK // each)
         order = jr.permutation(order_key, self._total)[:most]
-        deal = _roles(problem).deal
+        deal = simulated_context(problem).deal
         views = jax.vmap(deal)(take_views(data, order), jr.split(deal_key, order.size))
         return in_chunks(lambda view: encode_context(problem, view), views)
 
@@ -271,7 +271,7 @@ class Rounds(AbstractRounds):
         return self._simulate(problem, self.signals, weights, self._data, self._bank, key)
 
     def _simulate_traced(self, problem, signals, weights, data, bank, key):
-        roles = _roles(problem)
+        roles = simulated_context(problem)
         if bank is None:
             return Example(encode_records(problem, roles(signals, data, key=key)), View(signals, weights), None)
         order_key, noise_key = jr.split(key)
@@ -343,11 +343,6 @@ class Rounds(AbstractRounds):
         drawn, (squares, counts) = in_chunks(one, (views, present, jr.split(key, count(views))))
         drawn = drawn if begin is None else begin.clip(drawn)
         return drawn, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
-
-
-# Made where a program is traced, of a problem that is its argument: constants of the data would be compiled into it.
-def _roles(problem):
-    return SimulatedContext(problem.measure, problem.measurement_noise)
 
 
 def _measured(problem):

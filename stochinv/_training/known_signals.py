@@ -13,11 +13,12 @@ import jax.random as jr
 from .._chunks import in_chunks
 from .._contexts import as_views
 from .._custom_types import Key
-from .._pairs import Pairs, SimulatedContext
+from .._pairs import Pairs
 from .._problem_base import encode_context
 from .._sampling import default_sampler
 from .._simulated import Region, everywhere, region_of
 from .._view import Example, View
+from .contexts import simulated_context
 from .plan import Plan
 from .records import Records
 from .shrinkage import shrink
@@ -92,7 +93,7 @@ class KnownSignals(AbstractRounds):
     def _simulate_traced(self, problem, pairs, source, region, key):
         pairs_key, roles_key = jr.split(key)
         pairs = pairs if source is None else source(pairs_key, region)
-        roles = SimulatedContext(problem.measure, problem.measurement_noise)
+        roles = simulated_context(problem)
         views = roles(pairs.signal, pairs.view, key=roles_key)
         return Example(encode_records(problem, views), View(pairs.signal), None)
 

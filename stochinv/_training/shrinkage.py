@@ -19,12 +19,12 @@ from .._chunks import in_chunks
 from .._custom_types import Key, Signal, Structure
 from .._denoiser.gaussian_residual import NUM_LEVELS
 from .._noising import noise_target
-from .._pairs import SimulatedContext
 from .._problem_base import encode_context
 from .._sampler.guidance import guides
 from .._sampling import LARGEST_CORRECTED
 from .._structure import count_entries
 from .._view import View
+from .contexts import simulated_context
 
 # How many numbers at least tell the factor at each level.
 ERRORS = 2**16
@@ -53,7 +53,7 @@ def shrink(problem: Any, signals: Signal, weights: Float[Array, "signals n"] | N
     times = jax.vmap(problem.schedule.inverse)(log_snrs)
     repeats = math.ceil(ERRORS / (number * count_entries(problem.signal)))
     views_key, noise_key = jr.split(key)
-    views = SimulatedContext(problem.measure, problem.measurement_noise)(signals, views, key=views_key)
+    views = simulated_context(problem)(signals, views, key=views_key)
 
     def one(inputs: Any) -> Float[Array, "levels 2"]:
         signal, weights, views, key = inputs

@@ -32,6 +32,7 @@ import optax
 import tyro
 
 import stochinv as si
+from stochinv._problem_base import encode_context
 from stochinv.forward._volume_voxels import interpolate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -161,10 +162,11 @@ def training_step(forward, denoiser, objective, example):
 
 
 def denoising_step(forward, denoiser, example):
-    """One evaluation of the denoiser, and its image."""
+    """One evaluation of the denoiser, and its image, as in a sampler: what the context says is computed before."""
     problem = si.StochasticInverseProblem(forward, denoiser)
     level = jax.tree.map(jnp.asarray, problem.schedule.level(0.5))
-    step = lambda noisy, key: problem.denoise(noisy, level, example.context, example.target.params, key=key).observation
+    context = jax.jit(lambda context: encode_context(problem, context))(example.context)
+    step = lambda noisy, key: problem.denoise(noisy, level, context, example.target.params, key=key).observation
     return step, (example.target.observation, jr.key(2))
 
 

@@ -15,6 +15,7 @@ from ._denoiser.base import (
     AbstractDenoiser as AbstractDenoiser,
     AbstractEncodingDenoiser as AbstractEncodingDenoiser,
     AbstractMixtureDenoiser as AbstractMixtureDenoiser,
+    AbstractSignalDenoiser as AbstractSignalDenoiser,
     AbstractStandardisedDenoiser as AbstractStandardisedDenoiser,
 )
 from ._denoiser.correction import (

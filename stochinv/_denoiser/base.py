@@ -79,14 +79,19 @@ class AbstractMixtureDenoiser(AbstractDenoiser):
 
 
 class AbstractEncodingDenoiser(AbstractDenoiser):
-    """A denoiser of signals that computes what a context says once, for all noise levels and draws.
+    """A denoiser that computes what a context says once, for all noise levels and draws.
 
-    It is called with the encoded context in the place of the context, and knows how uncertain it is.
+    It is called with the encoded context, whose field `view` is the context, in the place of the context. In training,
+    where nothing is computed twice, it is called with the context itself.
     """
 
     @abc.abstractmethod
     def encode(self, context: Context) -> PyTree:
         """What a context says, its measurements in standardised units."""
+
+
+class AbstractSignalDenoiser(AbstractEncodingDenoiser):
+    """A denoiser of signals that knows how uncertain it is, given an encoded context: training has it encoded too."""
 
     @abc.abstractmethod
     def encode_again(self, context: PyTree, view: View) -> PyTree:
@@ -115,9 +120,21 @@ def encode(denoiser: Any, context: Context) -> Any:
     return denoiser.encode(context) if encodes else context
 
 
+def encode_record(denoiser: Any, context: Context) -> Any:
+    """What a denoiser takes in the place of a context in training."""
+    return encode(denoiser, context) if isinstance(denoiser, AbstractSignalDenoiser) else context
+
+
+def decode(denoiser: Any, context: Any) -> Context:
+    """The context behind what a denoiser takes in its place."""
+    if context is None or is_view(context) or not isinstance(denoiser, AbstractEncodingDenoiser):
+        return context
+    return context.view
+
+
 def encode_again(denoiser: Any, context: Any, view: View) -> Any:
     """What a denoiser takes in the place of a context that differs from one it took in the values of measurements."""
-    return denoiser.encode_again(context, view) if isinstance(denoiser, AbstractEncodingDenoiser) else view
+    return denoiser.encode_again(context, view) if isinstance(denoiser, AbstractSignalDenoiser) else view
 
 
 def denoise(
@@ -148,7 +165,7 @@ def normalised_error(
 ) -> Float[Array, " n"]:
     """The error of a problem's denoised signal, in units of the uncertainty of its denoiser's first estimate, or of
     that of a standard normal signal."""
-    if isinstance(problem.denoiser, AbstractEncodingDenoiser):
+    if isinstance(problem.denoiser, AbstractSignalDenoiser):
         return problem.denoiser.normalised_error(noisy, level, context, clean)
     denoised = ravel_pytree(problem.denoise(noisy, level, context, None).observation)[0]
     return jnp.sqrt(1 + (level.alpha / level.sigma) ** 2) * (denoised - ravel_pytree(clean)[0])

@@ -30,7 +30,7 @@ from .._mixture import Mixture
 from .._noise import AbstractNoise
 from .._schedule import NoiseLevel
 from .._view import View
-from .base import AbstractEncodingDenoiser
+from .base import AbstractSignalDenoiser
 from .correction import AbstractCorrection
 from .evidence import AbstractEvidence, Form, Measured, as_rows, nothing
 
@@ -39,7 +39,7 @@ NUM_LEVELS = 9
 
 
 @final
-class GaussianResidual(AbstractEncodingDenoiser):
+class GaussianResidual(AbstractSignalDenoiser):
     """The exact denoiser of a Gaussian signal, or of a mixture of Gaussians, corrected by a network.
 
     For a signal of `n` entries and `m` entries measured, a context costs some `m² n + 10 m³` operations and `n m`

@@ -7,6 +7,7 @@ import jax.random as jr
 
 from .._checks import check_instance
 from .._custom_types import Context, Key, Params
+from .._denoiser.base import decode, encode
 from .._forward.base import as_multi_view, measures_stack
 from .._view import View, is_view, num_views, view_mask
 from .base import AbstractIndependentSampler, AbstractSampler, Sample
@@ -36,7 +37,7 @@ class Autoregressive(AbstractIndependentSampler):
             raise ValueError("Autoregressive: `sampler` must draw one target; it is an Autoregressive itself.")
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
-        num_targets = _num_targets(params)
+        num_targets, context = _num_targets(params), decode(problem.denoiser, context)
         if not is_view(context):
             raise ValueError(
                 f"Autoregressive: `context` must be a `View` with a views axis, got {type(context).__name__}."
@@ -55,7 +56,7 @@ class Autoregressive(AbstractIndependentSampler):
         def step(context, inputs):
             target_params, key = inputs
             sample_key, noise_key = jr.split(key)
-            sample = self.sampler(problem, context, target_params, key=sample_key)
+            sample = self.sampler(problem, encode(problem.denoiser, context), target_params, key=sample_key)
             observation = problem.units.standardise(problem.noise.sample(noise_key, sample.observation))
             slot = jnp.argsort(view_mask(context), stable=True)[0]
             put = lambda stack, x: stack.at[slot].set(x)
@@ -71,7 +72,7 @@ class Autoregressive(AbstractIndependentSampler):
         leading = jax.tree.map(lambda x: x[:-1], params)
         context, _ = jax.lax.scan(step, context, (leading, keys[:-1]))
         last = jax.tree.map(lambda x: x[-1], params)
-        signal = self.sampler(problem, context, last, key=keys[-1]).signal
+        signal = self.sampler(problem, encode(problem.denoiser, context), last, key=keys[-1]).signal
         return Sample(signal, as_multi_view(problem.forward)(signal, params))
 
 

@@ -8,9 +8,9 @@ r"""A denoiser that makes a voxel field out of posed images, by lifting their fe
 4. A perceptron at each point, modulated by the latent code and by the component that was chosen, makes density and
    colour of it.
 
-All that depends on code and component is the last step, so that draws from the same views share the other three. It is
-the image-conditioned field of Yu et al. 2021, "pixelNeRF", evaluated once on a grid and not at every sample of every
-ray.
+All that depends on code and component is the last step, so that draws from the same views share the other three. What
+context views say is computed once for all noise levels and draws. It is the image-conditioned field of Yu et al. 2021,
+"pixelNeRF", evaluated once on a grid and not at every sample of every ray.
 """
 
 from typing import Literal, final
@@ -23,9 +23,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._custom_types import Context, Key, Observation, Params
-from .._denoiser.base import AbstractMixtureDenoiser
+from .._denoiser.base import AbstractEncodingDenoiser, AbstractMixtureDenoiser
 from .._schedule import NoiseLevel
-from .._view import View, view_mask
+from .._view import View, is_view, view_mask
 from ..forward._camera import Camera
 from ..forward._volume_voxels import VoxelField, interpolate
 from ._conv import blocks_to_channels
@@ -64,7 +64,24 @@ class PointBlock(eqx.Module):
 
 
 @final
-class LiftingDenoiser(AbstractMixtureDenoiser):
+class LiftedViews(eqx.Module):
+    """What views say of a field's points, and of the scene.
+
+    **Arguments:**
+
+    - `view`: the views.
+    - `features`, `logits`: what each says of each point, and how much it counts there.
+    - `summaries`: what each says of the scene.
+    """
+
+    view: View
+    features: Float[Array, "views points width"]
+    logits: Float[Array, "views points"]
+    summaries: Float[Array, "views size"]
+
+
+@final
+class LiftingDenoiser(AbstractMixtureDenoiser, AbstractEncodingDenoiser):
     """Makes a [`stochinv.forward.VoxelField`][] of the noisy target and any number of context views.
 
     The parameters of the target and of the context's views are [`stochinv.forward.Camera`][]s; all images have one
@@ -194,19 +211,46 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
         h, condition, log_shares = self._lifted(noisy, level, context, params, key)
         return jax.vmap(lambda offset: self._field(h, condition + offset))(self.offsets), log_shares
 
+    def encode(self, context: Context) -> LiftedViews:
+        """What each view of a context says, whatever the target."""
+        self._check_context(context)
+        number = context.observation.shape[0]
+        log_snr = jnp.full(number, _CLEAN_LOG_SNR, context.observation.dtype)
+        return self._lift_views(View(context.observation, context.params, view_mask(context)), log_snr)
+
+    def _with_context(self, target, log_snr, context):
+        """All views in one stack, the target first, and their log-SNRs: a training step takes a seventh longer where
+        they are lifted apart."""
+        self._check_context(context)
+        context = View(context.observation, context.params, view_mask(context))
+        stack = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), target, context)
+        return stack, jnp.pad(log_snr, (0, view_mask(context).size), constant_values=_CLEAN_LOG_SNR)
+
+    def _lift_views(self, views, log_snr):
+        points = self._grid_points(views.observation.dtype)
+        said, summaries = jax.vmap(lambda *view: self._lift(points, *view))(views.observation, views.params, log_snr)
+        features, logits = jax.vmap(unrolled(_hidden), (None, 0))((self.lift, self.importance), said)
+        return LiftedViews(views, features, jnp.where(view_mask(views)[:, None], logits[..., 0], -jnp.inf), summaries)
+
     def _lifted(self, noisy, level, context, params, code_key):
         """What the views say of each point and of the scene, with the latent code, and the components' shares."""
-        views, cameras, log_snr, mask = self._views(noisy, level, context, params)
-        points = self._grid_points(views.dtype)
-        said, summaries = jax.vmap(lambda *view: self._lift(points, *view))(views, cameras, log_snr)
-        lifted, logits = jax.vmap(unrolled(_hidden), (None, 0))((self.lift, self.importance), said)
-        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+        self._check_target(noisy, params)
+        scaled = noisy / jnp.sqrt(level.alpha**2 + level.sigma**2)
+        target = jax.tree.map(lambda x: jnp.asarray(x)[None], View(scaled, params, jnp.ones((), bool)))
+        log_snr = jnp.asarray(level.log_snr, noisy.dtype)[None]
+        if context is None or isinstance(context, LiftedViews):
+            views = [self._lift_views(target, log_snr), *([] if context is None else [context])]
+        else:
+            views = [self._lift_views(*self._with_context(target, log_snr, context))]
+        together = lambda get: jnp.concatenate([get(x).astype(get(views[0]).dtype) for x in views])
         # Written out, since a sum over a short leading axis takes as long as a tenth of a training step on CPU.
-        h = sum(share * view for share, view in zip(jax.nn.softmax(logits, axis=0), lifted, strict=True))
-        summary = (mask / jnp.sum(mask)).astype(views.dtype) @ summaries
+        shares = jax.nn.softmax(together(lambda x: x.logits), axis=0)[..., None]
+        h = sum(share * said for share, said in zip(shares, [f for x in views for f in x.features], strict=True))
+        mask = together(lambda x: view_mask(x.view))
+        summary = (mask / jnp.sum(mask)).astype(noisy.dtype) @ together(lambda x: x.summaries)
         condition = self.summary(summary)
         if code_key is not None and self.code is not None:
-            condition = condition + self.code(jr.normal(code_key, (self.latent_size,), views.dtype))
+            condition = condition + self.code(jr.normal(code_key, (self.latent_size,), noisy.dtype))
         return h, condition, jax.nn.log_softmax(self.choice(summary))
 
     def _field(self, h, condition):
@@ -224,25 +268,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
             density_scale=self.density_scale,
         )
 
-    def _views(self, noisy, level, context, params):
-        """All views in one stack, the noisy target first: images, cameras, log-SNRs, and which of them count."""
-        self._check_views(noisy, context, params)
-        images = (noisy / jnp.sqrt(level.alpha**2 + level.sigma**2))[None]
-        cameras = jax.tree.map(lambda x: x[None], params)
-        log_snr = jnp.asarray(level.log_snr, noisy.dtype)[None]
-        mask = jnp.ones(1, bool)
-        if context is None:
-            return images, cameras, log_snr, mask
-        number = context.observation.shape[0]
-        together = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)])
-        return (
-            together(images, context.observation),
-            jax.tree.map(together, cameras, context.params),
-            together(log_snr, jnp.full(number, _CLEAN_LOG_SNR)),
-            jnp.concatenate([mask, view_mask(context)]),
-        )
-
-    def _check_views(self, noisy, context, params):
+    def _check_target(self, noisy, params):
         if not isinstance(params, Camera):
             raise ValueError(
                 f"LiftingDenoiser: the target's `params` must be one `Camera`, got a {type(params).__name__}; make one "
@@ -253,7 +279,9 @@ class LiftingDenoiser(AbstractMixtureDenoiser):
                 f"LiftingDenoiser: images must be of shape {self.image_shape}, got {noisy.shape}; resize them, or make "
                 "a denoiser for that shape."
             )
-        if context is not None and not (isinstance(context, View) and isinstance(context.params, Camera)):
+
+    def _check_context(self, context):
+        if not (is_view(context) and isinstance(context.params, Camera)):
             raise ValueError(
                 "LiftingDenoiser: the context must be a `View` with a views axis and `Camera`s as parameters, or None, "
                 f"got {type(context).__name__}."

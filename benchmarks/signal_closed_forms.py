@@ -100,7 +100,7 @@ def noisy_circle(sizes: Sizes, noise=0.7) -> Case:
     measure = lambda rng, n, views: on_circle(draw_angles(rng, n))[:, None] + noise * rng.normal(size=(n, views, 2))
     data = records(measure(rng, sizes(10_000, 128), 34))
     given = records(measure(held, sizes(10, 2), 1))
-    number = sizes(10_000, 50)
+    number = sizes(40_000, 50)
     grid = np.linspace(-np.pi, np.pi, 20001)[:-1]
     wrapped = lambda mean: np.exp(-0.5 * (np.mod(grid - mean + np.pi, 2 * np.pi) - np.pi) ** 2 / 0.2**2)
     prior = (1 - SECOND_MODE) * wrapped(0) + SECOND_MODE * wrapped(np.pi)
@@ -125,7 +125,7 @@ def noisy_circle(sizes: Sizes, noise=0.7) -> Case:
         ]
 
     problem = si.StochasticInverseProblem(measure_angle, noise=noise, signal=signal_of())
-    return Case(problem, data, assess)
+    return Case(problem, data, assess, {"steps": 60_000, "rounds": 25})
 
 
 def bent(features, *, size, views, bar, noise=0.5):

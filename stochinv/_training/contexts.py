@@ -12,5 +12,6 @@ SHARE_OF_PRIOR, SHARE_OF_PRIOR_WITH_MODES = 0.1, 0.3
 # Made where a program is traced, of a problem that is its argument: constants of the data would be compiled into it.
 def simulated_context(problem: Any) -> SimulatedContext:
     """What makes contexts for a problem of signals."""
-    share = SHARE_OF_PRIOR_WITH_MODES if problem.data_info.form == "nothing" else SHARE_OF_PRIOR
+    info = problem.data_info
+    share = SHARE_OF_PRIOR_WITH_MODES if info is not None and info.form == "nothing" else SHARE_OF_PRIOR
     return SimulatedContext(problem.measure, problem.measurement_noise, share)

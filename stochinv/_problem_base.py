@@ -158,7 +158,7 @@ def standardise_example(problem: Any, example: Example) -> Example:
     """A record in raw units as a problem's objective takes it."""
     target, novel = (standardise_view(problem.units, x) for x in (example.target, example.novel))
     context = standardise_view(context_units(problem), example.context)
-    return Example(denoising.encode_record(problem.denoiser, context), target, novel)
+    return Example(denoising.encode_in_training(problem.denoiser, context), target, novel)
 
 
 def trained_denoiser(problem: Any) -> AnyCallable:

@@ -26,7 +26,7 @@ REASONS = {
     ("_denoiser/base.py", "components"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "decode"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "encode"): "a plain callable is a denoiser too, and has no abstraction to ask",
-    ("_denoiser/base.py", "encode_record"): "a plain callable is a denoiser too, and has no abstraction to ask",
+    ("_denoiser/base.py", "encode_in_training"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "encode_again"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "is_standardised"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "normalised_error"): "a plain callable is a denoiser too, and has no abstraction to ask",

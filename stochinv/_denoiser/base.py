@@ -120,7 +120,7 @@ def encode(denoiser: Any, context: Context) -> Any:
     return denoiser.encode(context) if encodes else context
 
 
-def encode_record(denoiser: Any, context: Context) -> Any:
+def encode_in_training(denoiser: Any, context: Context) -> Any:
     """What a denoiser takes in the place of a context in training."""
     return encode(denoiser, context) if isinstance(denoiser, AbstractSignalDenoiser) else context
 

@@ -93,10 +93,11 @@ def test_context_views_are_encoded_once_for_all_noise_levels_and_draws(monkeypat
     signal = jax.eval_shape(lambda: denoise(denoiser, context, None))
     problem, sampler = si.StochasticInverseProblem(FORWARD, denoiser, signal=signal), si.Ancestral(3)
     options = {"key": jr.key(5), "num_samples": 4, "chunk_size": 4}
-    not_encoded = jax.jit(lambda: sampler.many(problem, context, take(CAMERAS, 3), **options).observation)()
     # Lifting them together with the target would be done anew at each level, for each draw.
-    monkeypatch.setattr(si.nn.LiftingDenoiser, "_with_context", None)
-    drawn = problem.sample(context, take(CAMERAS, 3), sampler=sampler, **options).observation
+    with monkeypatch.context() as patch:
+        patch.setattr(si.nn.LiftingDenoiser, "_with_context", None)
+        drawn = problem.sample(context, take(CAMERAS, 3), sampler=sampler, **options).observation
+    not_encoded = jax.jit(lambda: sampler.many(problem, context, take(CAMERAS, 3), **options).observation)()
     np.testing.assert_allclose(drawn, not_encoded, atol=1e-4)
 
 

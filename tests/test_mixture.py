@@ -219,9 +219,10 @@ def test_an_untrained_network_is_the_mixtures_exact_denoiser(trained):
         np.testing.assert_allclose(ravel_pytree(denoised)[0], weights @ means, atol=0.01)
 
 
-def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
-    """Between modes that are 17 of their standard deviations apart the flow parts within a few steps."""
-    number, weights = 5000, np.array([0.3, 0.3, 0.4])
+def three_narrow_modes(trained):
+    """The trained problem with a prior of three modes, 17 of their standard deviations apart, and its densities at
+    signals that are drawn of noise, twice."""
+    weights = np.array([0.3, 0.3, 0.4])
     means = np.array([[-1.2, 0, 0], [0.2, 0.3, 0], [1.0, -0.3, 0]])
     covariances = np.broadcast_to(np.diag([0.05, 1.0, 1.0]) ** 2, (3, SIZE, SIZE))
     shrink = lambda d: (d.shrinkage.value[1], d.mixture.value)
@@ -230,7 +231,14 @@ def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
     problem = dataclasses.replace(trained, denoiser=denoiser).noised
     nothing = encode_context(problem, problem.as_context(None))
     both = jax.tree.map(lambda x: jnp.stack([x, x]), nothing)
-    one = lambda start: two_densities(problem, both, lambda z: z, start, si.ImportanceSampling().num_steps)
+    densities = lambda start, num_steps: two_densities(problem, both, lambda z: z, start, num_steps)
+    return weights, means, densities
+
+
+def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
+    number = 5000
+    weights, means, densities = three_narrow_modes(trained)
+    one = lambda start: densities(start, si.ImportanceSampling().num_steps)
     z, found = jax.jit(jax.vmap(one))(jr.normal(jr.key(3), (number, SIZE)))
     along, logs = np.asarray(z, float), np.asarray(found, float)
     steps = (along[:, None] - means) / np.array([0.05, 1.0, 1.0])
@@ -243,6 +251,18 @@ def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
     # Half of the mean absolute ratio to one is the total variation.
     for log in logs.T:
         assert 0.5 * np.mean(np.abs(np.exp(log - exact) - 1)) < 0.02
+
+
+def test_densities_of_draws_are_exact_at_any_number_of_steps(trained):
+    """They are those of the steps as taken, however coarsely these follow the flow."""
+    densities = three_narrow_modes(trained)[2]
+
+    def one(start):
+        derivative, logs = jax.jacfwd(lambda start: densities(start, 3), has_aux=True)(start)
+        return logs[0], jax.scipy.stats.norm.logpdf(start).sum() - jnp.linalg.slogdet(derivative)[1]
+
+    found, exact = jax.jit(jax.vmap(one))(jr.normal(jr.key(3), (200, SIZE)))
+    np.testing.assert_allclose(found, exact, atol=0.01)
 
 
 def test_the_first_signals_are_drawn_from_the_mixture(problem):

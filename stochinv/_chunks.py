@@ -17,6 +17,8 @@ CHUNK = 256
 # By how much one number of keys at once may be smaller than the next, and how many more draws than asked for may be
 # made for the sake of larger ones.
 FINER, MOST_WASTED = 8, 1.35
+# The axis of a mesh over which the draws of a score are laid out.
+DRAWS = "draws"
 
 
 def in_chunks(function: AnyCallable, records: PyTree, size: int = CHUNK) -> PyTree:
@@ -43,6 +45,20 @@ def _over_devices(parts):
     if not automatic or mesh.size == 1 or jax.tree.leaves(parts)[0].shape[1] % mesh.size:
         return parts
     return jax.lax.with_sharding_constraint(parts, PartitionSpec(None, mesh.axis_names))
+
+
+def over_draws(keys: Keys) -> Keys:
+    """The keys of a record's draws, under a mesh that has an axis for them laid out over it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if DRAWS not in mesh.axis_names:
+        return keys
+    devices = mesh.shape[DRAWS]
+    if keys.shape[0] % devices:
+        raise ValueError(
+            f"`num_draws` of the objective is {keys.shape[0]}, which cannot be dealt to the {devices} devices of the "
+            f'axis "{DRAWS}" (`sharding`); give a multiple of {devices}.'
+        )
+    return jax.lax.with_sharding_constraint(keys, PartitionSpec(DRAWS))
 
 
 def over_keys(function: AnyCallable, shared: Any, keys: Keys, chunk_size: int) -> PyTree:

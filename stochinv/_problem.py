@@ -207,7 +207,8 @@ class StochasticInverseProblem(AbstractProblem):
             error every half minute elsewhere.
         - `sharding`: over which devices training is laid out: `"data"` deals batches, and all that is drawn, to all
             devices; `"fsdp"` also parameters, their averages and the optimiser's state, where they have more than 4 MB.
-            Or a mesh, over all of whose axes batches are dealt and over whose axis `"fsdp"`, if it has one, parameters.
+            Or a mesh, over all of whose axes batches are dealt and over whose axis `"fsdp"`, if it has one, parameters;
+            over an axis `"draws"` the draws of a score are instead of batches.
             Or a `NamedSharding` of batches. Each process of several feeds its own part of a batch of an iterable.
         - `precision`: `"bf16"` computes networks in bfloat16. Parameters, averages, the optimiser's state, likelihoods,
             noise levels and sums stay in single precision, and so do draws.

@@ -79,6 +79,17 @@ def test_eight_devices_give_the_losses_of_one():
         for sharding in ("data", "fsdp", mixed, explicit):
             many = training.fit(training.problem(), examples, sharding=sharding, **options)
             np.testing.assert_allclose(one.history.loss, many.history.loss, rtol=1e-5)
+        problem = training.problem(denoiser=training.RandomDenoiser(jr.key(5)), objective=si.ProperScore())
+        one = training.fit(problem, examples, **options)
+        draws = jax.make_mesh((2, 4), ("data", "draws"))
+        many = training.fit(problem, examples, sharding=draws, **options)
+        np.testing.assert_allclose(one.history.loss, many.history.loss, rtol=1e-5)
+        try:
+            training.fit(problem, examples, sharding=jax.make_mesh((1, 8), ("data", "draws")), **options)
+        except ValueError as error:
+            assert "`num_draws` of the objective is 4" in str(error)
+        else:
+            raise AssertionError
         print("done")
         """,
         8,

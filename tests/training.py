@@ -38,6 +38,16 @@ class LinearDenoiser(eqx.Module):
         return signal + jnp.einsum("sp,vp,v->s", self.context, seen, 1.0 * weights)
 
 
+class RandomDenoiser(LinearDenoiser):
+    """The same, and noise."""
+
+    stochastic = True
+
+    def __call__(self, noisy, level, context, params, *, key=None):
+        signal = super().__call__(noisy, level, context, params)
+        return signal if key is None else signal + 0.3 * jr.normal(key, (3,))
+
+
 def views(num_records=24, num_views=4, seed=0):
     """Records of several measurements each."""
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from .._checks import check_flag, check_integer, check_number
+from .._chunks import over_draws
 from .._custom_types import AnyCallable, FloatScalar, Key, Observation
 from .._denoiser.base import components
 from .._forward.base import as_multi_view
@@ -88,7 +89,7 @@ class ProperScore(AbstractObjective):
         score_target = self.score_target and every_level
         observed = _observed(example, score_target)
         predict = lambda key: self._predict(problem, example, noisy, level, score_target, key)
-        drawn, log_shares, penalty = jax.vmap(predict)(jr.split(draws_key, self.num_draws))
+        drawn, log_shares, penalty = jax.vmap(predict)(over_draws(jr.split(draws_key, self.num_draws)))
         shares = jnp.exp(log_shares).astype(jnp.result_type(level.alpha))
         if shares.shape[1] == 1:
             error, spread = self.rule.terms(jax.tree.map(lambda x: x[:, 0], drawn), observed)

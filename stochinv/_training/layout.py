@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from .._checks import shown
+from .._chunks import DRAWS
 
 # Parameters of fewer bytes are on every device.
 LEAST_BYTES = 4 * 2**20
@@ -88,7 +89,8 @@ def as_layout(sharding: Any) -> Layout | None:
         return Layout(mesh, PartitionSpec(sharding), sharding if sharding == PARAMETERS else None)
     if isinstance(sharding, Mesh):
         parameters = PARAMETERS if PARAMETERS in sharding.axis_names else None
-        return Layout(sharding, PartitionSpec(sharding.axis_names), parameters)
+        batch = tuple(name for name in sharding.axis_names if name != DRAWS)
+        return Layout(sharding, PartitionSpec(batch), parameters)
     raise ValueError(
         f'`sharding` must be "data", "fsdp", a mesh such as `jax.make_mesh((2, 4), ("data", "fsdp"))`, or a '
         f"`NamedSharding` of batches, got {shown(sharding)}."

@@ -76,8 +76,12 @@ class Blocks(eqx.Module):
     """Residual blocks, one after the other."""
 
     blocks: tuple[ResidualBlock, ...]
+    checkpoint: bool = eqx.field(static=True)
 
-    def __init__(self, number: int, channels: int, *, embedding_size: int, groups: int, key: PRNGKeyArray):
+    def __init__(
+        self, number: int, channels: int, *, embedding_size: int, groups: int, checkpoint: bool, key: PRNGKeyArray
+    ):
+        self.checkpoint = checkpoint
         self.blocks = tuple(
             ResidualBlock(channels, embedding_size=embedding_size, groups=groups, key=k) for k in jr.split(key, number)
         )
@@ -86,7 +90,7 @@ class Blocks(eqx.Module):
         self, x: Float[Array, "height width channels"], condition: Float[Array, " embedding_size"]
     ) -> Float[Array, "height width channels"]:
         for block in self.blocks:
-            x = block(x, condition)
+            x = (eqx.filter_checkpoint(block) if self.checkpoint else block)(x, condition)
         return x
 
 
@@ -156,6 +160,7 @@ class UNet(eqx.Module):
         attention: bool = True,
         groups: int = 8,
         heads: int = 4,
+        checkpoint: bool = False,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -170,6 +175,8 @@ class UNet(eqx.Module):
         - `attention`: whether the pixels of the lowest level attend to each other.
         - `groups`: groups of channels that are normalised together, at least 1.
         - `heads`: number of attention heads; divides `channels[-1]`.
+        - `checkpoint`: whether the gradient computes each residual block once more instead of keeping what was inside
+            it. The compiler of CPUs undoes this.
         - `key`: a JAX random key for the weights.
 
         **Raises:** `ValueError` if a size is not positive, `channels` is empty, or `groups` or `heads` do not divide
@@ -178,7 +185,7 @@ class UNet(eqx.Module):
         channels = _checked_levels(channels, groups)
         check_positive(in_channels=in_channels, out_channels=out_channels, embedding_size=embedding_size, blocks=blocks)
         check_positive(heads=heads, patch=patch)
-        make_blocks = partial(Blocks, blocks, embedding_size=embedding_size, groups=groups)
+        make_blocks = partial(Blocks, blocks, embedding_size=embedding_size, groups=groups, checkpoint=checkpoint)
         condition_key, in_key, attention_key, out_key, levels_key = jr.split(key, 5)
         *level_keys, lowest_key = jr.split(levels_key, len(channels))
         before_key, after_key = jr.split(lowest_key)

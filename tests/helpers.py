@@ -112,6 +112,9 @@ def linear_forward_models() -> dict[str, ForwardCase]:
         "linear": ForwardCase(si.forward.Linear(array(4, 7)), array(7), None),
         "linear_matrix_as_params": ForwardCase(si.forward.Linear(), array(7), array(4, 7)),
         "mask": ForwardCase(si.forward.Mask(), image, mask),
+        "parallel_beam": ForwardCase(si.forward.ParallelBeam((6, 8)), image, jnp.asarray([0.0, 20.0, 135.0])),
+        "parallel_beam_one_angle": ForwardCase(si.forward.ParallelBeam((6, 8), 11), image[..., 0], jnp.asarray(200.0)),
+        "fan_beam": ForwardCase(si.forward.FanBeam((6, 8), 7, 9.0, 6.0, 2.0), image, jnp.asarray([10.0, 300.0])),
         "window": ForwardCase(si.forward.Window((6, 8, 2), (3, 4)), image, corner),
         "composed": ForwardCase(
             si.Composed(si.forward.Blur(kernel), si.forward.Window((6, 8, 2), (4, 4)), si.forward.Downsample(2)),
@@ -127,7 +130,8 @@ def linear_forward_models() -> dict[str, ForwardCase]:
 def forward_models() -> dict[str, ForwardCase]:
     """Every forward model, the nonlinear ones included."""
     angle = ForwardCase(si.ForwardFunction(measure_angle), jnp.asarray(0.3), None)
-    return linear_forward_models() | {"forward_function": angle} | warps()
+    counts = ForwardCase(si.forward.BeerLambert(50.0), jnp.asarray([0.5, 2.0]), None)
+    return linear_forward_models() | {"beer_lambert": counts, "forward_function": angle} | warps()
 
 
 def warps() -> dict[str, ForwardCase]:

@@ -3,6 +3,7 @@
 Images are channels-last, `(height, width, channels)`.
 """
 
+from ._beer_lambert import BeerLambert as BeerLambert
 from ._blur import Blur as Blur
 from ._camera import Camera as Camera, Rays as Rays, look_at as look_at
 from ._channel_mix import ChannelMix as ChannelMix
@@ -11,6 +12,7 @@ from ._generator import Generator as Generator
 from ._linear import Linear as Linear
 from ._mask import Mask as Mask, Window as Window
 from ._smoothness import FlowSmoothness as FlowSmoothness
+from ._tomography import FanBeam as FanBeam, ParallelBeam as ParallelBeam
 from ._volume import Rendering as Rendering, VolumeRenderer as VolumeRenderer
 from ._volume_base import AbstractField as AbstractField
 from ._volume_triplane import TriPlaneField as TriPlaneField

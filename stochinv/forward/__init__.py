@@ -11,6 +11,7 @@ from ._downsample import Downsample as Downsample
 from ._generator import Generator as Generator
 from ._linear import Linear as Linear
 from ._mask import Mask as Mask, Window as Window
+from ._psf import gaussian_psf as gaussian_psf, moffat_psf as moffat_psf, pupil_psf as pupil_psf
 from ._smoothness import FlowSmoothness as FlowSmoothness
 from ._tomography import FanBeam as FanBeam, ParallelBeam as ParallelBeam
 from ._volume import Rendering as Rendering, VolumeRenderer as VolumeRenderer

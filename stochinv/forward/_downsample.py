@@ -2,7 +2,7 @@ from typing import final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Inexact
 
 from .._custom_types import Params, Structure
 from .._forward.base import AbstractLinearForwardModel
@@ -26,18 +26,18 @@ class Downsample(AbstractLinearForwardModel):
             )
 
     def __call__(
-        self, signal: Float[Array, "height width channels"], params: Params
-    ) -> Float[Array, "rows columns channels"]:
-        height, width, channels = signal.shape
+        self, signal: Inexact[Array, "height width *channels"], params: Params
+    ) -> Inexact[Array, "rows columns *channels"]:
+        height, width, *channels = signal.shape
         if height % self.factor or width % self.factor:
             raise ValueError(
                 f"Downsample: `factor` {self.factor} must divide the image's size {(height, width)}; crop the image or "
                 "change it."
             )
-        blocks = signal.reshape(height // self.factor, self.factor, width // self.factor, self.factor, channels)
+        blocks = signal.reshape(height // self.factor, self.factor, width // self.factor, self.factor, *channels)
         return jnp.mean(blocks, axis=(1, 3))
 
     def signal_structure(self, observation: Structure, params: Params) -> Structure:
         """An image `factor` times as high and as wide as the measurement."""
-        height, width, channels = observation.shape
-        return jax.ShapeDtypeStruct((height * self.factor, width * self.factor, channels), observation.dtype)
+        height, width, *channels = observation.shape
+        return jax.ShapeDtypeStruct((height * self.factor, width * self.factor, *channels), observation.dtype)

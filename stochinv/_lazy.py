@@ -34,6 +34,19 @@ else:
     tqdm_auto = LazyModule("tqdm.auto")
 
 
+def optional(module: str, user: str, extra: str) -> Any:
+    """A module of a package of an extra, imported where it is used.
+
+    **Raises:**
+
+    `ImportError` if it is not installed, with the extra that has it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{user} needs {module.split('.')[0]}: `pip install 'stochinv[{extra}]'`.") from error
+
+
 def is_distribution(x: Any) -> bool:
     """Whether this is a NumPyro distribution, as nothing is before NumPyro is imported."""
     return "numpyro" in sys.modules and isinstance(x, numpyro.distributions.Distribution)

@@ -12,7 +12,14 @@ from ._posed.llff import load_llff as load_llff
 from ._posed.nerf_synthetic import load_nerf_synthetic as load_nerf_synthetic
 from ._posed.npz import load_posed_npz as load_posed_npz
 from ._posed.realestate10k import load_realestate10k as load_realestate10k
+from ._readers import (
+    read_dicom as read_dicom,
+    read_fastmri as read_fastmri,
+    read_fits as read_fits,
+    read_nifti as read_nifti,
+)
 from ._simulate import simulate as simulate
+from ._splitting import split_gaussian as split_gaussian, thin_counts as thin_counts
 from ._video import (
     random_crops as random_crops,
     read_clips as read_clips,

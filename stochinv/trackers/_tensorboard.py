@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from .._checks import check_path
-from ._optional import optional
+from .._lazy import optional
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -3,7 +3,8 @@ r"""Reports to Weights & Biases."""
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
-from ._optional import check_run_or_options, optional
+from .._lazy import optional
+from ._checks import check_run_or_options
 
 if TYPE_CHECKING:
     import matplotlib.figure

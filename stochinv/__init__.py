@@ -72,6 +72,7 @@ from ._objective.rules import (
 )
 from ._objective.squared_error import SquaredError as SquaredError, snr_weight as snr_weight
 from ._pairs import Pairs as Pairs
+from ._poisson_gaussian import PoissonGaussianNoise as PoissonGaussianNoise
 from ._posterior import Posterior as Posterior
 from ._problem import StochasticInverseProblem as StochasticInverseProblem
 from ._sampler.ancestral import Ancestral as Ancestral

@@ -156,7 +156,7 @@ class GaussianNoise(AbstractNoise):
             raise ValueError(
                 f"`noise` must be a number, or a PyTree of numbers, got {shown(scale)}; give 0.0 for none."
             )
-        self.scale = jax.tree.map(_as_scale, scale)
+        self.scale = jax.tree.map(as_scale, scale)
 
     @property
     def exact(self) -> bool:
@@ -217,8 +217,8 @@ class PoissonNoise(AbstractNoise):
     every_level: ClassVar[bool] = False
 
     def __init__(self, gain: FloatScalarLike = 1.0, background: FloatScalarLike = 0.0):
-        self.gain = _as_scale(gain, "PoissonNoise: `gain`", positive=True)
-        self.background = _as_scale(background, "PoissonNoise: `background`")
+        self.gain = as_scale(gain, "PoissonNoise: `gain`", positive=True)
+        self.background = as_scale(background, "PoissonNoise: `background`")
 
     def __repr__(self) -> str:
         return f"PoissonNoise(gain={numbers(self.gain)}, background={numbers(self.background)})"
@@ -237,16 +237,16 @@ class PoissonNoise(AbstractNoise):
         return jax.tree.map(lambda x: (x + self.background.astype(x.dtype)) / self.gain.astype(x.dtype), clean)
 
     def sample(self, key: Key, clean: Observation) -> Observation:
-        return self._measured(_COUNTS.sample(key, self._rates(clean)))
+        return self._measured(COUNTS.sample(key, self._rates(clean)))
 
     def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
-        return _COUNTS.log_prob(self._counts(observation), self._rates(clean))
+        return COUNTS.log_prob(self._counts(observation), self._rates(clean))
 
     def std(self, clean: Observation) -> PyTree:
         return self._measured(jax.tree.map(jnp.sqrt, self._rates(clean)))
 
     def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
-        counts, log_probs = _COUNTS.draws(key, self._rates(clean))
+        counts, log_probs = COUNTS.draws(key, self._rates(clean))
         return self._measured(counts), log_probs
 
     def gaussian_scale(self, clean: Observation) -> None:
@@ -335,7 +335,7 @@ class NoiseLaw(AbstractNoise):
             )
 
 
-_COUNTS = NoiseLaw(lambda rates: jax.tree.map(numpyro.distributions.Poisson, rates))
+COUNTS = NoiseLaw(lambda rates: jax.tree.map(numpyro.distributions.Poisson, rates))
 
 
 def add_noise(noise: AbstractNoise, clean: Observation, *, key: Key, stacked: bool) -> Observation:
@@ -363,7 +363,13 @@ def as_noise(noise: Any) -> AbstractNoise:
     return NoiseLaw(noise) if callable(noise) else GaussianNoise(noise)
 
 
-def _as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> Array:
+def as_scale(value: Any, name: str = "`noise`", *, positive: bool = False) -> Array:
+    """A number of a user's in raw units, as an array.
+
+    **Raises:**
+
+    `ValueError` if it is not one finite number of at least 0, or with `positive` above 0.
+    """
     remedy = "give a standard deviation in raw units" if name == "`noise`" else "give a number in raw units"
     if is_traced(value):
         return value.astype(jnp.result_type(float))

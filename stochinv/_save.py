@@ -26,6 +26,7 @@ from ._objective.base import AbstractObjective
 from ._objective.proper_score import ProperScore
 from ._objective.rules import EnergyRule, KernelRule, Patches, PerView, Scales, SumOfRules
 from ._objective.squared_error import SquaredError, snr_weight, unit_weight
+from ._poisson_gaussian import PoissonGaussianNoise
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._schedule import (
     AbstractNoiseSchedule,
@@ -47,7 +48,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         *(CosineSchedule, RectifiedFlow, VarianceExploding, VariancePreserving),
-        *(GaussianNoise, PoissonNoise),
+        *(GaussianNoise, PoissonNoise, PoissonGaussianNoise),
         *(SignalSpace, MeasurementSpace),
         *(SquaredError, ProperScore, EnergyRule, KernelRule, PerView, Patches, Scales, SumOfRules),
         *(snr_weight, unit_weight, uniform_time, uniform_log_snr, middle_log_snr, pure_noise, mostly_noise),

@@ -74,6 +74,7 @@ def noises() -> dict[str, si.AbstractNoise]:
         "gaussian": si.GaussianNoise(0.5),
         "poisson": si.PoissonNoise(),
         "poisson_gain": si.PoissonNoise(gain=0.5, background=2.0),
+        "camera": si.PoissonGaussianNoise(gain=0.5, read_std=0.4),
         "law_with_path": si.NoiseLaw(lambda o: jax.tree.map(lambda x: dist.Laplace(x, 0.3), o)),
         "law_without_path": si.NoiseLaw(lambda o: jax.tree.map(dist.Poisson, o)),
     }

@@ -37,6 +37,7 @@ LEVELS = [
         "_simulated",
         "_noising",
         "_noise",
+        "_poisson_gaussian",
         "_denoiser.base",
         "_objective.base",
         "_sampler.base",

@@ -13,8 +13,8 @@ from .._forward.base import AbstractLinearForwardModel
 class Blur(AbstractLinearForwardModel):
     """Convolves each channel of an image with a kernel; the size stays the same.
 
-    It is done by FFTs, at any size of the kernel. Rounding is about 1e-6 of the largest value, and may leave dark pixels
-    that far below 0: give counts a `background`.
+    It is done by FFTs, at any size of the kernel. Rounding is about 1e-6 of the largest value, and may leave dark
+    pixels that far below 0: give counts a `background`.
 
     **Arguments:**
 

@@ -1,8 +1,8 @@
 r"""Point spread functions: what an instrument makes of one bright point.
 
-Each is a kernel for [`stochinv.forward.Blur`][], square, of an odd number of pixels and with the sum 1: light that falls
-outside of it is put inside. Values are those at the centres of pixels. All are differentiable in their parameters, and
-these may be traced; then nothing checks their ranges.
+Each is a kernel for [`stochinv.forward.Blur`][], square, of an odd number of pixels and with the sum 1: light that
+falls outside of it is put inside. Values are those at the centres of pixels. All are differentiable in their
+parameters, and these may be traced; then nothing checks their ranges.
 
 A lens with a circular pupil images a point as `|U|²`. With `u` the squared radius in the pupil, from 0 to 1,
 
@@ -98,8 +98,8 @@ def pupil_psf(defocus: FloatScalarLike, size: int, cutoff: FloatScalarLike = 1.0
     - `size`: of the kernel in pixels, odd.
     - `cutoff`: the highest frequency that the lens passes, in units of Nyquist's frequency (half a cycle per pixel),
         above 0 and at most 1. It is `4 · NA · pixel / wavelength`, `NA` the numerical aperture and `pixel` its size at
-        the object. Where pixels are too coarse for 1, take smaller ones, and [`stochinv.forward.Downsample`][] what they
-        measure.
+        the object. Where pixels are too coarse for 1, take smaller ones, and [`stochinv.forward.Downsample`][] what
+        they measure.
 
     **Returns:**
 

@@ -6,7 +6,14 @@ alone, stochinv trains a conditional diffusion model that samples the posterior 
 
 import importlib.metadata
 
-from . import data as data, diagnostics as diagnostics, forward as forward, nn as nn, trackers as trackers
+from . import (
+    data as data,
+    diagnostics as diagnostics,
+    forward as forward,
+    nn as nn,
+    plot as plot,
+    trackers as trackers,
+)
 from ._check import Check as Check, Figure as Figure
 from ._data_info import AbstractUnits as AbstractUnits, DataInfo as DataInfo, Units as Units
 from ._denoiser.amortised_gaussian import AmortisedGaussian as AmortisedGaussian

@@ -31,6 +31,7 @@ PAGES = (
     pytest.param("docs/coming-from.md", marks=pytest.mark.slow),
     pytest.param("docs/extending.md", marks=pytest.mark.slow),
     "docs/performance.md",
+    pytest.param("docs/api/plot.md", marks=pytest.mark.slow),
     "docs/gallery/inverse-graphics.md",
     "docs/gallery/motion.md",
     pytest.param("docs/gallery/gan-inversion.md", marks=pytest.mark.slow),
@@ -41,6 +42,7 @@ NAMESPACES = {
     "stochinv.nn": si.nn,
     "stochinv.diagnostics": si.diagnostics,
     "stochinv.data": si.data,
+    "stochinv.plot": si.plot,
     "stochinv.trackers": si.trackers,
 }
 NAMES = [

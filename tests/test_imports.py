@@ -53,11 +53,12 @@ LEVELS = [
     ["_problem"],
     ["_load"],
     ["data", "diagnostics", "trackers"],
+    ["plot"],
     [""],
 ]
 # What no namespace of ready-made parts may be imported by.
 CORE = {"_view", "_schedule", "_noise", "_problem_base", "_forward", "_denoiser", "_objective", "_sampler", "_log_prob"}
-NAMESPACES = {"forward", "nn", "data", "diagnostics", "trackers"}
+NAMESPACES = {"forward", "nn", "data", "diagnostics", "plot", "trackers"}
 # Half of the time of an import, and needed by some features alone.
 HEAVY = {"numpyro", "orbax", "scipy.special", "scipy.stats", "tqdm.auto", "arviz", "matplotlib", "sklearn", "skimage"}
 AFTER_IMPORT = """

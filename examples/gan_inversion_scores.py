@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from matplotlib.figure import Figure
 
 import digit_networks
 import stochinv as si
@@ -205,39 +204,35 @@ def print_table(figures):
 
 def draw(config, scene, judge):
     """Writes the picture: in each row the patch, its image, eight samples, mean, spread, and for digits the classes."""
-    latents = judge.shown["energy"]
-    rows = min(6, len(latents))
-    images = np.asarray(scene.render(latents[:rows]))
-    shown_samples = min(8, images.shape[1])
-    titles = ["given", "its image", *[""] * shown_samples, "mean", "std. dev."]
-    titles[2 + shown_samples // 2] = "samples"
-    columns = len(titles) + 2 * (judge.truth is not None)
-    figure = Figure(figsize=(0.8 * columns, 0.82 * rows + 0.4), layout="constrained")
-    grid = figure.add_gridspec(rows, columns)
-    show = lambda x: np.clip((x + 1) / 2, 0, 1).squeeze()
-    for row in range(rows):
-        patch, corner = (np.asarray(x[row]) for x in judge.contexts)
-        canvas = np.full(scene.image_shape, np.nan)
-        canvas[corner[0] : corner[0] + patch.shape[0], corner[1] : corner[1] + patch.shape[1]] = show(patch).reshape(
-            patch.shape
-        )
-        spread = images[row].std(0).mean(-1)
-        shown = [canvas.squeeze(), show(np.asarray(judge.images[row]))]
-        shown += [show(x) for x in images[row, :shown_samples]] + [show(images[row].mean(0)), spread]
-        for column, (image, title) in enumerate(zip(shown, titles, strict=True)):
-            ax = figure.add_subplot(grid[row, column])
-            colours, highest = ("magma", 1) if title == "std. dev." else ("gray", 1)
-            ax.imshow(image, cmap=colours, vmin=0, vmax=highest)
-            ax.set(xticks=[], yticks=[], facecolor="0.6")
-            if row == 0:
-                ax.set_title(title, fontsize=8)
-        if judge.truth is not None:
-            ax = figure.add_subplot(grid[row, -2:])
-            ax.bar(np.arange(10) - 0.2, judge.truth["classes"][row], 0.4, color="0.5", label="brute force")
-            ax.bar(np.arange(10) + 0.2, judge.classes(latents[row : row + 1])[0], 0.4, color="C1", label="samples")
-            ax.set(xticks=range(10), yticks=[], xlim=(-0.6, 9.6))
-            ax.tick_params(labelsize=6, length=0, pad=1)
-            if row == 0:
-                ax.set_title("digit", fontsize=8)
-                ax.legend(fontsize=5, frameon=False)
+    latents = judge.shown["energy"][:6]
+    images = scene.render(latents)
+    given = np.full((len(latents), *scene.image_shape), np.nan)
+    for canvas, patch, (top, left) in zip(given, *map(np.asarray, judge.contexts), strict=False):
+        canvas[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
+    columns = {
+        "given": given,
+        "its image": judge.images[: len(latents)],
+        "samples": images,
+        "mean": jnp.mean(images, 1),
+        "std. dev.": jnp.std(images, 1),
+    }
+    figure = si.plot.images(columns, own_scale="std. dev.", limits=(-1, 1))
+    if judge.truth is not None:
+        draw_classes(figure, judge, latents)
     figure.savefig(config.out, dpi=100)
+
+
+def draw_classes(figure, judge, latents):
+    """Adds how probable each digit is, right of each row."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + 1.2, height)
+    pictures = np.reshape(figure.axes[:-1], (len(latents), -1))  # the last axes are the colour bar
+    for row, picture in enumerate(pictures[:, -1]):
+        ax = picture.inset_axes((1.1, 0, 2.1, 1))
+        ax.bar(np.arange(10) - 0.2, judge.truth["classes"][row], 0.4, color="0.5", label="brute force")
+        ax.bar(np.arange(10) + 0.2, judge.classes(latents[row : row + 1])[0], 0.4, color="C1", label="samples")
+        ax.set(xticks=range(10), yticks=[], xlim=(-0.6, 9.6))
+        ax.tick_params(labelsize=6, length=0, pad=1)
+        if row == 0:
+            ax.set_title("digit", fontsize=8)
+            ax.legend(fontsize=5, frameon=False)

@@ -26,7 +26,6 @@ import numpy as np
 import optax
 import tyro
 from matplotlib.colors import hsv_to_rgb
-from matplotlib.figure import Figure
 from skimage.registration import optical_flow_tvl1
 
 import stochinv as si
@@ -342,37 +341,33 @@ def colours(flow, longest):
 
 def draw(config, forward, test, samples):
     """Writes the picture: for each given frame its successor, eight sampled motions, and the warps by them."""
-    shown = 8
+    titles = ("given", "sampled motions, and the frames they lead to", "mean", "std. dev.,\nrelative")
     order = chosen(test, samples)[:3]
-    titles = ["given", *[""] * shown, "mean", "std. dev."]
-    titles[1 + shown // 2] = "sampled motions, and the frames they lead to"
-    figure = Figure(figsize=(0.9 * len(titles), 0.9 * 2 * len(order) + 0.3), layout="constrained")
-    axes = figure.subplots(2 * len(order), len(titles), squeeze=False)
-    edge = slice(config.margin, -config.margin or None)
-    for row, index in enumerate(order):
-        flows = jax.vmap(forward.displacement, (0, None))(samples.signal[index], test.params[index])
-        longest = max(float(jnp.quantile(jnp.sqrt(jnp.sum(flows**2, -1)), 0.98)), 0.5)
-        frames = np.clip(np.asarray(samples.observation[index]), 0, 1)
-        spread = np.asarray(jnp.sqrt(jnp.sum(jnp.var(flows, 0), -1)))
-        above = [np.asarray(test.params[index])[edge, edge], *(colours(x, longest) for x in flows[:shown])]
-        above += [colours(jnp.mean(flows, 0), longest), spread / longest]
-        below = [np.asarray(test.observation[index]), *frames[:shown], frames.mean(0), frames.std(0).mean(-1) / 0.25]
-        for which, images in enumerate((above, below)):
-            for column, image in enumerate(images):
-                ax = axes[2 * row + which, column]
-                ax.imshow(np.clip(image, 0, 1), cmap="magma", vmin=0, vmax=1)
-                ax.set(xticks=[], yticks=[])
-        axes[2 * row + 1, 0].set_xlabel("what came", fontsize=7, labelpad=2)
-        wheel = axes[2 * row, 0].inset_axes((0.66, 0.0, 0.34, 0.34))
-        rows, columns = np.mgrid[-1:1:41j, -1:1:41j]
-        disc = np.concatenate(
-            [colours(-np.stack([rows, columns], -1), 1.0), (np.hypot(rows, columns) <= 1)[..., None]], -1
-        )
+    rows = [x for index in order for x in two_rows(config, forward, test, samples, index)]
+    columns = {title: np.stack(x) for title, x in zip(titles, zip(*rows, strict=True), strict=True)}
+    figure = si.plot.images(columns, own_scale=titles[-1], limits=(0, 1))
+    pictures = np.reshape(figure.axes[:-1], (len(rows), -1))  # the last axes are the colour bar
+    for given, came in pictures[:, 0].reshape(-1, 2):
+        came.set_xlabel("what came", fontsize=7, labelpad=2)
+        wheel = given.inset_axes((0.66, 0.0, 0.34, 0.34))
+        down, right = np.mgrid[-1:1:41j, -1:1:41j]
+        disc = np.concatenate([colours(-np.stack([down, right], -1), 1.0), (np.hypot(down, right) <= 1)[..., None]], -1)
         wheel.imshow(disc)
         wheel.axis("off")
-    for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title, fontsize=8)
-    figure.savefig(config.out, dpi=85, pil_kwargs={"optimize": True})
+    figure.savefig(config.out, dpi=96, pil_kwargs={"optimize": True})
+
+
+def two_rows(config, forward, test, samples, index):
+    """The pictures of a pair of frames: above the given one and its motions, below what came and the warps."""
+    edge = slice(config.margin, -config.margin or None)
+    flows = jax.vmap(forward.displacement, (0, None))(samples.signal[index], test.params[index])
+    longest = max(float(jnp.quantile(jnp.sqrt(jnp.sum(flows**2, -1)), 0.98)), 0.5)
+    frames = np.clip(np.asarray(samples.observation[index]), 0, 1)
+    spread = np.asarray(jnp.sqrt(jnp.sum(jnp.var(flows, 0), -1, keepdims=True)))
+    given = np.asarray(test.params[index])[edge, edge]
+    above = given, colours(flows, longest), colours(jnp.mean(flows, 0), longest), spread / longest
+    below = test.observation[index], frames, frames.mean(0), frames.std(0).mean(-1, keepdims=True) / 0.25
+    return above, below
 
 
 def chosen(test, samples):

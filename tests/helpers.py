@@ -94,6 +94,19 @@ class ForwardCase(NamedTuple):
     params: Any
 
 
+class LinearFunction(si.AbstractLinearForwardModel):
+    """A linear function without parameters, of a signal of a given structure."""
+
+    function: Any
+    signal: Any
+
+    def __call__(self, signal, params):
+        return self.function(signal)
+
+    def signal_structure(self, observation, params):
+        return self.signal
+
+
 def linear_forward_models() -> dict[str, ForwardCase]:
     """Every linear forward model, with a signal and parameters."""
     rng = np.random.default_rng(0)
@@ -101,6 +114,7 @@ def linear_forward_models() -> dict[str, ForwardCase]:
     image, kernel = array(6, 8, 2), array(3, 5)
     mask = jnp.asarray(rng.integers(0, 2, size=(6, 8, 1)), jnp.float32)
     corner = jnp.asarray([1, 2])
+    complex_matrix = jax.lax.complex(array(4, 7), array(4, 7))
     cases = {
         f"blur_{boundary}": ForwardCase(si.forward.Blur(kernel, boundary), image, None)
         for boundary in ("edge", "reflect", "constant", "wrap")
@@ -111,6 +125,7 @@ def linear_forward_models() -> dict[str, ForwardCase]:
         "channel_mix_matrix_as_params": ForwardCase(si.forward.ChannelMix(), image, array(1, 2)),
         "downsample": ForwardCase(si.forward.Downsample(2), image, None),
         "linear": ForwardCase(si.forward.Linear(array(4, 7)), array(7), None),
+        "linear_complex": ForwardCase(si.forward.Linear(complex_matrix), jax.lax.complex(array(7), array(7)), None),
         "linear_matrix_as_params": ForwardCase(si.forward.Linear(), array(7), array(4, 7)),
         "mask": ForwardCase(si.forward.Mask(), image, mask),
         "parallel_beam": ForwardCase(si.forward.ParallelBeam((6, 8)), image, jnp.asarray([0.0, 20.0, 135.0])),

@@ -22,24 +22,43 @@ def structure(tree):
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_adjoint(name):
-    """`⟨A s, o⟩ = ⟨s, Aᵀ o⟩`, and `Aᵀ` is the transpose of the dense Jacobian."""
+    """`⟨A s, o⟩ = ⟨s, Aᴴ o⟩`, and `Aᴴ` is the conjugate transpose of the dense Jacobian."""
     forward, signal, params = LINEAR[name]
     flat, unravel = ravel_pytree(signal)
     measure = lambda s: ravel_pytree(forward(unravel(s), params))[0]
-    matrix = np.asarray(jax.jacfwd(measure)(flat))
-    other = jr.normal(jr.key(0), flat.shape)
+    matrix = np.asarray(jax.jacfwd(measure, holomorphic=jnp.iscomplexobj(flat))(flat))
+    other = jr.normal(jr.key(0), flat.shape, flat.dtype)
     np.testing.assert_allclose(measure(flat), matrix @ flat, atol=1e-4)
     np.testing.assert_allclose(measure(2 * flat - other), 2 * measure(flat) - measure(other), atol=1e-4)
     observation = forward(signal, params)
-    cotangent = jax.tree.map(lambda x: jr.normal(jr.key(1), x.shape), observation)
+    cotangent = jax.tree.map(lambda x: jr.normal(jr.key(1), x.shape, x.dtype), observation)
     if isinstance(forward, si.AbstractLinearForwardModel):
         adjoint = forward.adjoint(cotangent, params)
     else:
         (adjoint,) = jax.linear_transpose(lambda s: forward(s, params), signal)(cotangent)
     assert jax.tree.structure(adjoint) == jax.tree.structure(signal)
     flat_cotangent, flat_adjoint = ravel_pytree(cotangent)[0], ravel_pytree(adjoint)[0]
-    np.testing.assert_allclose(flat_adjoint, matrix.T @ flat_cotangent, atol=1e-4)
-    np.testing.assert_allclose(measure(flat) @ flat_cotangent, flat @ flat_adjoint, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(flat_adjoint, matrix.conj().T @ flat_cotangent, atol=1e-4)
+    left, right = jnp.vdot(flat_cotangent, measure(flat)), jnp.vdot(flat_adjoint, flat)
+    np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("function", "signal"),
+    [
+        (lambda s: jnp.fft.rfft(s), jnp.zeros(6)),
+        (lambda s: jnp.imag((2 + 1j) * s), jnp.zeros(6, jnp.complex64)),
+    ],
+)
+def test_adjoint_between_real_and_complex(function, signal):
+    """`Re⟨A s, o⟩ = Re⟨s, Aᴴ o⟩`, where only one side is complex."""
+    forward = helpers.LinearFunction(function, structure(signal))
+    signal = jr.normal(jr.key(0), signal.shape, signal.dtype)
+    measured = forward(signal, None)
+    other = jr.normal(jr.key(1), measured.shape, measured.dtype)
+    adjoint = forward.adjoint(other, None)
+    assert adjoint.dtype == signal.dtype
+    np.testing.assert_allclose(jnp.vdot(other, measured).real, jnp.vdot(adjoint, signal).real, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -108,7 +127,7 @@ def test_jit_vmap_and_gradients(name):
     np.testing.assert_allclose(jax.jit(lambda s: forward(s, params))(signal), expected, atol=1e-5)
     batch = jax.vmap(lambda s: forward(s, params))(jnp.stack([signal, 2 * signal]))
     np.testing.assert_allclose(batch[0], expected, atol=1e-5)
-    gradient = jax.grad(lambda s: jnp.sum(forward(s, params) ** 2))(signal)
+    gradient = jax.grad(lambda s: jnp.sum(jnp.abs(forward(s, params)) ** 2))(signal)
     assert np.all(np.isfinite(gradient)) and gradient.shape == signal.shape
 
 

@@ -5,6 +5,7 @@ from typing import cast, final
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._checks import check_callable, shown
@@ -43,7 +44,10 @@ class AbstractLinearForwardModel(AbstractForwardModel):
         """The shapes and dtypes of the signal, given those of a measurement and its parameters."""
 
     def adjoint(self, observation: Observation, params: Params) -> Signal:
-        """The adjoint `Aᵀ o` of the measurement `A s`, for the Euclidean inner products.
+        """The adjoint `Aᴴ o` of the measurement `A s`: `Re⟨A s, o⟩ = Re⟨s, Aᴴ o⟩`.
+
+        It is the transpose of a real measurement of real signals, and the conjugate transpose of a complex one of
+        complex signals.
 
         **Arguments:**
 
@@ -55,8 +59,9 @@ class AbstractLinearForwardModel(AbstractForwardModel):
         A PyTree like the signal.
         """
         signal = self.signal_structure(structure(observation), params)
-        (signal,) = jax.linear_transpose(lambda s: self(s, params), signal)(observation)
-        return signal
+        transpose = jax.linear_transpose(lambda s: self(s, params), signal)
+        (conjugate,) = transpose(jax.tree.map(jnp.conj, observation))
+        return jax.tree.map(jnp.conj, conjugate)
 
 
 @final

@@ -35,11 +35,17 @@ else:
 
 
 def optional(module: str, user: str, extra: str) -> Any:
-    """A module of a package of an extra, imported where it is used.
+    """A module of a package that only one feature needs, and that is not installed with the library.
+
+    **Arguments:**
+
+    - `module`: its absolute name.
+    - `user`: the feature.
+    - `extra`: the extra that has the package.
 
     **Raises:**
 
-    `ImportError` if it is not installed, with the extra that has it.
+    `ImportError` if it is not installed, with the extra.
     """
     try:
         return importlib.import_module(module)

@@ -114,18 +114,26 @@ def linear_forward_models() -> dict[str, ForwardCase]:
     image, kernel = array(6, 8, 2), array(3, 5)
     mask = jnp.asarray(rng.integers(0, 2, size=(6, 8, 1)), jnp.float32)
     corner = jnp.asarray([1, 2])
-    complex_matrix = jax.lax.complex(array(4, 7), array(4, 7))
+    complex_array = lambda *shape: jax.lax.complex(array(*shape), array(*shape))
+    complex_image, scan, mri = complex_array(5, 6), si.forward.MRIScan, si.forward.CartesianMRI
     cases = {
         f"blur_{boundary}": ForwardCase(si.forward.Blur(kernel, boundary), image, None)
         for boundary in ("edge", "reflect", "constant", "wrap")
     }
     return cases | {
         "blur_kernel_as_params": ForwardCase(si.forward.Blur(), image, kernel),
+        "cartesian_mri": ForwardCase(mri((5, 6)), complex_image, scan(jnp.asarray([1, 2, 4]))),
+        "cartesian_mri_coils": ForwardCase(
+            mri((5, 6), complex_array(2, 5, 6)), complex_image, scan(jnp.asarray([[0, 5], [2, 3], [4, 1], [4, 1]]))
+        ),
+        "cartesian_mri_coils_as_params": ForwardCase(
+            mri((5, 6)), complex_image, scan(jnp.asarray([3, 0]), complex_array(2, 5, 6))
+        ),
         "channel_mix": ForwardCase(si.forward.ChannelMix(array(3, 2)), image, None),
         "channel_mix_matrix_as_params": ForwardCase(si.forward.ChannelMix(), image, array(1, 2)),
         "downsample": ForwardCase(si.forward.Downsample(2), image, None),
         "linear": ForwardCase(si.forward.Linear(array(4, 7)), array(7), None),
-        "linear_complex": ForwardCase(si.forward.Linear(complex_matrix), jax.lax.complex(array(7), array(7)), None),
+        "linear_complex": ForwardCase(si.forward.Linear(complex_array(4, 7)), complex_array(7), None),
         "linear_matrix_as_params": ForwardCase(si.forward.Linear(), array(7), array(4, 7)),
         "mask": ForwardCase(si.forward.Mask(), image, mask),
         "parallel_beam": ForwardCase(si.forward.ParallelBeam((6, 8)), image, jnp.asarray([0.0, 20.0, 135.0])),
@@ -147,7 +155,20 @@ def forward_models() -> dict[str, ForwardCase]:
     """Every forward model, the nonlinear ones included."""
     angle = ForwardCase(si.ForwardFunction(measure_angle), jnp.asarray(0.3), None)
     counts = ForwardCase(si.forward.BeerLambert(50.0), jnp.asarray([0.5, 2.0]), None)
-    return linear_forward_models() | {"beer_lambert": counts, "forward_function": angle} | warps()
+    others = {"beer_lambert": counts, "forward_function": angle}
+    return linear_forward_models() | others | warps() | intensities()
+
+
+def intensities() -> dict[str, ForwardCase]:
+    rng = np.random.default_rng(2)
+    array = lambda *shape: jnp.asarray(rng.normal(size=shape) + 1j * rng.normal(size=shape), jnp.complex64)
+    image = array(5, 6)
+    return {
+        "fourier_intensity": ForwardCase(si.forward.FourierIntensity(), image, None),
+        "fourier_intensity_real": ForwardCase(si.forward.FourierIntensity(), jnp.real(image), None),
+        "coded_diffraction": ForwardCase(si.forward.CodedDiffraction(), image, array(5, 6)),
+        "ptychography": ForwardCase(si.forward.Ptychography(array(3, 4)), image, jnp.asarray([1, 2])),
+    }
 
 
 def warps() -> dict[str, ForwardCase]:

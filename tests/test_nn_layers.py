@@ -152,10 +152,10 @@ def test_a_unet_that_computes_blocks_twice_keeps_less():
     for checkpoint in (False, True):
         network = nn.UNet(2, 2, embedding_size=8, channels=(8, 16), blocks=2, checkpoint=checkpoint, key=jr.key(0))
         params, rest = eqx.partition(network, eqx.is_inexact_array)
-        params = jax.tree.map(lambda x: x + 0.1 * jr.normal(jr.key(x.size), x.shape), params)
+        params = jax.tree.map(lambda w: w + 0.1 * jr.normal(jr.key(w.size), w.shape), params)
         loss = lambda params, rest=rest: jnp.mean(jax.vmap(eqx.combine(params, rest))(x, embedding) ** 2)
         residuals = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params)[1], params)
-        kept.append(sum(x.size for x in jax.tree.leaves(residuals)))
+        kept.append(sum(w.size for w in jax.tree.leaves(residuals)))
         gradients.append(jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
     for a, b in zip(*gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(a))))

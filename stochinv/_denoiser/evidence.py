@@ -31,7 +31,7 @@ from .least_squares import levenberg_marquardt
 # The least noise that a measurement is taken to have, in its standard deviations: without any, `Λ` would be infinite.
 LEAST_NOISE = 1e-3
 # From the best of how many other signals than the mean the most likely one is sought.
-OTHER_STARTS = 16
+OTHER_STARTS = 64
 # Eigenvalues of `Λ` below this share of the largest are lost to rounding.
 ROUNDING = 1e-6
 

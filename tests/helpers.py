@@ -155,7 +155,10 @@ def forward_models() -> dict[str, ForwardCase]:
     """Every forward model, the nonlinear ones included."""
     angle = ForwardCase(si.ForwardFunction(measure_angle), jnp.asarray(0.3), None)
     counts = ForwardCase(si.forward.BeerLambert(50.0), jnp.asarray([0.5, 2.0]), None)
-    others = {"beer_lambert": counts, "forward_function": angle}
+    rng = np.random.default_rng(2)
+    field, wells = (jnp.asarray(x, jnp.float32) for x in (rng.normal(size=(4, 5)), rng.uniform(size=(3, 2))))
+    darcy = ForwardCase(si.forward.Darcy((4, 5)), field, wells)
+    others = {"beer_lambert": counts, "darcy": darcy, "forward_function": angle}
     return linear_forward_models() | others | warps() | intensities()
 
 

@@ -7,6 +7,7 @@ from ._beer_lambert import BeerLambert as BeerLambert
 from ._blur import Blur as Blur
 from ._camera import Camera as Camera, Rays as Rays, look_at as look_at
 from ._channel_mix import ChannelMix as ChannelMix
+from ._darcy import Darcy as Darcy
 from ._downsample import Downsample as Downsample
 from ._generator import Generator as Generator
 from ._linear import Linear as Linear

@@ -119,7 +119,7 @@ class GaussianResidual(AbstractSignalDenoiser):
     def _estimate(self, noisy, level, context):
         """`g`, the mean of the signal given its noised version and the context."""
         mixture, ratio = self.mixture.value, level.alpha / level.sigma
-        if mixture is None:
+        if mixture is None or not mixture.log_weights.size:
             return context.estimate(1 + ratio**2, ratio / level.sigma * noisy)
         return mixture.noised(noisy / level.alpha, 1 / ratio**2).measured(*as_rows(context, noisy.size)).mean
 

@@ -27,15 +27,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._chunks import CHUNK, in_chunks
 from .._custom_types import AnyCallable, Key, Signal, summary
-from .._data_info import (
-    DataInfo,
-    check_structure,
-    describe,
-    destandardise_view,
-    measure_units,
-    witness,
-)
+from .._data_info import DataInfo, check_structure, describe, destandardise_view, measure_units, witness
 from .._denoiser.evidence import Measured
+from .._mixture import Mixture
 from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.exponential_adams import ExponentialAdams
 from .._sampler.importance import view_of
@@ -48,6 +42,7 @@ from ..nn import signal_denoiser
 from .contexts import simulated_context
 from .gaussian_start import Start, find_start, first_signal
 from .known_signals import AbstractRounds, encode_records
+from .law_of_draws import find_law, no_law, with_law
 from .plan import Plan
 from .probe import is_affine
 from .records import Records, count
@@ -214,7 +209,7 @@ class Rounds(AbstractRounds):
             first, _ = self._draw(problem, begin, views, None, jr.fold_in(key, 4))
         else:
             first = eqx.filter_jit(self._first)(problem, views, begin, jr.fold_in(key, 0))
-        self.kept: Any = Drawn(*self._apart(first), everything, jnp.zeros((), jnp.int32))
+        self.kept: Any = Drawn(*self._apart(first), everything, jnp.zeros((), jnp.int32), no_law(problem))
 
     def _with_held_out(self, records, held_out):
         """Records with those that are held out last."""
@@ -228,6 +223,9 @@ class Rounds(AbstractRounds):
             return signals, None
         split = count(signals) - count(self._held_out)
         return jax.tree.map(lambda x: x[:split], signals), jax.tree.map(lambda x: x[split:], signals)
+
+    def renewed(self, problem: Any) -> Any:
+        return with_law(problem, self.kept.law)
 
     def finish(self, problem: Any) -> Any:
         if self._held_out is None:
@@ -310,7 +308,10 @@ class Rounds(AbstractRounds):
         known = self._number if self._informed else int(self.kept.count)
         active = min(max(self._active, times * self._drawn), known, self._number)
         latest = self._order[(self.kept.count - 1 - jnp.arange(self._number) % active) % self._number]
-        self.kept = Drawn(self.kept.signals, self.kept.held_out, latest, self.kept.count)
+        self.kept = dataclasses.replace(self.kept, latest=latest)
+        if last and self.kept.law is not None:
+            law = find_law(problem, self.signals, jr.fold_in(self._key, 7))
+            self.kept = dataclasses.replace(self.kept, law=law)
         return [math.sqrt(sum(x**2 for x in residuals) / times)]
 
     def _draw_again_traced(self, problem, begin, held_out_views, data, kept, index, key):
@@ -325,7 +326,7 @@ class Rounds(AbstractRounds):
         drawn, residual = self._draw_traced(problem, begin, views, present, key)
         drawn, held_out = self._apart(drawn)
         signals = jax.tree.map(lambda x, new: x.at[index].set(new), kept.signals, drawn)
-        return Drawn(signals, held_out, kept.latest, kept.count + index.size), residual
+        return Drawn(signals, held_out, kept.latest, kept.count + index.size, kept.law), residual
 
     def _draw_traced(self, problem, begin, views, present, key):
         """Signals of records given their views, where their present signals are known candidates among others."""
@@ -369,12 +370,15 @@ class Drawn(eqx.Module):
     - `held_out`: one of each record that is held out, `None` where none is.
     - `latest`: the records of those that are learned from, repeated to as many as there are.
     - `count`: how many were drawn since the first.
+    - `law`: the mixture of Gaussians that was found of them, see [`stochinv._training.law_of_draws`][]; `None` where
+        there is no room for one.
     """
 
     signals: Signal
     held_out: Signal | None
     latest: Int[Array, " records"]
     count: Int[Array, ""]
+    law: Mixture | None
 
 
 def residual(

@@ -42,6 +42,10 @@ class AbstractRounds(abc.ABC):
     def records(self, problem: Any, number: int) -> Example:
         """What steps train on: signals, and contexts simulated from them for the time `number = 0, 1, …`."""
 
+    def renewed(self, problem: Any) -> Any:
+        """A problem that is told what was found of the law of signals."""
+        return problem
+
     def finish(self, problem: Any) -> Any:
         """The trained problem as it draws best."""
         return problem

@@ -5,7 +5,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -33,7 +32,7 @@ from .known_signals import AbstractRounds
 from .layout import Layout, check_divides
 from .plan import BATCH_SIZE, jump
 from .progress import make_progress
-from .state import Precision, State, batch_loss, init, moving_part, step
+from .state import Precision, State, init, loss_of_records, moving_part, step
 from .tracking import Profiler, Tracking, configuration_of
 from .watch import Watch, lost_track
 
@@ -125,13 +124,9 @@ class Run:
         public: Callable[[Any], Any] = lambda problem: problem,
         counted: bool = True,
     ):
-        moving, rest = eqx.partition(state, moving_part(state))
-        fixed, self._static = eqx.partition(rest, eqx.is_array)
-        records = batches.records if rounds is None else None
         self._layout = options.layout
-        if self._layout is not None:
-            moving, (fixed, records) = self._layout.place(moving), self._layout.replicate((fixed, records))
-        self._moving, self._fixed, self._records = moving, fixed, records
+        self._hold(state)
+        self._records = self._replicate(batches.records if rounds is None else None)
         self._options, self._batches, self._start = options, batches, start
         self._rounds, self._watch, self._public, self._counted = rounds, watch, public, counted
         self._round_began = self._steps_began = start if rounds is None else rounds.began
@@ -152,6 +147,20 @@ class Run:
         self._tracking = Tracking(options.tracker, told, self._history, self._step)
         self._profiler = Profiler(options.profile, options.checkpoint)
 
+    def _replicate(self, tree):
+        return tree if self._layout is None else self._layout.replicate(tree)
+
+    def _hold(self, state: State):
+        """Keeps a state in parts: what steps move, and all else."""
+        moving, rest = eqx.partition(state, moving_part(state))
+        fixed, self._static = eqx.partition(rest, eqx.is_array)
+        self._moving = moving if self._layout is None else self._layout.place(moving)
+        self._fixed = self._replicate(fixed)
+
+    def _renew(self, rounds: AbstractRounds):
+        state = self._state(self._moving, self._fixed)
+        self._hold(eqx.tree_at(lambda s: s.problem, state, rounds.renewed(state.problem)))
+
     def _resume(self, checkpoints: Checkpoints):
         if not self._options.resume:
             checkpoints.clear()
@@ -160,6 +169,7 @@ class Run:
             (self._moving, kept), record = checkpoints.restore((self._moving, kept))
             if self._rounds is not None:
                 self._rounds.kept = kept
+                self._renew(self._rounds)
             self._step, self._skipped = record["step"], record["skipped"]
             self._history = History(**record["history"])
             self._history.interrupted = False
@@ -178,18 +188,8 @@ class Run:
         return moving if self._layout is None else self._layout.keep(moving), metrics | {"data": data}
 
     def _evaluate_traced(self, moving, fixed, records, key):
-        problem = self._state(moving, fixed).trained
-        number = jax.tree.leaves(records)[0].shape[0]
-
-        def one(inputs):
-            record, key = inputs
-            return batch_loss(problem, self._options.roles, jax.tree.map(lambda x: x[None], record), key)[0]
-
-        keys = jax.vmap(lambda index: jr.fold_in(key, index))(jnp.arange(number))
-        in_chunks = partial(jax.lax.map, one, batch_size=self._options.batch_size)
-        return jnp.mean(
-            in_chunks((records, keys)) if number > self._options.batch_size else jax.vmap(one)((records, keys))
-        )
+        problem, options = self._state(moving, fixed).trained, self._options
+        return loss_of_records(problem, options.roles, records, key, options.batch_size)
 
     def _trained(self) -> AbstractProblem:
         # Copies, since the next step donates the buffers.
@@ -228,9 +228,8 @@ class Run:
             if self._layout is not None and self._records is None:
                 batch = self._layout.gather(batch)
             before = time.perf_counter()
-            self._moving, metrics = self._profiler.step(
-                self._step, self._advance, self._moving, self._fixed, batch, self._records
-            )
+            given = self._moving, self._fixed, batch, self._records
+            self._moving, metrics = self._profiler.step(self._step, self._advance, *given)
             self._pending.append((metrics["loss"], metrics["finite"], metrics["data"]))
             self._step += 1
             if self._step == first + 1:
@@ -268,10 +267,11 @@ class Run:
                 bar.shorten(self._total)
                 position = there
             self._history.residual.extend(rounds.draw(trained, position // plan.length, last=position >= plan.last))
+            self._renew(rounds)
             bar.drawing(False)
             self._tracking.round(self._step)
         records = rounds.records(self._state(self._moving, self._fixed).problem, position // plan.length)
-        self._records = records if self._layout is None else self._layout.replicate(records)
+        self._records = self._replicate(records)
         self._steps_began = time.perf_counter()
         return True
 

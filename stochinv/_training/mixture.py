@@ -58,7 +58,7 @@ def best_mixture(rows: Float[Array, "records m n"], rest: Float[Array, "records 
     score = _evidence(found, rows[asked], rest[asked])
     for turn in range(int(math.log2(min(MOST_COMPONENTS, number // LEAST_RECORDS)))):
         keys = jr.split(jr.fold_in(key, turn + 1), max(1, TRIES >> turn))
-        tried = [_fit(rows, rest, learned, _split(found, key)) for key in keys]
+        tried = [fit_mixture(rows, rest, learned, _split(found, key)) for key in keys]
         found, _ = max(tried, key=lambda x: float(x[1]))
         new = _evidence(found, rows[asked], rest[asked])
         gains = np.asarray(new - score, np.float64)
@@ -92,7 +92,7 @@ def _split(mixture, key):
 
 
 @eqx.filter_jit
-def _fit(rows, rest, learned, start):
+def fit_mixture(rows, rest, learned, start):
     """The best mixture of the records `learned`, of as many components as that to start from, and the mean log-density
     of what was measured of them in the last rounds."""
     number, size = learned.size, rows.shape[2]

@@ -24,6 +24,7 @@ from .ema import AbstractEMA
 from .expectation_maximisation import Rounds, prepare_signals, repeat_records
 from .history import History
 from .known_signals import KnownSignals
+from .law_of_draws import room_for_law, told
 from .loop import Options, Run, check_options, check_parts
 from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, plan_of
 from .records import Records, as_records, count
@@ -80,8 +81,9 @@ def train_signals(
     usual = plan.optimizer(RATE_FOR_IMAGES if is_large(signal) else RATE)
     given |= {"optimizer": optimizer or usual, "ema": None if ema is None else EMAOfRounds(ema, plan)}
     given |= {"precision": options.precision, "accumulate": options.accumulate, "roles": None}
-    state = start_state(problem.noised, steps=options.steps, key=train_key, **given)
-    records = repeat_records(state.problem, records, plan, options.batch_size)
+    number, records = records.unknown, repeat_records(problem.noised, records, plan, options.batch_size)
+    noised = room_for_law(problem.noised, number if records.unknown == number else 0)
+    state = start_state(noised, steps=options.steps, key=train_key, **given)
     if records.unknown:
         schedule = Rounds(state.problem, records, begin, guess, rounds_key, plan, options.batch_size, held_out)
     else:
@@ -90,7 +92,7 @@ def train_signals(
     batches = ArrayBatches((records.views, records.signals), options.batch_size, seed)
     configuration = {"key": list(seed), "standardise": standardise, "gradient_clip": gradient_clip} | records.told()
     configuration |= {"measurement_noise": problem.noise, "plan": dataclasses.astuple(plan)}
-    public = lambda trained: dataclasses.replace(user, denoiser=trained.denoiser, data_info=problem.data_info)
+    public = lambda trained: told(user, trained, problem.data_info)
     run = Run(state, batches, options, configuration, began, schedule, watch, public, optimizer is None)
     return look_back(*run.run(), short=steps is not None or rounds is not None)
 

@@ -210,6 +210,17 @@ def mean_loss(
     return jnp.mean(losses), jax.tree.map(jnp.mean, parts)
 
 
+def loss_of_records(
+    problem: AbstractProblem, roles: RandomViews | None, records: Example | View, key: Key, chunk_size: int
+) -> FloatScalar:
+    """The mean loss of any number of records, so many of them at a time."""
+    number = count_records(records)
+    keys = jax.vmap(lambda index: jr.fold_in(key, index))(jnp.arange(number))
+    one = lambda inputs: batch_loss(problem, roles, jax.tree.map(lambda x: x[None], inputs[0]), inputs[1])[0]
+    mapped = jax.vmap(one) if number <= chunk_size else lambda x: jax.lax.map(one, x, batch_size=chunk_size)
+    return jnp.mean(mapped((records, keys)))
+
+
 def count_records(batch: Example | View) -> int:
     return jax.tree.leaves(batch)[0].shape[0]
 

@@ -143,7 +143,7 @@ def _pressure(signal, inflow):
         below = down * jnp.diff(jnp.pad(pressure, ((1, 1), (0, 0))), axis=0)
         return -jnp.diff(through, axis=1) - jnp.diff(below, axis=0)
 
-    factors = _eliminate(jax.lax.stop_gradient(across), jax.lax.stop_gradient(down))
+    factors = _eliminate(across, down)
     solve = lambda _, inflow: _substitute(factors, inflow)
     return jax.lax.custom_linear_solve(outflow, inflow, solve, symmetric=True)
 

@@ -42,8 +42,8 @@ class Darcy(AbstractForwardModel):
     The equations are solved directly, one row of cells after the other: nothing is iterated, and no tolerance has to be
     met. With `n` for the shorter side and `m` for the longer one, it takes some `2 m n³` operations and `m n²` numbers
     of memory. Derivatives reuse the factors, and cost little more than the pressure itself. On 64×64 cells with
-    permeabilities of 3 and 12, float32 errs by less than 2e-5 of the largest pressure. Permeabilities that float32
-    cannot hold, beyond `exp(±88)`, give NaN.
+    permeabilities of 3 and 12, float32 errs by less than 2e-5 of the largest pressure. Signals beyond ±88, or that
+    vary by tens from cell to cell, give NaN, and no error is raised.
 
     **Arguments:**
 

@@ -30,7 +30,7 @@ from ._instrument import effective_number
 from ._objective.rules import EnergyRule
 from ._pareto import LARGEST_SHAPE, pareto_k
 from ._problem_base import context_units, encode_context
-from ._sampler.importance import ImportanceSampling, systematic
+from ._sampler.importance import ImportanceSampling, choose
 from ._sampling import corrects, sample_many
 from ._training.expectation_maximisation import residual
 from ._training.records import as_masked, check_views, count
@@ -226,11 +226,11 @@ def _weigh(problem, views, keys, number):
         propose_key, choice_key = jr.split(key)
         context = encode_context(problem, problem.as_context(view))
         proposals, log_weights = ImportanceSampling().propose(problem, context, propose_key, number)
-        index = systematic(log_weights, choice_key, RESIDUAL_DRAWS)
+        drawn = choose(proposals, log_weights, choice_key, RESIDUAL_DRAWS)
         shape = pareto_k(log_weights)
         heavy = jnp.where(shape == jnp.inf, jnp.nan, shape > LARGEST_SHAPE)
         found = {"effective": effective_number(log_weights) / number, "heavy": heavy}
-        return jax.tree.map(lambda x: x[index], proposals), found
+        return drawn, found
 
     return in_chunks(one, (views, keys), CHUNK)
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 import stochinv as si
 from stochinv._denoiser.evidence import Measured
 from stochinv._problem_base import encode_context
-from stochinv._sampler.importance import systematic
+from stochinv._sampler.importance import choose, systematic
 from test_signal_space import SIGNAL, fit, records
 
 SIZE, VIEWS, DRAWS = 3, 2, 500
@@ -187,9 +187,18 @@ def test_a_chain_forgets_where_it_started(trained):
 def test_each_proposal_is_chosen_as_often_as_its_weight_says():
     weights = np.array([0.05, 0.5, 0.0, 0.3, 0.15])
     log_weights = jnp.log(jnp.asarray(weights, jnp.float32)) + 80.0
-    chosen = jax.vmap(lambda key: systematic(log_weights, key, 10))(jr.split(jr.key(0), 2000))
+    chosen = jax.vmap(lambda key: systematic(log_weights, jnp.arange(5.0), key, 10))(jr.split(jr.key(0), 2000))
     counts = np.stack([np.bincount(row, minlength=5) for row in np.asarray(chosen)])
     assert np.all((counts >= np.floor(10 * weights)) & (counts <= np.ceil(10 * weights)))
     np.testing.assert_allclose(counts.mean(0), 10 * weights, atol=4 * 0.5 / np.sqrt(2000))
     # In random order.
     assert abs(np.mean(chosen[:, 0] == 1) - 0.5) < 4 * 0.5 / np.sqrt(2000)
+
+
+def test_as_many_draws_are_chosen_of_a_mode_as_there_are_proposals_for():
+    """Draws of four times as many proposals have the error of these, not that of as many draws."""
+    rng = np.random.default_rng(0)
+    upper = rng.random(4000) < 0.3
+    proposals = np.stack([0.1 * rng.normal(size=4000), np.where(upper, 1, -1) + 0.1 * rng.normal(size=4000)], 1)
+    drawn = choose(jnp.float32(proposals), jnp.zeros(4000), jr.key(0), 1000)
+    assert abs(np.mean(drawn[:, 1] > 0) - upper.mean()) <= 1.01e-3

@@ -11,7 +11,7 @@ Records `c_i` hold one or more measurements each. A round has two steps:
 
 The first signals are draws of the best Gaussian given the measurements where the forward model is affine, and otherwise
 of a Gaussian that the user guesses. Many short rounds do better than a few long ones; the last is long, for what the
-network learns of the signals.
+network learns of the signals, and begins with their law told by a mixture (see `law_of_draws`).
 """
 
 import dataclasses

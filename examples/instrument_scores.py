@@ -1,0 +1,59 @@
+"""How good draws of signals are, and simpler answers: figures that the examples of instruments share."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+import stochinv as si
+
+
+def score(draws, truth, repeated, observed, std):
+    """Scores of draws of many records' signals, as a dictionary of numbers.
+
+    - `energy_score`: in the units of an entry; lower is better.
+    - `coverage_90`: the share of entries within the draws' central intervals of 90 %.
+    - `residual`: the root mean square by which draws miss what was given, in standard deviations of the noise.
+
+    Takes draws `(records, draws, *signal)`, true signals `(records, *signal)`, the draws' measurements without noise
+    `(records, draws, ...)`, what was given `(records, ...)`, and the standard deviation of its noise, of each part if
+    complex, in any shape that `repeated` broadcasts with.
+    """
+    misfit = parts(repeated - jnp.asarray(observed)[:, None]) / jnp.asarray(std)[..., None]
+    return {
+        "energy_score": energy_score(draws, truth),
+        "coverage_90": coverage(draws, truth),
+        "residual": float(jnp.sqrt(jnp.mean(misfit**2))),
+    }
+
+
+def energy_score(draws, truth):
+    scores = jax.lax.map(lambda x: si.diagnostics.energy_score(*x), (jnp.asarray(draws), jnp.asarray(truth)))
+    return float(jnp.mean(scores))
+
+
+def coverage(draws, truth, level=0.9):
+    """The share of the signals' entries, or their parts, within central intervals of draws; ties count at random."""
+    draws, truth = parts(draws), parts(truth)
+    keys = jr.split(jr.key(0), len(truth))
+    ranks = jax.lax.map(lambda x: si.diagnostics.fractional_ranks(x[0], x[1], key=x[2]), (draws, truth, keys))
+    return float(jnp.mean(jnp.abs(ranks - 0.5) <= level / 2))
+
+
+def parts(x):
+    """Real and imaginary parts along a new last axis, of length 1 for real values."""
+    x = jnp.asarray(x)
+    return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x[..., None]
+
+
+def with_errors_of_others(estimates, truth):
+    """A point estimate as a prediction: with the errors of the other records' estimates added, draws are
+    `(records, records - 1, *signal)`. These errors are known from the truth, which favours it."""
+    errors = jnp.asarray(truth) - estimates
+    others = jax.vmap(lambda i: jnp.delete(errors, i, axis=0, assume_unique_indices=True))(jnp.arange(len(errors)))
+    return estimates[:, None] + others
+
+
+def gaussian_of_start(problem, data, contexts, *, key, num_samples):
+    """Draws of the best Gaussian of the signals, from which training starts: a fit of a single step."""
+    fit = problem.fit(data, key=key, steps=1, rounds=1, progress=False)
+    return fit.problem.sample_many(contexts, key=key, num_samples=num_samples).signal

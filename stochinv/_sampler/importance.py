@@ -36,7 +36,7 @@ LEAST_POOL = 64
 SHARES = np.array([0, 0.5, 0.75], np.float32)
 WEIGHTS = np.array([2, 3, 4], np.float32) / 9
 # Steps are even in `log(θ + FINEST)`: fine structure shows at small angles.
-FINEST = 0.05
+FINEST = 0.1
 
 
 @final

@@ -32,8 +32,8 @@ from ._pareto import LARGEST_SHAPE, pareto_k
 from ._problem_base import context_units, encode_context
 from ._sampler.importance import ImportanceSampling, choose
 from ._sampling import corrects, sample_many
-from ._training.expectation_maximisation import residual
 from ._training.records import as_masked, check_views, count
+from ._training.residual import residual
 from ._training.watch import LEVELS, hold_out, predict
 from ._view import View
 

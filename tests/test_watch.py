@@ -15,6 +15,7 @@ import stochinv as si
 from refusals import without_annotations
 from stochinv._training import loop, plan, signals, watch
 from stochinv._training.records import Records
+from stochinv._training.residual import root_mean_square
 from stochinv._training.watch import LEVELS, Watch, has_settled, lost_track, number_held_out, warn_never_close
 
 NOISE, SIZE = 1.0, 2
@@ -33,6 +34,20 @@ def records(number=2000, views=2, seed=0, noise=NOISE):
     directions = rng.normal(size=(number, views, SIZE))
     clean = np.einsum("nvj,nj->nv", directions, drawn)
     return si.View(np.float32(clean + noise * rng.normal(size=clean.shape)), np.float32(directions))
+
+
+def test_few_lost_records_do_not_hide_the_others():
+    squares = jr.normal(jr.key(0), (1000, 2, 3)) ** 2
+    mask = jnp.ones((1000, 2, 1)).at[::2, 1].set(0)
+    total = lambda squares: root_mean_square(jnp.sum(squares * mask, (1, 2)), 3 * jnp.sum(mask, (1, 2)))
+    error = 1 / np.sqrt(2 * 4500)
+    assert abs(total(squares) - 1) < 4 * error
+    # Seven that are off by 60 standard deviations make it 5 where all count alike.
+    lost = squares.at[:7].set(3600.0)
+    assert abs(total(lost) - np.sqrt(1 + 0.007 * 24)) < 4 * error
+    # Where all are far off, it is told by how much.
+    assert abs(total(400 * squares) - 20) < 20 * 4 * error
+    assert root_mean_square(jnp.zeros(3), jnp.zeros(3)) == 0
 
 
 def fit(data=None, **options):

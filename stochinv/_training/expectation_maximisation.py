@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._chunks import CHUNK, in_chunks
 from .._custom_types import AnyCallable, Key, Signal, summary
-from .._data_info import DataInfo, check_structure, describe, destandardise_view, measure_units, witness
+from .._data_info import DataInfo, check_structure, describe, measure_units, witness
 from .._denoiser.evidence import Measured
 from .._mixture import Mixture
 from .._problem_base import context_units, encode_again, encode_context
@@ -37,7 +37,7 @@ from .._sampling import OF_ROUNDS, corrects_rounds, is_large, sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import count_entries, same_structure
-from .._view import Example, View, structure, take_views, view_mask
+from .._view import Example, View, structure, take_views
 from ..nn import signal_denoiser
 from .contexts import simulated_context
 from .gaussian_start import Start, find_start, first_signal
@@ -46,6 +46,7 @@ from .law_of_draws import find_law, no_law, with_law
 from .plan import Plan
 from .probe import is_affine
 from .records import Records, count
+from .residual import residual, root_mean_square
 from .shrinkage import shrink, shrinks
 
 # The most numbers that are kept of what contexts say: 1 GB in single precision.
@@ -343,7 +344,7 @@ class Rounds(AbstractRounds):
 
         drawn, (squares, counts) = in_chunks(one, (views, present, jr.split(key, count(views))))
         drawn = drawn if begin is None else begin.clip(drawn)
-        return drawn, jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(counts), 1))
+        return drawn, root_mean_square(squares, counts)
 
 
 def _measured(problem):
@@ -379,18 +380,3 @@ class Drawn(eqx.Module):
     latest: Int[Array, " records"]
     count: Int[Array, ""]
     law: Mixture | None
-
-
-def residual(
-    problem: SignalProblem, measured: Measured, signal: Signal, views: View
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The sum of squares by which a signal misses views, in standard deviations of the noise, and of how many entries.
-
-    Both are 0 where the size of the noise is not known.
-    """
-    raw = destandardise_view(context_units(problem), views)
-    if measured.noise.std(jax.tree.map(lambda x: x[0], raw.observation)) is None:
-        return jnp.zeros(()), jnp.zeros(())
-    misfit = measured.misfit(lambda _: signal, views)(None)
-    mask = view_mask(views)
-    return jnp.sum(misfit**2), jnp.sum(mask) * (misfit.size / mask.size)

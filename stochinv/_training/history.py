@@ -17,7 +17,8 @@ class History:
     - `validation_steps`, `validation_loss`: after how many steps the loss of held-out records was taken, and its
         values.
     - `residual`: in signal space, by how much the signals drawn after each round but the last miss the given
-        measurements, in standard deviations of the noise: near 1 where all is well.
+        measurements, in standard deviations of the noise: near 1 where all is well. A record counts as 5 at most, or as
+        twice the middle one.
     - `score`: in signal space, how well held-out records were explained after each round, the less the better; empty
         where `steps` or `rounds` were given. Where draws are corrected by importance weights it is minus the logarithm
         of the density of a record's measurements, and elsewhere the energy score by which one of them is predicted from

@@ -39,8 +39,13 @@ def tomography(shared):
     return load("tomography")
 
 
+@pytest.fixture(scope="module")
+def mri(shared):
+    return load("mri")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rival"), [("tomography", "back_projection")])
+@pytest.mark.parametrize(("name", "rival"), [("tomography", "back_projection"), ("mri", "sense")])
 @pytest.mark.usefixtures("compiled_quickly")
 def test_runs_at_tiny_sizes(name, rival, tmp_path, request):
     picture, figures_file = tmp_path / "picture.png", tmp_path / "figures.json"
@@ -98,3 +103,42 @@ def test_back_projection_of_many_views_is_the_slice(tomography):
     back = tomography.back_projection(length, scanner, jax.tree.map(lambda x: x[None], data))[0]
     # Inside, away from the edge, where the filter rings.
     np.testing.assert_allclose(back[8:17, 8:17], 1, atol=0.05)
+
+
+@pytest.fixture(scope="module")
+def scans(mri):
+    config = mri.Config(size=8, lines=3, noise=0.1)
+    forward = si.forward.CartesianMRI((8, 8))
+    images = mri.with_phase(jnp.ones((400, 8, 8)), jr.key(0))
+    return config, forward, images, mri.scan(forward, images, 1, config, jr.key(1))
+
+
+def test_phases_leave_magnitudes(scans):
+    _, _, images, _ = scans
+    np.testing.assert_allclose(jnp.abs(images), 1, atol=1e-6)
+    # In the corner the phase is a sum of six normal coefficients of standard deviation 0.7.
+    corner, down = images[:, 0, 0], images[:, 1, 0]
+    assert abs(jnp.mean(corner)) < math.exp(-(0.7**2) * 6 / 2) + 3 / math.sqrt(400)
+    assert jnp.max(jnp.abs(jnp.angle(down / corner))) < math.pi
+
+
+def test_noise_of_scans(scans):
+    config, forward, images, data = scans
+    params = jax.tree.map(lambda x: x[:, 0], data.params)
+    assert data.observation.shape == (400, 1, 2, 3, 8) and params.sensitivities.shape == (400, 2, 8, 8)
+    noise = (data.observation[:, 0] - jax.vmap(forward)(images, params)) / config.noise
+    for part in (noise.real, noise.imag):
+        assert jnp.std(part) == pytest.approx(1, abs=4 / math.sqrt(2 * part.size))
+    assert set(np.unique(params.samples)) == set(range(8))
+
+
+def test_sense_is_ridge_regression(scans, mri):
+    config, forward, _, data = scans
+    few = jax.tree.map(lambda x: x[:3], data)
+    found = mri.sense(forward, few, config.noise)
+    basis = jnp.eye(64, dtype=jnp.complex64).reshape(64, 8, 8)
+    measured = jax.vmap(jax.vmap(forward, (0, None)), (None, 0))(basis, jax.tree.map(lambda x: x[:, 0], few.params))
+    for i, columns in enumerate(np.asarray(measured, complex).reshape(3, 64, -1)):
+        normal = columns.conj() @ columns.T + 2 * config.noise**2 / 0.2 * np.eye(64)
+        expected = np.linalg.solve(normal, columns.conj() @ np.ravel(few.observation[i, 0]))
+        np.testing.assert_allclose(np.ravel(found[i]), expected, atol=2e-3)

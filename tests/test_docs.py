@@ -35,6 +35,7 @@ PAGES = (
     "docs/gallery/inverse-graphics.md",
     "docs/gallery/motion.md",
     pytest.param("docs/gallery/gan-inversion.md", marks=pytest.mark.slow),
+    pytest.param("docs/gallery/astronomy.md", marks=pytest.mark.slow),
 )
 NAMESPACES = {
     "stochinv": si,

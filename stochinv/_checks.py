@@ -89,7 +89,9 @@ def check_number(
     kinds = (int, float, np.integer, np.floating) + ((jax.Array,) if arrays else ())
     known = isinstance(value, kinds) and not isinstance(value, bool) and np.ndim(value) == 0
     known = known and not jnp.issubdtype(jnp.result_type(value), jnp.bool_) and not np.iscomplexobj(value)
-    if not known or not abs(value) < math.inf or not holds(value):
+    # While a function is traced, even an array that is known is compared by operations that are traced.
+    number = np.asarray(value).item() if known else value
+    if not known or not abs(number) < math.inf or not holds(number):
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}.")
 
 

@@ -37,6 +37,7 @@ PAGES = (
     pytest.param("docs/gallery/gan-inversion.md", marks=pytest.mark.slow),
     pytest.param("docs/gallery/tomography.md", marks=pytest.mark.slow),
     pytest.param("docs/gallery/darcy.md", marks=pytest.mark.slow),
+    pytest.param("docs/gallery/astronomy.md", marks=pytest.mark.slow),
 )
 NAMESPACES = {
     "stochinv": si,

@@ -12,6 +12,7 @@ import scipy.signal
 from scipy import special
 
 import stochinv as si
+from stochinv._training.probe import is_affine
 from stochinv.forward import Blur, Downsample, gaussian_psf, moffat_psf, pupil_psf
 
 MODES = {"edge": "nearest", "reflect": "mirror", "constant": "constant", "wrap": "wrap"}
@@ -205,6 +206,19 @@ def test_a_point_spread_function_in_the_signal(psf):
     np.testing.assert_allclose(slope, (moved(1e-3) - moved(-1e-3)) / 2e-3, atol=5e-3)
     gradient = jax.grad(lambda s: jnp.sum(forward(s, None) ** 2))(signal)
     assert abs(gradient["psf"]) > 1e-2 and np.all(np.isfinite(gradient["image"]))
+
+
+def test_a_width_that_is_known_while_a_function_is_traced():
+    """As in a fit whose measurements have a width each: images of one measurement are then affine in the signal."""
+    width = jnp.asarray(2.0)
+    traced = jax.jit(lambda image: Blur()(image, moffat_psf(width, 3.0, 5)))
+    image = jr.uniform(jr.key(0), (8, 8))
+    np.testing.assert_allclose(traced(image), Blur(moffat_psf(2.0, 3.0, 5))(image, None), atol=1e-6)
+    forward = lambda signal, width: Blur()(signal, moffat_psf(width, 3.0, 5))
+    assert is_affine(forward, jax.ShapeDtypeStruct((8, 8), jnp.float32), width, jr.key(0))
+    below = -width
+    with pytest.raises(ValueError, match="`fwhm` must be a number of pixels above 0, got .*-2"):
+        jax.jit(lambda image: Blur()(image, moffat_psf(below, 3.0, 5)))(image)
 
 
 def test_a_point_spread_function_is_inferred():

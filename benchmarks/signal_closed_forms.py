@@ -125,7 +125,7 @@ def noisy_circle(sizes: Sizes, noise=0.7) -> Case:
         ]
 
     problem = si.StochasticInverseProblem(measure_angle, noise=noise, signal=signal_of())
-    return Case(problem, data, assess, {"steps": 60_000, "rounds": 25})
+    return Case(problem, data, assess)
 
 
 def bent(features, *, size, views, bar, noise=0.5):

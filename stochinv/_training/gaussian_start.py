@@ -40,6 +40,8 @@ from .rows import records_as_rows, zeros_of
 LARGEST_EVIDENCE = 2**28
 # As many records tell the Gaussian of small signals well enough, or as many as take so many numbers.
 ENOUGH_RECORDS, ENOUGH_EVIDENCE = 2048, 2**26
+# Up to how many measured entries for each of an image's the Gaussian is found online.
+MOST_ROWS = 2
 # The least noise, in standard deviations of measurements, that the first draws take measurements to have.
 LEAST_NOISE_OF_START = 0.1
 # From how many draws of Laplace's approximation the first signal of a record is chosen.
@@ -167,7 +169,9 @@ def gaussian_of_data(
     number = count(data)
     entries = count_entries(data.observation) // number
     vector = form == "dense" and LARGEST_CORRECTED < flat.size <= LARGEST_VECTOR
-    few = form == "dense" and flat.size > LARGEST_VECTOR and entries < flat.size
+    # Known signals count where many entries are measured.
+    bound = MOST_ROWS * flat.size if records.signals is None else flat.size - 1
+    few = form == "dense" and flat.size > LARGEST_VECTOR and entries <= bound
     most = number if few else max(256, LARGEST_EVIDENCE // flat.size)
     if form == "dense" and not few:
         most = max(ENOUGH_RECORDS, ENOUGH_EVIDENCE // (flat.size * min(entries, flat.size)))

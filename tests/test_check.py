@@ -11,11 +11,20 @@ import pytest
 import stochinv as si
 import training
 from refusals import without_annotations
+from stochinv import _check
 from stochinv._check import LEVELS, hold_out
 from stochinv._training.records import as_masked
 from test_signal_space import COVARIANCE, MEAN, NOISE, SIGNAL, measure, posterior_of, records
 
 HELD_OUT = records(60, seed=9)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_weights():
+    """A quarter of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_check, "LEAST_WEIGHTS", 32)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,7 @@ def draw(config, estimate, draws, truth):
         "samples": draws,
         "mean": jnp.mean(draws, 1),
         "std. dev.": spread,
-        "the image,\nnever seen": truth,
+        "the image": truth,
     }
     columns = {title: jnp.asarray(x)[..., None] for title, x in columns.items()}
     figure = si.plot.images(columns, own_scale="std. dev.", limits=(0, 0.9), num_records=3, num_draws=6)

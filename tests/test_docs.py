@@ -36,6 +36,7 @@ PAGES = (
     "docs/gallery/motion.md",
     pytest.param("docs/gallery/gan-inversion.md", marks=pytest.mark.slow),
     pytest.param("docs/gallery/tomography.md", marks=pytest.mark.slow),
+    pytest.param("docs/gallery/mri.md", marks=pytest.mark.slow),
     pytest.param("docs/gallery/darcy.md", marks=pytest.mark.slow),
     pytest.param("docs/gallery/astronomy.md", marks=pytest.mark.slow),
 )

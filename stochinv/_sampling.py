@@ -85,7 +85,7 @@ def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
     records training takes as long as one draw."""
     if corrects_rounds(problem):
         # Six densities, of 48 evaluations and as many derivatives as a signal has entries, more of them at once than
-        # there are records in a step. This is on the safe side: draws take a third of the time of training.
+        # there are records in a step. This is on the safe side: draws take a third to a half of the time of training.
         return OF_ROUNDS, 30 * (count_entries(problem.signal) + 1)
     if not is_large(problem.signal):
         return ExponentialAdams(), 8

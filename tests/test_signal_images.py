@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import stochinv as si
+from stochinv._denoiser.evidence import Measured
+from stochinv._training import gaussian_start
 from stochinv._training.expectation_maximisation import UNSEEN, Rounds
 from stochinv._training.plan import Plan
-from stochinv._training.records import Records
+from stochinv._training.records import Records, as_masked
 
 SIZE, NOISE = 17, 0.1
 IMAGE = jax.ShapeDtypeStruct((SIZE, SIZE, 1), jnp.float32)
@@ -184,3 +186,24 @@ def test_saved_and_loaded(request, which, tmp_path):
     loaded = si.load(tmp_path / "image.si", forward=mask if which == "of_masks" else project)
     draw = lambda problem: np.asarray(problem.posterior().sample(jr.key(0), 2))
     np.testing.assert_array_equal(draw(loaded), draw(problem))
+
+
+def test_the_gaussian_where_as_many_entries_are_measured_as_there_are(monkeypatch):
+    """Online, and never by rounds over all records. 600 records of noisy images, through a basis of their own each."""
+    monkeypatch.setattr(gaussian_start, "best_gaussian", None)
+    monkeypatch.setattr(gaussian_start, "IMAGE_ROUNDS", (12, 64))
+    rng = np.random.default_rng(0)
+    signals = images(rng, 600).reshape(600, -1)
+    orders, signs = rng.permuted(np.tile(np.arange(SIZE**2), (600, 1)), axis=1), rng.choice([-1.0, 1.0], (600, SIZE**2))
+    rows = noisy(rng, np.take_along_axis(signals, orders, 1) * signs)
+    data = si.View(rows[:, None], (orders[:, None], np.float32(signs)[:, None]))
+    forward = si.ForwardFunction(lambda image, params: image.ravel()[params[0]] * params[1])
+    measured = Measured(forward, si.GaussianNoise(NOISE), si.Units())
+    records = Records(as_masked(jax.tree.map(jnp.asarray, data)), None)
+    found = gaussian_start.gaussian_of_data(measured, IMAGE, 1.0, records, "dense", jr.key(0))
+    # 1.02 is the standard deviation of a pixel; the last rounds, of 64 records each, count little.
+    np.testing.assert_allclose(found.mean, 2.0, atol=5 * 1.02 / np.sqrt(600))
+    expected = np.cov(signals.T)
+    # The law itself is 0.15 away from that of these 600 images.
+    error = np.linalg.norm(found.root @ found.root.T - expected) / np.linalg.norm(expected)
+    assert error < 0.1

@@ -169,11 +169,11 @@ def gaussian_of_data(
     number = count(data)
     entries = count_entries(data.observation) // number
     vector = form == "dense" and LARGEST_CORRECTED < flat.size <= LARGEST_VECTOR
-    # Known signals count where many entries are measured.
+    # Known signals are left out online, but not where so many entries are measured.
     bound = MOST_ROWS * flat.size if records.signals is None else flat.size - 1
-    few = form == "dense" and flat.size > LARGEST_VECTOR and entries <= bound
-    most = number if few else max(256, LARGEST_EVIDENCE // flat.size)
-    if form == "dense" and not few:
+    online = form == "dense" and flat.size > LARGEST_VECTOR and entries <= bound
+    most = number if online else max(256, LARGEST_EVIDENCE // flat.size)
+    if form == "dense" and not online:
         most = max(ENOUGH_RECORDS, ENOUGH_EVIDENCE // (flat.size * min(entries, flat.size)))
 
     @eqx.filter_jit
@@ -191,7 +191,7 @@ def gaussian_of_data(
         if form == "diagonal":
             said = in_chunks(lambda view: _entries(measured, sketch, flat, view), views)
             return pairwise_gaussian(*said)
-        if few:
+        if online:
             rows_of = lambda index: jax.vmap(lambda x: measured.rows(sketch, flat, x))(take_views(views, index))
             return online_gaussian(rows_of, number, _smooth(signal), IMAGE_ROUNDS)
         if vector:

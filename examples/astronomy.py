@@ -25,7 +25,7 @@ from scipy import ndimage
 from skimage import data, feature, restoration
 
 import stochinv as si
-from instrument_scores import coverage, energy_score, gaussian_of_start, score, with_errors_of_others
+from instrument_scores import coverage, energy_score, gaussian_of_fit, repeat, score, with_errors_of_others
 
 SIZE, KERNEL = 20, 15  # Hubble's pixels in a row: of a cut-out, of a point spread function
 COARSE = 2  # a pixel of the camera on the ground, in Hubble's
@@ -97,7 +97,7 @@ def main(argv=None):
     jax.block_until_ready(samples)
     sample_seconds = time.perf_counter() - start
 
-    gaussian = gaussian_of_start(problem, records, contexts, key=keys[4], num_samples=config.samples)
+    gaussian = gaussian_of_fit(fit.problem, contexts, key=keys[4], num_samples=config.samples)
     classical = best_classical(config, contexts, held_out)
     figures = table(samples, gaussian, classical, contexts, held_out)
     figures |= {"train_seconds": fit.history.seconds, "sample_seconds": sample_seconds}
@@ -181,17 +181,10 @@ def wiener(seen, seeing, dither, balance):
     return np.float32(estimates)[:, :SIZE, :SIZE, None]
 
 
-@jax.jit
-def expose_samples(samples, params):
-    """Exposures without noise of samples `(galaxies, samples, height, width, 1)`."""
-    return jax.vmap(jax.vmap(forward, (0, None)))(samples, jax.tree.map(lambda x: x[:, 0], params))
-
-
 def table(samples, gaussian, classical, contexts, truth):
     """All figures but times."""
-    observed = contexts.observation[:, 0]
-    figures = score(samples, truth, expose_samples(samples, contexts.params), observed, 1.0)
-    best = score(gaussian, truth, expose_samples(gaussian, contexts.params), observed, 1.0)
+    figures = score(samples, truth, repeat(forward, samples, contexts), contexts.observation, 1.0)
+    best = score(gaussian, truth, repeat(forward, gaussian, contexts), contexts.observation, 1.0)
     figures |= {f"{name}_gaussian": value for name, value in best.items()}
     rmse = lambda estimate: float(np.sqrt(np.mean((np.asarray(estimate) - truth) ** 2)))
     figures |= {"rmse": rmse(jnp.mean(samples, 1)), "rmse_gaussian": rmse(jnp.mean(gaussian, 1))}

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 import stochinv as si
-from instrument_scores import energy_score, score, with_errors_of_others
+from instrument_scores import energy_score, repeat, score, with_errors_of_others
 from mixture_reference import best_gaussian, gauss_newton, mixture, posterior
 
 CELLS, MODES = 12, 6
@@ -134,7 +134,7 @@ def main(argv=None):
     points, laplace = gaussian_inversion(told["_gaussian"], contexts, config.samples, keys[3])
     ratio = jnp.std(draws, 1) / jnp.std(reference, 1)
     figures = {
-        **score(draws, truth, repeat(draws, contexts), contexts.observation[:, 0], NOISE),
+        **score(draws, truth, repeat(pressures, draws, contexts), contexts.observation, NOISE),
         "energy_score_reference": energy_score(reference, truth),
         "energy_score_gaussian": energy_score(right["_gaussian"][0], truth),
         "energy_score_start": energy_score(right["_start"][0], truth),
@@ -172,12 +172,6 @@ def law():
 def standard_normal():
     """From where training starts if the forward model is not affine."""
     return mixture(jnp.ones(1), jnp.zeros((1, MODES)), jnp.eye(MODES)[None])
-
-
-@jax.jit
-def repeat(draws, contexts):
-    """The pressures that draws `(sites, draws, MODES)` have in the wells."""
-    return jax.vmap(jax.vmap(pressures, (0, None)))(draws, contexts.params[:, 0])
 
 
 def gaussian_inversion(gaussian, contexts, number, key):

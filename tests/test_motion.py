@@ -1,10 +1,8 @@
 """Motion from one frame: the denoiser of displacement fields, the example, and a truth that is known."""
 
-import importlib.util
+import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -29,11 +27,7 @@ RIGHT, DISTANCE, SPREAD, SIZE, MARGIN = 0.3, 2.0, 0.3, 16, 4
 
 @pytest.fixture(scope="module")
 def motion():
-    path = Path(__file__).parents[1] / "examples" / "motion.py"
-    spec = importlib.util.spec_from_file_location("motion", path)
-    module = sys.modules["motion"] = importlib.util.module_from_spec(spec)  # tyro looks its source up there
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("motion")
 
 
 def denoiser(**options):

@@ -1,10 +1,8 @@
 """The quickstart: it runs at tiny sizes, and at its own sizes beats both simpler answers."""
 
-import importlib.util
+import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -26,11 +24,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def quickstart():
-    path = Path(__file__).parents[1] / "examples" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", path)
-    module = sys.modules["quickstart"] = importlib.util.module_from_spec(spec)  # tyro looks its source up there
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("quickstart")
 
 
 @pytest.mark.slow

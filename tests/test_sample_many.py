@@ -44,7 +44,7 @@ def test_chunks_do_not_matter(fitted, chunk_size):
 
 def test_draws_have_the_law_of_each_context(fitted):
     many = contexts(20)
-    number = 100
+    number = 200
     drawn = np.asarray(fitted.sample_many(many, key=jr.key(2), num_samples=number).signal, float)
     scores = []
     for index in range(20):

@@ -1,10 +1,8 @@
 """The examples of scanners: they run at tiny sizes, and their data are what they say."""
 
-import importlib.util
+import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +12,18 @@ import pytest
 
 import stochinv as si
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-TINY = "--size 8 --train 64 --steps 4 --rounds 2 --batch-size 8 --held-out 6 --draws 16"
+TINY = "--size 8 --train 400 --steps 4 --rounds 2 --batch-size 8 --held-out 6 --draws 16"
 FIGURES = ("energy_score", "coverage_90", "residual")
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # tyro looks its source up there
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared():
-    """The modules that examples share lie beside them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield
+@pytest.fixture(scope="module")
+def tomography():
+    return importlib.import_module("tomography")
 
 
 @pytest.fixture(scope="module")
-def tomography(shared):
-    return load("tomography")
-
-
-@pytest.fixture(scope="module")
-def mri(shared):
-    return load("mri")
+def mri():
+    return importlib.import_module("mri")
 
 
 @pytest.mark.slow
@@ -55,14 +37,14 @@ def test_runs_at_tiny_sizes(name, rival, tmp_path, request):
     assert set(figures) == answers | {"train_seconds", "sample_seconds"}
     assert json.loads(figures_file.read_text()) == figures
     assert all(math.isfinite(value) for value in figures.values())
-    # The Gaussian of 64 records is too narrow to repeat all that was given, but repeats it better than one estimate.
-    assert 0.7 < figures["residual_gaussian"] < figures[f"residual_{rival}"]
+    # Draws of a Gaussian repeat what was given to within its noise, if records are enough to tell one.
+    assert 0.7 < figures["residual_gaussian"] < 1.3
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_slices_are_apart_from_those_held_out(monkeypatch, shared):
+def test_slices_are_apart_from_those_held_out(monkeypatch):
     """A volume of heights, and one of places from the left, in voxels."""
-    slices = load("brain_slices")
+    slices = importlib.import_module("brain_slices")
     left, _, up = np.mgrid[:99, :117, :95]
     volume = lambda values: type("Volume", (), {"get_fdata": lambda self: values.astype(float)})()
     monkeypatch.setattr(slices, "load_mni152_template", lambda resolution: volume(up))

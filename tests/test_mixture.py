@@ -16,6 +16,7 @@ from stochinv._denoiser.evidence import Measured
 from stochinv._mixture import Mixture, solve
 from stochinv._problem_base import encode_context
 from stochinv._sampler.importance import two_densities
+from stochinv._sampling import OF_ROUNDS
 from stochinv._schedule import NoiseLevel
 from stochinv._training.gaussian_start import find_start, first_signal
 from stochinv._training.mixture import best_mixture, may_be_mixed
@@ -238,7 +239,8 @@ def three_narrow_modes(trained):
 def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
     number = 5000
     weights, means, densities = three_narrow_modes(trained)
-    one = lambda start: densities(start, si.ImportanceSampling().num_steps)
+    # Whatever the densities are off by, rounds learn again and again.
+    one = lambda start: densities(start, min(si.ImportanceSampling().num_steps, OF_ROUNDS.num_steps))
     z, found = jax.jit(jax.vmap(one))(jr.normal(jr.key(3), (number, SIZE)))
     along, logs = np.asarray(z, float), np.asarray(found, float)
     steps = (along[:, None] - means) / np.array([0.05, 1.0, 1.0])
@@ -250,7 +252,7 @@ def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
     np.testing.assert_allclose(np.bincount(np.argmin(np.abs(steps[..., 0]), 1)) / number, weights, atol=0.03)
     # Half of the mean absolute ratio to one is the total variation.
     for log in logs.T:
-        assert 0.5 * np.mean(np.abs(np.exp(log - exact) - 1)) < 0.02
+        assert 0.5 * np.mean(np.abs(np.exp(log - exact) - 1)) < 0.003
 
 
 def test_densities_of_draws_are_exact_at_any_number_of_steps(trained):

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from sklearn.covariance import ledoit_wolf
 
 import stochinv as si
 from refusals import without_annotations
 from stochinv._training.expectation_maximisation import Rounds, prepare_signals, repeat_records
+from stochinv._training.gaussian_start import gaussian_of_signals
 from stochinv._training.plan import Plan
 from stochinv._training.records import as_records, count
 from test_signal_space import COVARIANCE, MEAN, NOISE, given, measure, posterior_of, problem, records
@@ -53,10 +55,29 @@ def test_posteriors_of_known_signals_are_those_of_a_gaussian(labelled, number):
 def test_no_signal_is_drawn_where_all_are_known(labelled):
     assert labelled.history.residual == []
     assert labelled.problem.space == si.SignalSpace()
-    # The signals' own moments, up to the ball that 3 of 2,003 signals are shrunk to.
+    # The signals' own moments, all but a thousandth.
     units, signals = labelled.problem.data_info.units, pairs().signal
     np.testing.assert_allclose(units.mean, signals.mean(0), atol=1e-3)
     np.testing.assert_allclose(units.root @ units.root.T, np.cov(signals.T, bias=True), atol=3e-3)
+
+
+@pytest.mark.parametrize("number", [20, 400])
+def test_the_gaussian_of_known_signals_is_that_of_ledoit_and_wolf(number):
+    """Images of 100 pixels vary in few ways: to shrink their covariance as if in all blurs what they tell."""
+    rng = np.random.default_rng(0)
+    signals = 5 + 1e3 * rng.normal(size=(number, 6)) @ rng.normal(size=(6, 100)) + rng.normal(size=(number, 100))
+    found = gaussian_of_signals(jnp.float32(signals))
+    np.testing.assert_allclose(found.mean, signals.mean(0), rtol=1e-4, atol=1e-2)
+    expected, share = ledoit_wolf(signals)
+    assert 0.001 < share < 0.2
+    np.testing.assert_allclose(found.root @ found.root.T, expected, atol=1e-4 * expected.max())
+
+
+@pytest.mark.parametrize("signals", [np.ones((1, 3)), np.ones((50, 3)), np.array([[1.0, 2.0], [3.0, 2.0]])])
+def test_known_signals_that_do_not_vary_have_a_gaussian(signals):
+    found = gaussian_of_signals(jnp.float32(signals))
+    assert jnp.all(jnp.isfinite(found.inverse))
+    np.testing.assert_allclose(found.root @ found.inverse, np.eye(signals.shape[1]), atol=1e-3)
 
 
 def test_the_signal_need_not_be_named():

@@ -147,14 +147,24 @@ def gaussian_of(guess: AnyCallable, key: Key) -> Whitening:
 
 @jax.jit
 def gaussian_of_signals(signals: Signal) -> Whitening:
-    """The Gaussian with the moments of known signals, as many of which as a signal has entries are shrunk to a ball."""
+    """The Gaussian of known signals: their mean, and their covariance shrunk to a multiple of the identity.
+
+    ??? cite "Source"
+
+        Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", section 3.2.
+    """
     flat = jax.vmap(lambda x: ravel_pytree(x)[0])(signals)
     number, size = flat.shape
     mean, spread = jnp.mean(flat, 0), jnp.sqrt(jnp.mean(jnp.var(flat, 0)))
     spread = jnp.where(spread > 0, spread, 1)
     white = (flat - mean) / spread
-    covariance = (white.T @ white + size * jnp.eye(size, dtype=flat.dtype)) / (number + size)
-    return whitening(mean / spread, covariance, spread)
+    covariance = white.T @ white / number
+    # In these units the mean variance is 1, unless nothing varies.
+    ball = jnp.eye(size, dtype=flat.dtype)
+    distance, norm = jnp.sum((covariance - ball) ** 2), jnp.sum(covariance**2)
+    error = (jnp.mean(jnp.sum(white**2, 1) ** 2) - norm) / number
+    share = jnp.where((norm > 0) & (distance > error), error / distance, 1)
+    return whitening(mean / spread, share * ball + (1 - share) * covariance, spread)
 
 
 def gaussian_of_data(

@@ -1,4 +1,4 @@
-"""What networks that correct vectors are told of a context."""
+"""What networks that correct vectors are told of a context, and how errors of images count."""
 
 import dataclasses
 
@@ -11,6 +11,7 @@ import numpy as np
 import stochinv as si
 from stochinv._denoiser.correction import LARGEST_COVARIANCE
 from stochinv._denoiser.evidence import Measured, nothing
+from stochinv._frozen import Frozen
 from test_evidence import NOISE, SIZE, VIEWS, project, views
 
 PARTS, EMBEDDING = jnp.ones((5, SIZE)), jnp.zeros(1)
@@ -69,3 +70,21 @@ def test_views_that_do_not_count_say_nothing():
     assert np.any(told(nothing(counted, jnp.zeros(SIZE)), network) != second)
     value = network(jnp.concatenate([view.observation[0], jnp.ravel(view.params[0])]))
     np.testing.assert_allclose(first[-5:], [*value, 1 / VIEWS], atol=1e-5)
+
+
+def test_errors_of_whitened_images_count_as_they_are_seen():
+    """`W (ẑ − z)` over the root mean square that the Gaussian's has, so that nothing counts that cannot be learned."""
+    view, precision = context(), jnp.float32(1.7)
+    root = np.random.default_rng(5).normal(size=(SIZE, SIZE)) * np.geomspace(10, 0.1, SIZE)
+    measured = Measured(si.ForwardFunction(project), si.GaussianNoise(NOISE), si.Units())
+    weights = jnp.asarray(root, jnp.float32)
+    known = measured.evidence("dense", lambda z: z, jnp.zeros(SIZE), view, weights)
+    correction = si.ImageCorrection(lambda image, _: image, 3, 4, Frozen(weights))
+    matrix = np.asarray(view.params, float).reshape(-1, SIZE)
+    covariance = np.linalg.inv(1.7 * np.eye(SIZE) + matrix.T @ matrix / NOISE**2)
+    size = np.sqrt(np.mean(np.diag(root @ covariance @ root.T)))
+    values, vectors = np.linalg.eigh(covariance)
+    errors = np.random.default_rng(6).normal(size=(5, SIZE))
+    seen = errors @ ((vectors * np.sqrt(values)) @ vectors.T) @ root.T / size
+    found = jax.vmap(lambda x: correction.weigh(x, known, precision))(jnp.asarray(errors, jnp.float32))
+    np.testing.assert_allclose(found, seen, atol=2e-3 * np.abs(seen).max())

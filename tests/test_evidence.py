@@ -52,7 +52,9 @@ def test_what_a_context_says(form, forward, params, matrices, counts):
     context = views(params, counts)
     measured = Measured(si.ForwardFunction(forward), si.GaussianNoise(NOISE), si.Units())
     zeros = jnp.zeros(SIZE)
-    evidence = jax.jit(lambda view: measured.evidence(form, lambda z: z, zeros, view))(context)
+    weights = np.random.default_rng(4).normal(size=(SIZE, SIZE)) if form != "diagonal" else np.eye(SIZE)
+    matrix = None if form == "diagonal" else jnp.asarray(weights, jnp.float32)
+    evidence = jax.jit(lambda view: measured.evidence(form, lambda z: z, zeros, view, matrix))(context)
     used = np.asarray(counts, float)[:, None, None] * matrices
     precision = np.einsum("vki,vkj->ij", used, used) / NOISE**2
     shift = np.einsum("vki,vk->i", used, np.asarray(context.observation, float)) / NOISE**2
@@ -62,6 +64,8 @@ def test_what_a_context_says(form, forward, params, matrices, counts):
     np.testing.assert_allclose(evidence.estimate(jnp.float32(1.7), x), inverse @ (shift + x), atol=2e-3)
     np.testing.assert_allclose(evidence.apply(lambda v: 1 / (1.7 + v), x), inverse @ x, atol=2e-3)
     np.testing.assert_allclose(evidence.diagonal(lambda v: 1 / (1.7 + v)), np.diag(inverse), atol=2e-3)
+    mean_square = np.mean(np.diag(weights @ inverse @ weights.T))
+    np.testing.assert_allclose(evidence.mean_square(lambda v: 1 / (1.7 + v)), mean_square, rtol=2e-3)
     np.testing.assert_allclose(measured.shift(lambda z: z, zeros, context), shift, **close)
     # Other measurements with the same parameters.
     other = views(params, counts, seed=3)

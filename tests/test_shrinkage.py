@@ -43,7 +43,11 @@ class Wider(AbstractCorrection):
         exact = precision * estimate / (precision - 1 + 1 / VARIANCE)
         return self.factor * jnp.sqrt(precision) * (exact - estimate)
 
-    def weigh(self, error):
+    @property
+    def weights(self):
+        return None
+
+    def weigh(self, error, context, precision):
         return error
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._custom_types import AnyCallable
+from .._custom_types import AnyCallable, FloatScalar
 from .._frozen import Frozen
 from .._view import View, view_mask
 from .flatten import flatten
@@ -19,6 +19,11 @@ LARGEST_COVARIANCE = 16
 
 class AbstractCorrection(eqx.Module):
     """What a network makes of all that is known of a noised signal, in the coordinates in which it is noised."""
+
+    @property
+    @abc.abstractmethod
+    def weights(self) -> Float[Array, "n n"] | None:
+        """The matrix `W` by which errors count in training, `None` for the identity."""
 
     @abc.abstractmethod
     def __call__(
@@ -35,8 +40,15 @@ class AbstractCorrection(eqx.Module):
         """
 
     @abc.abstractmethod
-    def weigh(self, error: Float[Array, " n"]) -> Float[Array, " n"]:
-        """An error of mean square 1 in all directions, those that matter more made larger and the others smaller."""
+    def weigh(self, error: Float[Array, " n"], context: PyTree, precision: FloatScalar) -> Float[Array, " n"]:
+        """An error of mean square 1 in all directions, as it counts in training: of mean square 1 over all.
+
+        **Arguments:**
+
+        - `error`: the error, times `P^(1/2)`.
+        - `context`: what [`stochinv.AbstractEncodingDenoiser.encode`][] makes of the context.
+        - `precision`: the scalar part of `P`.
+        """
 
 
 @final
@@ -58,6 +70,10 @@ class VectorCorrection(AbstractCorrection):
     network: AnyCallable
     view_network: AnyCallable | None = None
 
+    @property
+    def weights(self) -> None:
+        return None
+
     @staticmethod
     def num_inputs(size: int) -> int:
         """The entries of the input of a network for signals of so many entries, but for those of the views: the size of
@@ -75,7 +91,7 @@ class VectorCorrection(AbstractCorrection):
             given.append(sum_of_views(self.view_network, context.view, parts))
         return self.network(jnp.concatenate(given), embedding)
 
-    def weigh(self, error: Float[Array, " n"]) -> Float[Array, " n"]:
+    def weigh(self, error: Float[Array, " n"], context: PyTree, precision: FloatScalar) -> Float[Array, " n"]:
         return error
 
 
@@ -99,14 +115,18 @@ class ImageCorrection(AbstractCorrection):
         or 7 with a `root`.
     - `height`, `width`: the size of the image.
     - `root`: the matrix that takes whitened pixels to pixels, of root mean square 1; `None` where they are not
-        whitened. The network then sees both, and errors are weighed by it: most directions of a whitened image are
-        details too faint to be seen.
+        whitened. The network then sees both, and errors count as they are seen in pixels: most directions of a whitened
+        image are details too faint to be seen, and what was measured well leaves nothing to learn.
     """
 
     network: AnyCallable
     height: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
     root: Frozen = Frozen(None)
+
+    @property
+    def weights(self) -> Float[Array, "n n"] | None:
+        return self.root.value
 
     def __call__(
         self, parts: Float[Array, "parts n"], context: PyTree, embedding: Float[Array, " size"]
@@ -117,5 +137,8 @@ class ImageCorrection(AbstractCorrection):
         image = jnp.moveaxis(pixels, 0, -1).reshape(self.height, self.width, -1)
         return jnp.ravel(self.network(image, embedding))
 
-    def weigh(self, error: Float[Array, " n"]) -> Float[Array, " n"]:
-        return error if self.root.value is None else self.root.value @ error
+    def weigh(self, error: Float[Array, " n"], context: PyTree, precision: FloatScalar) -> Float[Array, " n"]:
+        if self.root.value is None:
+            return error
+        pixels = self.root.value @ context.apply(lambda values: 1 / jnp.sqrt(precision + values), error)
+        return pixels / jnp.sqrt(context.mean_square(lambda values: 1 / (precision + values)))

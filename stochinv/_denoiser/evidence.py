@@ -61,6 +61,10 @@ class AbstractEvidence(eqx.Module):
         """The diagonal of `E diag(h(λ)) Eᵀ`."""
 
     @abc.abstractmethod
+    def mean_square(self, function: AnyCallable) -> FloatScalar:
+        """The mean of the diagonal of `W E diag(h(λ)) Eᵀ Wᵀ`, `W` being the matrix that evidence was asked for with."""
+
+    @abc.abstractmethod
     def measure(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
         """`√λ Eᵀ x`."""
 
@@ -86,12 +90,14 @@ class DenseEvidence(AbstractEvidence):
     - `view`: the context.
     - `vectors`, `values`: the columns of `E` whose eigenvalues are not zero, and these. Columns of zeros fill up.
     - `shift`: `Eᵀ b`.
+    - `squares`: the mean squares of the columns of `W E`, and that of all columns of `W`, times `n`.
     """
 
     view: View
     vectors: Float[Array, "n k"]
     values: Float[Array, " k"]
     shift: Float[Array, " k"]
+    squares: tuple[Float[Array, " k"], FloatScalar]
 
     def estimate(self, precision: FloatScalar, shift: Float[Array, " n"]) -> Float[Array, " n"]:
         along = self.vectors.T @ shift
@@ -107,6 +113,10 @@ class DenseEvidence(AbstractEvidence):
         rest = function(jnp.zeros((), self.values.dtype))
         return rest + self.vectors**2 @ (function(self.values) - rest)
 
+    def mean_square(self, function: AnyCallable) -> FloatScalar:
+        rest = function(jnp.zeros((), self.values.dtype))
+        return rest * self.squares[1] + self.squares[0] @ (function(self.values) - rest)
+
     def measure(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
         return jnp.sqrt(self.values) * (self.vectors.T @ x)
 
@@ -117,7 +127,8 @@ class DenseEvidence(AbstractEvidence):
         return _misfit(self.values, self.shift, self.vectors.T @ x)
 
     def update(self, view: View, shift: Float[Array, " n"]) -> "DenseEvidence":
-        return DenseEvidence(view, self.vectors, self.values, jnp.where(self.values > 0, self.vectors.T @ shift, 0))
+        shift = jnp.where(self.values > 0, self.vectors.T @ shift, 0)
+        return DenseEvidence(view, self.vectors, self.values, shift, self.squares)
 
 
 @final
@@ -143,6 +154,9 @@ class DiagonalEvidence(AbstractEvidence):
 
     def diagonal(self, function: AnyCallable) -> Float[Array, " n"]:
         return function(self.values)
+
+    def mean_square(self, function: AnyCallable) -> FloatScalar:
+        return jnp.mean(function(self.values))
 
     def measure(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         return jnp.sqrt(self.values) * x
@@ -265,32 +279,52 @@ class Measured(eqx.Module):
         return DiagonalEvidence(views, transpose(linear(jnp.ones_like(zeros)))[0], -transpose(rest)[0])
 
     def evidence(
-        self, form: Form, signal: AnyCallable, zeros: Float[Array, " n"], views: View
+        self,
+        form: Form,
+        signal: AnyCallable,
+        zeros: Float[Array, " n"],
+        views: View,
+        matrix: Float[Array, "n n"] | None = None,
     ) -> DenseEvidence | DiagonalEvidence:
-        """What views say of a signal, by whichever way suits the forward model."""
+        """What views say of a signal, by whichever way suits the forward model; `matrix` is `W`, by default the
+        identity."""
         if form == "nothing":
             return nothing(views, zeros)
         if form == "diagonal":
             return self.diagonal(signal, zeros, views)
         entries = count_entries(views.observation)
         if form == "dense" and entries < zeros.size:
-            return thin(views, *self.rows(signal, zeros, views))
+            return thin(views, *self.rows(signal, zeros, views), matrix)
         precision, shift = (self.laplace if form == "laplace" else self.precision)(signal, zeros, views)
         values, vectors = jnp.linalg.eigh(precision)
         kept = values > ROUNDING * values[-1]
-        return DenseEvidence(views, vectors, jnp.where(kept, values, 0), jnp.where(kept, vectors.T @ shift, 0))
+        values, shift = jnp.where(kept, values, 0), jnp.where(kept, vectors.T @ shift, 0)
+        return DenseEvidence(views, vectors, values, shift, mean_squares(vectors, matrix))
 
 
 def nothing(views: View, zeros: Float[Array, " n"]) -> DenseEvidence:
     """The evidence of views of which it is left to a network what they say: none."""
     value = jnp.zeros(1, zeros.dtype)
-    return DenseEvidence(views, jnp.zeros((zeros.size, 1), zeros.dtype), value, value)
+    vectors = jnp.zeros((zeros.size, 1), zeros.dtype)
+    return DenseEvidence(views, vectors, value, value, mean_squares(vectors, None))
 
 
-def thin(views: View, matrix: Float[Array, "m n"], rest: Float[Array, " m"]) -> DenseEvidence:
+def thin(
+    views: View, rows: Float[Array, "m n"], rest: Float[Array, " m"], matrix: Float[Array, "n n"] | None = None
+) -> DenseEvidence:
     """The evidence of fewer entries than the signal has, in `m² n + 10 m³` operations."""
-    values, vectors = jnp.linalg.eigh(matrix @ matrix.T)
+    values, vectors = jnp.linalg.eigh(rows @ rows.T)
     kept = values > ROUNDING * values[-1]
     values = jnp.where(kept, values, 0)
-    along = jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0)
-    return DenseEvidence(views, matrix.T @ along, values, jnp.sqrt(values) * (vectors.T @ rest))
+    along = rows.T @ jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0)
+    shift = jnp.sqrt(values) * (vectors.T @ rest)
+    return DenseEvidence(views, along, values, shift, mean_squares(along, matrix))
+
+
+def mean_squares(
+    vectors: Float[Array, "n k"], matrix: Float[Array, "n n"] | None
+) -> tuple[Float[Array, " k"], FloatScalar]:
+    """`squares` of [`DenseEvidence`][] for `W`, or the identity."""
+    if matrix is None:
+        return jnp.mean(vectors**2, 0), jnp.ones((), vectors.dtype)
+    return jnp.mean((matrix @ vectors) ** 2, 0), jnp.mean(jnp.sum(matrix**2, 1))

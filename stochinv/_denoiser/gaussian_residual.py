@@ -6,7 +6,8 @@ With what a context says of a Gaussian signal, `Λ` and `b` (see `evidence`), an
 
 if `z` is Gaussian. The denoised signal is `g + P^(−1/2) r` with the network's output `r`, whose last layer starts at
 zero: an untrained network is the Gaussian's exact answer, and errors `P^(1/2) (ẑ − z)` have size 1 at all noise levels,
-given any context. What is measured well is repeated, whatever the network.
+given any context. What is measured well is repeated, whatever the network. Errors of whitened images count as they are
+seen in pixels: `W (ẑ − z)`, over the root mean square that those of a Gaussian image have.
 
 For a mixture of Gaussians (see `_mixture`) `g` is its mean given both, and all else stays.
 
@@ -109,7 +110,7 @@ class GaussianResidual(AbstractSignalDenoiser):
 
     def evidence(self, measured: Measured, form: Form, views: View) -> AbstractEvidence:
         """What views by any instrument say of a Gaussian signal, their measurements in that instrument's units."""
-        return measured.evidence(form, self._signal, self._zeros()[0], views)
+        return measured.evidence(form, self._signal, self._zeros()[0], views, self.network.weights)
 
     def encode_again(self, context: PyTree, view: View) -> PyTree:
         """What `encode` makes of measurements that differ from those of `context` in their values alone, for an affine
@@ -154,7 +155,8 @@ class GaussianResidual(AbstractSignalDenoiser):
         are those of `normalised_error`."""
         estimate, precision, output = self._residual(ravel_pytree(noisy)[0], level, context)
         needed = context.apply(lambda values: jnp.sqrt(precision + values), ravel_pytree(clean)[0] - estimate)
-        return self.network.weigh(output), self.network.weigh(needed)
+        weigh = lambda error: self.network.weigh(error, context, jnp.asarray(precision))
+        return weigh(output), weigh(needed)
 
 
 def _first_raw(units: AbstractUnits, views: View) -> Observation:

@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None):
         print_table(results[-1:])
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=2))
+        # A process has room for so many compiled programs only.
+        jax.clear_caches()
     print()
     print_table(results)
     return results

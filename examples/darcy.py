@@ -128,8 +128,9 @@ def main(argv=None):
     # How good they are, beside simpler answers, and answers that are told the law of the sites.
     told = {"": law(), "_gaussian": best_gaussian(law()), "_start": standard_normal()}
     options = {"num_proposals": config.proposals, "num_draws": config.samples}
-    of = lambda prior, key: posterior(prior, pressures, NOISE, contexts, KINDS, key=key, **options)
-    right = {name: of(prior, jr.fold_in(keys[2], i)) for i, (name, prior) in enumerate(told.items())}
+    starts = {"": jnp.asarray(KINDS)[:, None], "_gaussian": KINDS[None], "_start": KINDS[None]}
+    of = lambda name, key: posterior(told[name], pressures, NOISE, contexts, starts[name], key=key, **options)
+    right = {name: of(name, jr.fold_in(keys[2], i)) for i, name in enumerate(told)}
     reference, ess = right[""]
     points, laplace = gaussian_inversion(told["_gaussian"], contexts, config.samples, keys[3])
     ratio = jnp.std(draws, 1) / jnp.std(reference, 1)

@@ -37,15 +37,26 @@ def gauss_newton(forward, noise, mean, root, start, observed, params):
     return mean + root @ found, jnp.linalg.cholesky(root @ spread @ spread.T @ root.T)
 
 
+def log_density(law, signals):
+    """That of a mixture at signals `(number, n)`, without a triangular solve for each: jaxlib 0.10 may wait for ever
+    where two threads do many of these at once."""
+    kinds, size = law.component_distribution, signals.shape[1]
+    inverse = jax.vmap(lambda x: jax.scipy.linalg.solve_triangular(x, jnp.eye(size), lower=True))(kinds.scale_tril)
+    white = jnp.einsum("kij,nkj->nki", inverse, signals[:, None] - kinds.loc)
+    scales = jnp.sum(jnp.log(jnp.diagonal(kinds.scale_tril, axis1=1, axis2=2)), 1)
+    logs = -0.5 * jnp.sum(white**2, -1) - scales - 0.5 * size * jnp.log(2 * jnp.pi)
+    return jax.nn.logsumexp(logs + jax.nn.log_softmax(law.mixing_distribution.logits), axis=1)
+
+
 def posterior(law, forward, noise, contexts, starts, *, key, num_proposals, num_draws):
     """Draws of the posterior given each of many contexts of one view, and their effective sample sizes.
 
-    Proposals are drawn from Laplace's approximations about the modes that are found from `starts`, one under each of
-    the law's Gaussians or all under its only one, and chosen by their weights.
+    Proposals are drawn from Laplace's approximations about the modes that are found under each of the law's Gaussians
+    from its `starts` `(kinds, starts, n)`, and chosen by their weights.
     """
-    kinds, number = law.component_distribution, len(starts)
-    means = jnp.broadcast_to(kinds.loc, starts.shape)
-    spreads = jnp.broadcast_to(kinds.scale_tril, (*starts.shape, starts.shape[1]))
+    kinds, number = law.component_distribution, starts.shape[0] * starts.shape[1]
+    means, spreads = (jnp.repeat(x, starts.shape[1], axis=0) for x in (kinds.loc, kinds.scale_tril))
+    starts = starts.reshape(means.shape)
 
     def one(inputs):
         observed, params, key = inputs
@@ -55,7 +66,7 @@ def posterior(law, forward, noise, contexts, starts, *, key, num_proposals, num_
         propose_key, choice_key = jr.split(key)
         signals = proposal.sample(propose_key, (num_proposals,))
         misfit = jax.lax.map(lambda x: jnp.sum((forward(x, params) - observed) ** 2), signals, batch_size=1000)
-        logs = law.log_prob(signals) - 0.5 * misfit / noise**2 - proposal.log_prob(signals)
+        logs = log_density(law, signals) - 0.5 * misfit / noise**2 - log_density(proposal, signals)
         weights = jax.nn.softmax(jnp.where(jnp.isnan(logs), -jnp.inf, logs))
         return jr.choice(choice_key, signals, (num_draws,), p=weights), 1 / jnp.sum(weights**2)
 

@@ -48,7 +48,8 @@ def test_draws_are_those_of_the_closed_form(reference):
     contexts = si.View(jnp.asarray(OBSERVED[:, None], jnp.float32), jnp.zeros((2, 1)))
     forward = lambda signal, _: jnp.asarray(MATRIX, jnp.float32) @ signal
     prior, options = law(reference), {"key": jr.key(0), "num_proposals": 20_000, "num_draws": 4000}
-    starts = prior.component_distribution.loc
+    # One of the two starts of each Gaussian would do.
+    starts = jnp.stack([prior.component_distribution.loc, jnp.zeros((2, 3))], 1)
     draws, ess = reference.posterior(prior, forward, NOISE, contexts, starts, **options)
     assert jnp.all(ess > 2000)
     for drawn, observed in zip(np.asarray(draws, float), OBSERVED, strict=True):
@@ -56,6 +57,14 @@ def test_draws_are_those_of_the_closed_form(reference):
         spread = np.sqrt(np.diag(covariance))
         assert np.all(np.abs(drawn.mean(0) - mean) < 5 * spread / np.sqrt(1300))
         assert np.all(np.abs(np.cov(drawn.T) - covariance) < 5 * np.sqrt(2 / 1300) * np.outer(spread, spread))
+
+
+def test_log_density_is_that_of_the_mixture(reference):
+    signals = jr.normal(jr.key(0), (7, 3))
+    covariances = ROOTS @ np.swapaxes(ROOTS, 1, 2)
+    each = zip(WEIGHTS, MEANS, covariances, strict=True)
+    expected = sum(weight * multivariate_normal(*moments).pdf(np.asarray(signals)) for weight, *moments in each)
+    np.testing.assert_allclose(reference.log_density(law(reference), signals), np.log(expected), rtol=1e-4)
 
 
 def test_gauss_newton_is_the_gaussians_posterior(reference):

@@ -42,9 +42,9 @@ class Config:
     """Projections of each held-out slice, at most as many."""
     train: int = 1500
     """Training slices."""
-    steps: int = 500
+    steps: int = 1200
     """Training steps."""
-    rounds: int = 3
+    rounds: int = 5
     """Rounds of expectation maximisation: in each, slices are drawn anew and learned from."""
     batch_size: int = 64
     """Slices per training step."""

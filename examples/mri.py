@@ -40,9 +40,9 @@ class Config:
     """Standard deviation of the real and of the imaginary part of the noise; tissue has magnitudes up to 1."""
     train: int = 1000
     """Training slices."""
-    steps: int = 400
+    steps: int = 1200
     """Training steps."""
-    rounds: int = 3
+    rounds: int = 5
     """Rounds of expectation maximisation: in each, images are drawn anew and learned from."""
     batch_size: int = 64
     """Images per training step."""

@@ -25,11 +25,19 @@ _SHARPNESS, _FEWEST = 3, 5
 def pareto_k(log_weights: Float[Array, " draws"]) -> FloatScalar:
     """The shape `k` of the largest weights: a fifth of them, or three times the root of their number if that is less.
 
-    It is −∞ where these weights are all the same, and ∞ for fewer than 25 weights.
+    Below 0.5 weights have a variance; above 0.7 means of weighted draws are not to be relied on.
 
     **Arguments:**
 
-    - `log_weights`: the logarithms of the weights, up to a constant.
+    - `log_weights`: the logarithms of the weights, up to a constant, shape `(draws,)`.
+
+    **Returns:**
+
+    A scalar; −∞ where the largest weights are all the same, and ∞ for fewer than 25 weights.
+
+    ??? cite "Source"
+
+        Vehtari et al. 2024, "Pareto smoothed importance sampling", section 2.2 and appendix.
     """
     number = min(math.ceil(0.2 * log_weights.size), math.ceil(3 * math.sqrt(log_weights.size)))
     if number < _FEWEST:

@@ -184,7 +184,7 @@ def sbc_ranks(
         Talts et al. 2018, "Validating Bayesian inference algorithms with simulation-based calibration", theorem 1;
         Säilynoja et al. 2022 for the bands.
     """
-    samples, values = _checked(draws, truths)
+    samples, values = checked(draws, truths)
     rank_key, band_key = jr.split(key)
     ranks = _entry_ranks(samples, values, rank_key)
     options = {"levels": levels, "confidence": confidence, "num_simulations": num_simulations}
@@ -225,7 +225,7 @@ def tarp(
         Lemos et al. 2023, "Sampling-based accuracy testing of posterior estimators for general inference",
         algorithm 2 and theorem 3.
     """
-    samples, values = _checked(draws, truths)
+    samples, values = checked(draws, truths)
     point_key, rank_key, band_key = jr.split(key, 3)
     low, high = jnp.min(values, 0), jnp.max(values, 0)
     width = jnp.where(high > low, high - low, 1)
@@ -240,7 +240,7 @@ def tarp(
     return calibration_of_ranks(ranks, samples.shape[1], key=band_key, central=False, **options)
 
 
-def _checked(draws, truths):
+def checked(draws, truths):
     values = as_rows("truths", truths)
     number = leading_size("draws", draws)
     if any(jnp.ndim(x) < 2 for x in jax.tree.leaves(draws)):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import FloatScalar, Key
 from ._common import as_pair, largest
@@ -94,7 +94,7 @@ def sliced_wasserstein(
 @jax.jit(static_argnames=("num_projections", "batch_size"))
 def _sliced_wasserstein(first, second, key, num_projections, p, batch_size):
     n, m = first.shape[0], second.shape[0]
-    first, second, scale = _standard(first, second)
+    first, second, scale = standard(first, second)
     directions = jr.normal(key, (num_projections, first.shape[1]), first.dtype)
     directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
     # Both quantile functions are constant between the jumps of either.
@@ -134,13 +134,15 @@ def energy_distance(x: PyTree, y: PyTree, *, batch_size: int = 64) -> FloatScala
 
 @jax.jit(static_argnames=("batch_size",))
 def _energy_distance(first, second, batch_size):
-    first, second, scale = _standard(first, second)
+    first, second, scale = standard(first, second)
     between = _mean_distance(first, second, batch_size)
     within = _mean_distance(first, first, batch_size, same=True) + _mean_distance(second, second, batch_size, same=True)
     return scale * (2 * between - within)
 
 
-def _standard(first, second):
+def standard(
+    first: Float[Array, "first size"], second: Float[Array, "second size"]
+) -> tuple[Float[Array, "first size"], Float[Array, "second size"], FloatScalar]:
     """Both sets less the mean of the first, in units of the largest entry that is left, and that unit."""
     centre = jnp.mean(first, 0)
     first, second = first - centre, second - centre

@@ -136,7 +136,7 @@ def _row(figure: Figure, right: str) -> str:
 
 def check(problem: Any, held_out: View, key: Key | None, num_samples: int) -> Check:
     """What `fit.check` does."""
-    held_out = _check_held_out(problem, held_out, num_samples)
+    held_out = as_held_out("check", problem, held_out, num_samples, 2)
     number = count(held_out)
     key = jr.key(0) if key is None else key
     check_key(key)
@@ -158,14 +158,27 @@ def check(problem: Any, held_out: View, key: Key | None, num_samples: int) -> Ch
     return _figures(number, num_samples, {name: np.asarray(x, np.float64) for name, x in (found | weights).items()})
 
 
-def _check_held_out(problem, held_out, num_samples):
-    if not problem.space.of_signals:
+def as_held_out(caller: str, problem: Any, held_out: View, num_samples: int, least: int) -> View:
+    """Held-out records like those of training, of real and imaginary parts.
+
+    **Arguments:**
+
+    - `caller`: who asks, for errors.
+    - `problem`: a trained [`stochinv.StochasticInverseProblem`][].
+    - `held_out`: what a user gave.
+    - `num_samples`: a number of draws, at least `least`.
+
+    **Raises:**
+
+    `ValueError` in measurement space, and if an argument is not what it must be.
+    """
+    if problem.space is None or not problem.space.of_signals:
         raise ValueError(
-            "`check` is for signal space, but the problem is in measurement space; use "
+            f"`{caller}` is for signal space, but the problem is in measurement space; use "
             "`si.diagnostics.measurement_calibration(fit.problem, held_out, roles=..., key=...)`."
         )
     check_instance("`held_out`", held_out, View, "a `View` with leading (record, views) axes")
-    check_integer("`num_samples`", num_samples, 2)
+    check_integer("`num_samples`", num_samples, least)
     check_views("held_out", held_out, problem, 1)
     held_out = cast(View, view_as_parts(held_out))
     record = jax.tree.map(lambda x: x[0, 0], View(held_out.observation, held_out.params))

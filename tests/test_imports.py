@@ -53,7 +53,7 @@ LEVELS = [
     ["_problem"],
     ["_load"],
     ["data", "diagnostics", "trackers"],
-    ["plot"],
+    ["plot", "report"],
     [""],
 ]
 # What no namespace of ready-made parts may be imported by.

@@ -20,6 +20,7 @@ from ._measurement import (
 )
 from ._pqmass import PQMass as PQMass, pqmass as pqmass
 from ._reference import ReferencePosterior as ReferencePosterior, reference_posterior as reference_posterior
+from ._report import Report as Report, report as report
 from ._residuals import PredictiveResiduals as PredictiveResiduals, predictive_residuals as predictive_residuals
 from ._reweighting import ReweightedPosterior as ReweightedPosterior, reweighted_posterior as reweighted_posterior
 from ._scores import crps as crps, energy_score as energy_score, fractional_ranks as fractional_ranks

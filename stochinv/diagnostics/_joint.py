@@ -11,10 +11,11 @@ are ranks among the `L + 1`, of
 - distances to random points, which are others' truths or draws.
 
 With `r` uniform on `0 … L`, `u = (r + ½)/(L + 1)` and the normal score `h = Φ⁻¹(u)`, five families of statistics look
-for one kind of fault each: means of `h` (bias), means of `h² − 1` (spread), distances to neighbours (signals that draws
-miss), means of `cos kπu` for `k = 3 … 6` (shape), and products of `h` and `h²` with what was measured (context). The
-smallest of the families' p-values is compared with its own simulated law (Westfall and Young 1993, "Resampling-based
-multiple testing", section 2.3).
+for one kind of fault each: means of `h` (bias); means of `h² − 1`, and of `h` of the distances to the mean and to
+neighbours (spread, within modes too); means of `h` of the distances to neighbours, if they are large (signals that
+draws miss); means of `cos kπu` for `k = 3 … 6` (shape); and products of `h` and `h²` with what was measured (context).
+The smallest of the families' p-values is compared with its own simulated law (Westfall and Young 1993,
+"Resampling-based multiple testing", section 2.3).
 """
 
 from typing import NamedTuple, final
@@ -203,7 +204,7 @@ def _statistics(found: _Ranks, features: np.ndarray | None, index: np.ndarray) -
     bias, spread = tables @ counts
     families = {
         "bias": np.abs(bias[:linear]).max(),
-        "spread": max(np.abs(spread[:linear]).max(), abs(bias[linear])),
+        "spread": max(np.abs(spread[:linear]).max(), np.abs(bias[linear : linear + 2]).max()),
         "missed": bias[linear + 1],
         "shape": ((waves @ counts) ** 2).sum(0).max(),
     }

@@ -16,7 +16,7 @@ from .._pairs import Pairs
 from .._problem import StochasticInverseProblem
 from .._training.records import as_masked, check_pairs, check_same_signal
 from .._view import View, structure
-from ._findings import Findings, judge
+from ._findings import Findings, Test, judge
 from ._held_out import look
 from ._joint import JointCalibration
 from ._report_page import page
@@ -113,7 +113,7 @@ def _figures(findings: Findings) -> dict[str, Any]:
         "warnings": findings.warnings,
         "records": findings.records,
         "draws": findings.draws,
-        "tests": {name: x._asdict() | {"wrong": x.wrong} for name, x in findings.tests.items()},
+        "tests": {name: _test(x) for name, x in findings.tests.items()},
         "predictions": _joint(findings.predictions),
         "signals": None if findings.signals is None else _joint(findings.signals),
         "residuals": None if findings.residuals is None else _residuals(findings.residuals),
@@ -123,6 +123,10 @@ def _figures(findings: Findings) -> dict[str, Any]:
         "unusual_records": findings.unusual,
         "unusual_p_value": findings.unusual_p_value,
     }
+
+
+def _test(test: Test) -> dict[str, Any]:
+    return test._asdict() | {"wrong": test.wrong, "found": test.found if test.wrong else None}
 
 
 def _joint(found: JointCalibration) -> dict[str, Any]:

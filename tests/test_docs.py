@@ -39,6 +39,7 @@ PAGES = (
     pytest.param("docs/gallery/mri.md", marks=pytest.mark.slow),
     pytest.param("docs/gallery/darcy.md", marks=pytest.mark.slow),
     pytest.param("docs/gallery/astronomy.md", marks=pytest.mark.slow),
+    pytest.param("docs/gallery/phase-retrieval.md", marks=pytest.mark.slow),
 )
 NAMESPACES = {
     "stochinv": si,

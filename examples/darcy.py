@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 
 import stochinv as si
-from instrument_scores import energy_score, repeat, score, with_errors_of_others
-from mixture_reference import best_gaussian, gauss_newton, mixture, posterior
+from instrument_scores import energy_score, print_figures, repeat, score, with_errors_of_others
+from mixture_reference import best_gaussian, gauss_newton, mixture, posterior, standard_normal
 
 CELLS, MODES = 12, 6
 NOISE = 0.003  # of pressures, which are 0.06 on average
@@ -126,7 +126,7 @@ def main(argv=None):
     sample_seconds = time.perf_counter() - start
 
     # How good they are, beside simpler answers, and answers that are told the law of the sites.
-    told = {"": law(), "_gaussian": best_gaussian(law()), "_start": standard_normal()}
+    told = {"": law(), "_gaussian": best_gaussian(law()), "_start": standard_normal(MODES)}
     options = {"num_proposals": config.proposals, "num_draws": config.samples}
     starts = {"": jnp.asarray(KINDS)[:, None], "_gaussian": KINDS[None], "_start": KINDS[None]}
     of = lambda name, key: posterior(told[name], pressures, NOISE, contexts, starts[name], key=key, **options)
@@ -148,7 +148,7 @@ def main(argv=None):
         "train_seconds": fit.history.seconds,
         "sample_seconds": sample_seconds,
     }
-    print_table(config, figures)
+    print_figures(f"energy score of the modes of {config.sites} sites", figures, NAMES)
     draw(config, contexts, draws, reference, truth)
     if config.json is not None:
         config.json.write_text(json.dumps(figures, indent=2))
@@ -168,11 +168,6 @@ def law():
     """The law that `measure` draws from, as those are told it who are compared with."""
     same = jnp.broadcast_to(SPREAD * jnp.eye(MODES), (len(KINDS), MODES, MODES))
     return mixture(jnp.ones(len(KINDS)) / len(KINDS), jnp.asarray(KINDS), same)
-
-
-def standard_normal():
-    """From where training starts if the forward model is not affine."""
-    return mixture(jnp.ones(1), jnp.zeros((1, MODES)), jnp.eye(MODES)[None])
 
 
 def gaussian_inversion(gaussian, contexts, number, key):
@@ -204,14 +199,6 @@ def compare_with_nuts(problem, contexts, config, key):
         "least_std_over_nuts": float(jnp.min(jnp.stack(ratios))),
         "largest_std_over_nuts": float(jnp.max(jnp.stack(ratios))),
     }
-
-
-def print_table(config, figures):
-    print(f"\nenergy score of the modes of {config.sites} sites")
-    for name, key in NAMES.items():
-        print(f"  {name:<52}{figures['energy_score' + key]:8.3f}")
-    for name in sorted(set(figures) - {"energy_score" + key for key in NAMES.values()}):
-        print(f"{name.replace('_', ' '):<54}{figures[name]:8.3f}")
 
 
 def draw(config, contexts, draws, reference, truth):

@@ -75,3 +75,15 @@ def print_scores(figures, names):
         print(f"{key:<38}" + "".join(f"{figures[key + name]:>18.3f}" for name in names))
     seconds = "".join(f"{figures[key]:>18.1f}" for key in ("train_seconds", "sample_seconds"))
     print(f"{'seconds of training, of sampling':<38}{seconds}\n")
+
+
+def print_figures(title, figures, names):
+    """The energy scores of several answers, each by the end of its key in `figures`, and all other figures.
+
+    - `names`: those ends, by the answers' names.
+    """
+    print(f"\n{title}")
+    for name, key in names.items():
+        print(f"  {name:<52}{figures['energy_score' + key]:8.3f}")
+    for name in sorted(set(figures) - {"energy_score" + key for key in names.values()}):
+        print(f"{name.replace('_', ' '):<54}{figures[name]:8.3f}")

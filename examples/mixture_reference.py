@@ -22,6 +22,11 @@ def best_gaussian(law):
     return mixture(jnp.ones(1), law.mean[None], jnp.linalg.cholesky(covariance)[None])
 
 
+def standard_normal(size):
+    """From where training of signals of so many entries starts if the forward model is not affine, as a mixture."""
+    return mixture(jnp.ones(1), jnp.zeros((1, size)), jnp.eye(size)[None])
+
+
 def gauss_newton(forward, noise, mean, root, start, observed, params):
     """The most likely signal of a Gaussian given one measurement, by Levenberg-Marquardt from a start, and a root of
     the covariance of Laplace's approximation there."""

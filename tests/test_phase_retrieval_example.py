@@ -71,7 +71,7 @@ def test_intensities_are_those_of_numpy(example, beacon):
 def test_hybrid_input_output_finds_the_digit_or_its_twin(example):
     """Without noise, to 0.05 of a mode's standard deviation, for four of five digits: it may stagnate."""
     truth = example.law_of_digits().sample(jr.key(2), (5,))
-    found = example.hybrid_input_output(example.repeat(truth[:, None])[:, 0], jr.key(3), starts=20)
+    found = example.hybrid_input_output(jax.vmap(lambda x: example.forward(x, 0.0))(truth), jr.key(3), starts=20)
     errors = [jnp.max(jnp.abs(found - truth * signs), 1) for signs in (1, example.TWIN)]
     assert int(jnp.sum(jnp.minimum(*errors) < 0.05)) >= 4
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -36,6 +37,20 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window."""
+    executable = os.environ.get("STOCHINV_CHROMIUM") or shutil.which("chromium")
+    if executable is None:
+        pytest.fail("There is no Chromium: `apt-get install chromium`, or name another one in STOCHINV_CHROMIUM.")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from test_report import made
-from test_site import browser, luminance, take_screenshot  # noqa: F401
+from test_site import luminance, take_screenshot
 
 pytestmark = pytest.mark.browser
 
@@ -33,7 +33,7 @@ def page(tmp_path_factory):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_report_opens_and_asks_for_nothing(browser, page, width, scheme):  # noqa: F811
+def test_a_report_opens_and_asks_for_nothing(browser, page, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     window, asked, troubles = context.new_page(), [], []
     window.on("request", lambda request: asked.append(request.url))

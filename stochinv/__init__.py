@@ -15,6 +15,7 @@ from . import (
     trackers as trackers,
 )
 from ._check import Check as Check, Figure as Figure
+from ._coordinates import Coordinates as Coordinates
 from ._data_info import AbstractUnits as AbstractUnits, DataInfo as DataInfo, Units as Units
 from ._denoiser.amortised_gaussian import AmortisedGaussian as AmortisedGaussian
 from ._denoiser.back_projection import BackProjection as BackProjection

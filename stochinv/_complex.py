@@ -4,14 +4,13 @@ A complex array becomes a real one with a last axis of two, and real arrays stay
 and measurements of a user's come in, and undone where they go out. Parameters stay complex.
 """
 
-from typing import cast, final
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._custom_types import Context, Observation, Params, Signal, Structure
-from ._forward.base import AbstractForwardModel
+from ._custom_types import Context, Structure
 from ._view import View, is_view
 
 
@@ -50,21 +49,3 @@ def from_parts(tree: PyTree, like: PyTree) -> PyTree:
         return jax.lax.complex(x[..., 0], x[..., 1]) if jnp.issubdtype(like.dtype, jnp.complexfloating) else x
 
     return jax.tree.map(join, tree, like)
-
-
-@final
-class RealForward(AbstractForwardModel):
-    """A forward model of real and imaginary parts.
-
-    **Arguments:**
-
-    - `forward`: the forward model.
-    - `signal`: the `jax.ShapeDtypeStruct`s of its signal; `None` for real ones.
-    """
-
-    forward: AbstractForwardModel
-    signal: Structure | None = None
-
-    def __call__(self, signal: Signal, params: Params) -> Observation:
-        signal = signal if self.signal is None else from_parts(signal, self.signal)
-        return as_parts(self.forward(signal, params))

@@ -27,8 +27,9 @@ from jaxtyping import Array, Float
 
 from ._checks import is_traced
 from ._chunks import in_chunks, rounded
-from ._complex import RealForward, parts_structure, view_as_parts
+from ._complex import view_as_parts
 from ._contexts import as_view
+from ._coordinates import RealForward
 from ._custom_types import Context, FloatScalar, Key, Signal
 from ._data_info import Units, describe, standardise_view
 from ._denoiser.evidence import Measured
@@ -286,8 +287,8 @@ def one_view(stack: View) -> View:
 def _measures(problem, one):
     """Whether the forward model returns measurements of this structure."""
     try:
-        forward, signal = RealForward(problem.forward, problem.signal), parts_structure(problem.signal)
-        output = eqx.filter_eval_shape(forward, signal, one.params)
+        forward = RealForward(problem.forward, problem.coordinates)
+        output = eqx.filter_eval_shape(forward, problem.coordinates.structure(), one.params)
     except Exception:
         return False
     return same_structure(output, one.observation)

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from ._custom_types import AnyCallable, Structure
+from ._custom_types import AnyCallable
 from ._denoiser.base import AbstractDenoiser
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
@@ -26,13 +26,14 @@ def load(
     schedule: AbstractNoiseSchedule | None = None,
     objective: AbstractObjective | None = None,
     noise: AbstractNoise | AnyCallable | PyTree = None,
-    signal: Structure | None = None,
+    signal: PyTree = None,
+    support: PyTree = None,
 ) -> StochasticInverseProblem:
     """The problem that was trained and saved.
 
     Everything but the forward model is in the file, unless it is code of the user's: a denoiser that was given to the
-    problem, an objective with a function of one's own, noise by NumPyro. Those have to be given again. What is given is
-    compared with the file, the forward model by a measurement of a signal that is always the same.
+    problem, an objective with a function of one's own, noise by NumPyro, and constraints. Those have to be given again.
+    What is given is compared with the file, the forward model by a measurement of a signal that is always the same.
 
     A file is data: nothing in it is looked up by its name, called or unpickled, whoever made it.
 
@@ -43,6 +44,7 @@ def load(
     - `denoiser`: one like the trained denoiser, whose arrays are replaced; `None` if `fit` made it.
     - `space`, `schedule`, `objective`, `noise`, `signal`: as in [`stochinv.StochasticInverseProblem`][]; `None`
         takes that of the file.
+    - `support`: that of the problem.
 
     **Returns:**
 
@@ -55,6 +57,6 @@ def load(
     """
     options: dict[str, Any] = {"space": space, "schedule": schedule, "objective": objective, "noise": noise}
     given = {name: x for name, x in options.items() if x is not None}
-    problem = StochasticInverseProblem(forward, denoiser, signal=signal, **given)
+    problem = StochasticInverseProblem(forward, denoiser, signal=signal, support=support, **given)
     parts = read(path, problem, given, default_denoiser)
     return StochasticInverseProblem(forward, **parts)

@@ -18,7 +18,6 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
 from ._checks import check_instance, check_integer, check_key
-from ._complex import as_parts
 from ._custom_types import Context, FloatScalar, Key, Observation, Params
 from ._data_info import check_measurement, check_structure
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
@@ -47,9 +46,7 @@ def log_prob(
 ) -> FloatScalar:
     """What `problem.log_prob` does, with all its defaults filled in."""
     check_measurement("value", observation)
-    if problem.noised is not problem:
-        observation = as_parts(observation)
-    problem = problem.noised
+    user, problem = problem, problem.noised
     trained_denoiser(problem)
     if key is not None:
         check_key(key)
@@ -61,10 +58,11 @@ def log_prob(
     wanted = "a diffrax controller such as `diffrax.PIDController(rtol=1e-4, atol=1e-4)`"
     check_instance("`stepsize_controller`", stepsize_controller, dfx.AbstractStepSizeController, wanted)
     check_measurement("params", params)
-    expected = problem.observation_structure(params)
+    of_signals = user is not problem
+    expected = user.signal if of_signals else problem.observation_structure(params)
     remedy = "give one signal, or one measurement for `params`; map over several with `jax.vmap`"
     check_structure("value", observation, expected, remedy)
-    size = count_entries(expected)
+    size = count_entries(problem.observation_structure(params))
     if num_probes is None and size > EXACT_SIZE:
         num_probes = NUM_PROBES
     if key is None and (num_probes is not None or problem.objective.stochastic):
@@ -72,7 +70,10 @@ def log_prob(
         raise ValueError(f"`key` must be given, since {why}; got None.")
     context, (observation, params) = problem.as_context(context), jax.tree.map(jnp.asarray, (observation, params))
     options = (num_probes, solver, stepsize_controller, max_steps, num_draws)
-    return _log_prob(problem, observation, context, params, key, options)
+    if not of_signals:
+        return _log_prob(problem, observation, context, params, key, options)
+    found = user.coordinates.from_signal(observation)
+    return _log_prob(problem, found, context, params, key, options) - user.coordinates.log_volume(found)
 
 
 @eqx.filter_jit

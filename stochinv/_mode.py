@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 
+from ._coordinates import Coordinates
 from ._custom_types import Context, Key, Signal
 from ._problem_base import encode_context
 from ._sampler.importance import ImportanceSampling, log_density
@@ -29,13 +30,16 @@ TOLERANCE, MOST_STEPS = 1e-4, 128
 
 
 @eqx.filter_jit
-def find_mode(problem: Any, context: Context, key: Key, number: int, likelihood_known: bool) -> Signal:
-    """The mode of a posterior.
+def find_mode(
+    problem: Any, context: Context, coordinates: Coordinates, key: Key, number: int, likelihood_known: bool
+) -> Signal:
+    """The mode of a posterior, in the signal's coordinates.
 
     **Arguments:**
 
     - `problem`: the trained problem of signals.
     - `context`: the context in raw units.
+    - `coordinates`: those of the signal, whose density is maximised; of large signals it is that of the coordinates.
     - `key`: a PRNG key.
     - `number`: from the best of how many draws densities are climbed.
     - `likelihood_known`: whether the likelihood is, besides the prior, rather than the posterior alone.
@@ -50,10 +54,11 @@ def find_mode(problem: Any, context: Context, key: Key, number: int, likelihood_
     nothing = encode_context(problem, problem.as_context(None))
 
     def cost(z, _):
+        log_volume = coordinates.log_volume(raw(z))
         if not likelihood_known:
-            return -log_density(problem, encoded, unravel, z, sampler.num_steps)
+            return log_volume - log_density(problem, encoded, unravel, z, sampler.num_steps)
         log_prior = log_density(problem, nothing, unravel, z, sampler.num_steps)
-        return -log_prior - problem.log_likelihood(raw(z), context)
+        return log_volume - log_prior - problem.log_likelihood(raw(z), context)
 
     draws, _ = sampler.propose(problem, encoded, key, number)
     starts = jax.vmap(lambda s: ravel_pytree(problem.units.standardise(s))[0])(draws)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from ._checks import check_instance
-from ._complex import as_parts, view_as_parts
+from ._complex import view_as_parts
+from ._coordinates import Coordinates
 from ._custom_types import Key, Params, Signal
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise, add_noise
@@ -43,9 +44,9 @@ class Pairs(eqx.Module):
         check_instance("Pairs: `view`", self.view, View, "a `View` such as `View(observation, params)`")
 
 
-def pairs_as_parts(pairs: Pairs) -> Pairs:
-    """Records of real and imaginary parts."""
-    return Pairs(as_parts(pairs.signal), view_as_parts(pairs.view))
+def in_coordinates(pairs: Pairs, coordinates: Coordinates) -> Pairs:
+    """Records of signals' coordinates, and of real measurements."""
+    return Pairs(coordinates.from_signal(pairs.signal), view_as_parts(pairs.view))
 
 
 @final

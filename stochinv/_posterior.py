@@ -1,5 +1,6 @@
 r"""The posterior of a signal given its measurements."""
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_integer, check_key, is_integer, is_traced, shown
-from ._complex import as_parts, from_parts
+from ._complex import as_parts
 from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal, summary
 from ._data_info import check_measurement, describe
 from ._forward.base import measures_stack
@@ -87,7 +88,7 @@ class Posterior(eqx.Module):
             noised = self.problem.noised
             context = noised.as_context(self.context)
             drawn = self.instrument.draw(noised, context, key, math.prod(shape), chunk_size)
-            signals = from_parts(drawn, self.problem.signal)
+            signals = self.problem.coordinates.to_signal(drawn)
             return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), signals)
         options = {"sampler": self.sampler, "num_samples": math.prod(shape), "chunk_size": chunk_size}
         drawn = sample(self.problem, self.context, self.params, key=key, **options)
@@ -160,8 +161,9 @@ class Posterior(eqx.Module):
             raise ValueError(
                 "In measurement space signals have no density, and so no `mode`; use `mean`, or fit in signal space."
             )
-        found = find_mode(noised, noised.as_context(self.context), key, num_samples, noised.likelihood_known)
-        return from_parts(found, self.problem.signal)
+        coordinates = self.problem.coordinates
+        context, known = noised.as_context(self.context), noised.likelihood_known
+        return coordinates.to_signal(find_mode(noised, context, coordinates, key, num_samples, known))
 
     def effective_sample_size(self, key: Key, num_samples: int = 256) -> FloatScalar:
         """How many independent draws of the posterior `num_samples` draws of the network are worth.
@@ -281,8 +283,9 @@ class Posterior(eqx.Module):
     ) -> Any:
         """The posterior as a `numpyro.distributions.Distribution`, to be used in NumPyro models.
 
-        Its events are raveled to vectors, of real and imaginary parts where the signal is complex; `.unravel` of the
-        distribution undoes the former. It is a PyTree of arrays.
+        Its events are raveled to vectors; `.unravel` of the distribution undoes that. With a density they are vectors
+        of `problem.coordinates`: of real and imaginary parts where the signal is complex, and without bounds where it
+        has a `support`; `problem.coordinates.to_signal` makes the signal of them. It is a PyTree of arrays.
 
         **Arguments:**
 
@@ -316,7 +319,8 @@ class Posterior(eqx.Module):
             return _numpyro.SignalDistribution(self, jax.eval_shape(lambda: self.sample(jr.key(0))))
         if key is not None:
             check_key(key)
-        return _numpyro.DensityDistribution((self, key, options), noised.observation_structure(self.params))
+        inner = dataclasses.replace(self, problem=noised)
+        return _numpyro.DensityDistribution((inner, key, options), noised.observation_structure(self.params))
 
 
 def _check_density(posterior):

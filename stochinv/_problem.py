@@ -10,6 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from ._checks import check_instance, shorten
+from ._coordinates import Coordinates, as_support, coordinates_of, refuse_support
 from ._custom_types import AnyCallable, Context, Key, Params, Structure
 from ._data_info import DataInfo, as_context, check_context, describe
 from ._denoiser.base import AbstractDenoiser, as_denoiser
@@ -59,7 +60,11 @@ class StochasticInverseProblem(AbstractProblem):
     - `noise`: the noise of every measurement, in raw units: an [`stochinv.AbstractNoise`][]; a number or a PyTree of
         numbers like an observation, the standard deviations of [`stochinv.GaussianNoise`][], 0 for none; or a callable
         from a noise-free measurement to NumPyro distributions, for [`stochinv.NoiseLaw`][].
-    - `signal`: the PyTree of `jax.ShapeDtypeStruct` of the signal; needed where neither `forward` nor a fit tells it.
+    - `signal`: the shape of the signal, such as `(28, 28, 1)`; a PyTree of shapes such as `{"rate": (), "scale": 3}`
+        or of `jax.ShapeDtypeStruct`; needed where neither `forward` nor a fit tells it.
+    - `support`: in signal space, where signals are: a NumPyro constraint such as `constraints.positive`,
+        `constraints.interval(0.0, 1.0)` or `constraints.simplex`, or a PyTree of such, a prefix of the signal. What is
+        drawn lies there; it is noised in coordinates without bounds.
     - `data_info`: structures and units of the data; set by `fit`.
 
     **Raises:**
@@ -73,6 +78,7 @@ class StochasticInverseProblem(AbstractProblem):
     objective: AbstractObjective
     noise: AbstractNoise
     signal: Structure | None
+    support: PyTree
     data_info: DataInfo | None
     space: AbstractSpace | None
 
@@ -85,7 +91,8 @@ class StochasticInverseProblem(AbstractProblem):
         objective: AbstractObjective | None = None,
         noise: AbstractNoise | AnyCallable | PyTree = 0.0,
         space: AbstractSpace | None = None,
-        signal: Structure | None = None,
+        signal: PyTree = None,
+        support: PyTree = None,
         data_info: DataInfo | None = None,
     ):
         self.forward = as_forward_model(forward)
@@ -95,9 +102,14 @@ class StochasticInverseProblem(AbstractProblem):
         self.noise = as_noise(noise)
         self.space = as_space(space)
         self.signal = as_signal(signal)
+        self.support = as_support(support)
         if data_info is not None:
             check_instance("`data_info`", data_info, DataInfo, "what a `fit` found out, or None")
         self.data_info = data_info
+
+    def __check_init__(self):
+        if self.signal is not None:
+            coordinates_of(self.signal, self.support)
 
     def __repr__(self) -> str:
         trained = "made by fit" if self.denoiser is None else f"{count_trained(self.denoiser):,} parameters"
@@ -106,6 +118,7 @@ class StochasticInverseProblem(AbstractProblem):
             "forward": short(self.forward),
             "space": "chosen by fit" if self.space is None else short(self.space),
             "signal": "not known yet" if self.signal is None else describe(self.signal),
+            **({} if self.support is None else {"support": short(self.support)}),
             "noise": short(self.noise),
             "denoiser": f"{kind} ({trained})",
             "schedule": short(self.schedule),
@@ -117,6 +130,10 @@ class StochasticInverseProblem(AbstractProblem):
     @property
     def noised(self) -> AbstractProblem:
         return self if self.space is None else self.space.problem(self)
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return coordinates_of(self.signal, self.support)
 
     @property
     def likelihood_known(self) -> bool:
@@ -253,6 +270,7 @@ class StochasticInverseProblem(AbstractProblem):
                 given |= {"known": known, "steps": steps, "rounds": rounds, "start": start}
                 return Fit(*train_signals(problem, cast(Any, data), key=key, options=options, **given))
             refuse_rounds(seconds=seconds, rounds=rounds, start=start)
+            refuse_support(self.support)
             options = options if batch_size is not None else dataclasses.replace(options, batch_size=BATCH_SIZE)
             return Fit(*train(problem, cast(Any, data), key=key, options=options, **given))
 

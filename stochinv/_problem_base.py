@@ -14,6 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from ._coordinates import Coordinates
 from ._custom_types import AnyCallable, Context, FloatScalar, Key, Observation, Params, Structure
 from ._data_info import AbstractUnits, DataInfo, Units, check_structure, standardise_view
 from ._denoiser import base as denoising
@@ -46,6 +47,16 @@ class AbstractProblem(eqx.Module):
     @abc.abstractmethod
     def likelihood_known(self) -> bool:
         """Whether draws can be weighted by how likely they make the context."""
+
+    @property
+    @abc.abstractmethod
+    def coordinates(self) -> Coordinates:
+        """The real numbers without bounds by which signals are noised in signal space.
+
+        **Raises:**
+
+        `ValueError` if signals are not known yet.
+        """
 
     @abc.abstractmethod
     def as_context(self, context: Context) -> Context:

@@ -10,7 +10,6 @@ import numpy as np
 
 from ._checks import check_arrays, check_finite, check_integer, check_key, is_traced
 from ._chunks import in_chunks, rounded
-from ._complex import from_parts
 from ._custom_types import AnyCallable, Context, Key, Params, Structure
 from ._data_info import FINITE, check_measurement
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
@@ -167,10 +166,10 @@ def _sample_many(problem, sampler, contexts, params, keys, num_samples, chunk_si
 
 
 def as_given(problem: AbstractProblem, drawn: Sample) -> Sample:
-    """Draws in the structure of a user's signal, which may be complex."""
+    """Draws as signals of the user's, which may be complex or bounded."""
     if problem.noised is problem:
         return drawn
-    return Sample(*(from_parts(x, problem.signal) for x in (drawn.signal, drawn.observation)))
+    return Sample(*(problem.coordinates.to_signal(x) for x in (drawn.signal, drawn.observation)))
 
 
 def check_contexts(contexts: Context, params: Params) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ._archive import read_archive, write_archive
 from ._checks import check_path
-from ._complex import RealForward, parts_structure
+from ._coordinates import Coordinates, RealForward, told_support
 from ._custom_types import summary
 from ._data_info import DataInfo, Units, Witness, describe as shapes
 from ._denoiser.base import encode
@@ -63,7 +63,7 @@ PARTS = {
 }
 
 
-def save(problem: AbstractProblem, path: str | os.PathLike):
+def save(problem: Any, path: str | os.PathLike):
     """Writes a trained problem, see [`stochinv.StochasticInverseProblem.save`][]."""
     check_path("`path`", path)
     denoiser = trained_denoiser(problem)
@@ -78,6 +78,7 @@ def save(problem: AbstractProblem, path: str | os.PathLike):
     content = {name: describe(getattr(problem, name), KINDS) for name in PARTS}
     content |= {"stochinv": importlib.metadata.version("stochinv"), "denoiser": _without_arrays(denoiser)}
     content["signal"] = encode_structure(problem.signal, CONTAINERS)
+    content["support"] = told_support(problem.support)
     content["data_info"] = None
     if info is not None:
         kept = {
@@ -150,11 +151,15 @@ class _Reader:
             if signal is not None and not same_structure(signal, problem.signal):
                 self._refuse([f"`signal` is {shapes(signal)} in the file and {shapes(problem.signal)} here"])
             signal = problem.signal
+        support = told_support(problem.support)
+        if support != self._content["support"]:
+            self._refuse([f"`support` is {self._content['support']} in the file and {support} here"])
         info = None if self._content["data_info"] is None else self._data_info(self._content["data_info"])
         forward, parts = problem.forward, signal
         if info is not None:
             if info.form is not None:
-                forward, parts = RealForward(problem.forward, signal), parts_structure(signal)
+                coordinates = Coordinates(signal, problem.support)
+                forward, parts = RealForward(problem.forward, coordinates), coordinates.structure()
             self._check_forward(forward, parts, info)
         denoiser = problem.denoiser
         if denoiser is None:
@@ -175,7 +180,7 @@ class _Reader:
             self._refuse([f"{next(iter(self._arrays))} is in the file and missing here"])
         if info is not None:
             self._check_denoiser(denoiser, parts, info)
-        return found | {"signal": signal, "data_info": info, "denoiser": denoiser}
+        return found | {"signal": signal, "support": problem.support, "data_info": info, "denoiser": denoiser}
 
     def _check_forward(self, forward, signal, info):
         """Whether the forward model is the one that the problem was trained with.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ._complex import view_as_parts
 from ._contexts import as_views
+from ._coordinates import Coordinates, coordinates_of
 from ._custom_types import AnyCallable, Context, FloatScalar, Params, Signal, Structure
 from ._data_info import DataInfo
 from ._denoiser.base import AbstractDenoiser
@@ -56,6 +57,10 @@ class SignalProblem(AbstractProblem):
     @property
     def noised(self) -> AbstractProblem:
         return self
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return coordinates_of(self.signal)
 
     @property
     def likelihood_known(self) -> bool:

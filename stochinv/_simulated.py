@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._checks import check_arrays, check_callable, check_finite, check_instance
-from ._complex import as_parts
+from ._coordinates import Coordinates
 from ._custom_types import AnyCallable, Key, Params, Signal, Structure
 from ._data_info import AbstractUnits
 from ._forward.base import AbstractForwardModel
@@ -114,7 +114,7 @@ class Region(eqx.Module):
     high: Float[Array, " n"]
 
     def holds(self, signal: Signal) -> Bool[Array, ""]:
-        """Whether a signal, of real and imaginary parts and in raw units, is inside."""
+        """Whether a signal, by its coordinates in raw units, is inside."""
         along = ravel_pytree(self.units.standardise(signal))[0] @ self.axes
         return jnp.all((self.low <= along) & (along <= self.high))
 
@@ -148,6 +148,7 @@ def simulate_pairs(
     forward: AbstractForwardModel,
     noise: AbstractNoise,
     number: int,
+    coordinates: Coordinates,
     key: Key,
     region: Region | None = None,
 ) -> Pairs:
@@ -158,11 +159,12 @@ def simulate_pairs(
     - `simulated`: the prior, and the parameters of measurements.
     - `forward`, `noise`: the forward model and the noise of measurements.
     - `number`: how many signals.
+    - `coordinates`: those of signals.
     - `key`: a PRNG key.
     - `region`: where signals are to be, if that can be had in `MOST_TRIES`; `None` for everywhere.
     """
     signal_key, choice_key, noise_key = jr.split(key, 3)
-    draw = simulated.prior if region is None else eqx.Partial(draw_inside, simulated.prior, region)
+    draw = simulated.prior if region is None else eqx.Partial(draw_inside, simulated.prior, coordinates, region)
     signals: Signal = jax.vmap(draw)(jr.split(signal_key, number))
     sizes = [x.shape[:2] for x in jax.tree.leaves(simulated.params)]
     records, views = sizes[0] if sizes else (1, 1)
@@ -172,12 +174,12 @@ def simulate_pairs(
     return Pairs(signals, jax.vmap(measure)(signals, params, jr.split(noise_key, number)))
 
 
-def draw_inside(prior: AnyCallable, region: Region, key: Key) -> Signal:
+def draw_inside(prior: AnyCallable, coordinates: Coordinates, region: Region, key: Key) -> Signal:
     """The first draw of a prior that is in a region."""
 
     def again(state):
         key, signal, tries = state
-        return ~region.holds(as_parts(signal)) & (tries < MOST_TRIES)
+        return ~region.holds(coordinates.from_signal(signal)) & (tries < MOST_TRIES)
 
     def draw(state):
         key, _, tries = state

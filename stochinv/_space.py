@@ -11,7 +11,7 @@ from typing import Any, ClassVar, final
 import equinox as eqx
 
 from ._checks import check_callable, check_instance, plain
-from ._complex import RealForward, parts_structure
+from ._coordinates import RealForward
 from ._custom_types import AnyCallable
 from ._noising import half_middle_log_snr, middle_log_snr
 from ._objective.denoising import DenoisingError
@@ -31,7 +31,7 @@ class AbstractSpace(eqx.Module):
     of_signals: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
-    def problem(self, problem: AbstractProblem) -> AbstractProblem:
+    def problem(self, problem: Any) -> AbstractProblem:
         """The problem that samplers and training work on, given that of the user."""
 
 
@@ -56,11 +56,12 @@ class SignalSpace(AbstractSpace):
         if self.sample_time is not None:
             check_callable("SignalSpace: `sample_time`", self.sample_time, "a callable such as `uniform_log_snr`")
 
-    def problem(self, problem: AbstractProblem) -> SignalProblem:
-        signal = None if problem.signal is None else parts_structure(problem.signal)
+    def problem(self, problem: Any) -> SignalProblem:
+        coordinates = None if problem.signal is None else problem.coordinates
+        signal = None if coordinates is None else coordinates.structure()
         chosen = middle_log_snr if is_large(signal) else half_middle_log_snr
         return SignalProblem(
-            measure=RealForward(problem.forward, problem.signal),
+            measure=RealForward(problem.forward, coordinates),
             measurement_noise=problem.noise,
             denoiser=problem.denoiser,
             schedule=problem.schedule,

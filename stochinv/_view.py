@@ -15,8 +15,18 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ._checks import as_range, check_integer, shown
+from ._checks import as_range, check_integer, is_integer, shown
 from ._custom_types import ArrayLike, Context, Key, Observation, Params
+
+
+def as_floating(observation: Observation) -> Observation:
+    """A measurement whose arrays of integers, such as counts, are floating-point."""
+
+    def convert(x):
+        whole = isinstance(x, np.ndarray | jax.Array) and jnp.issubdtype(x.dtype, jnp.integer)
+        return x.astype(jnp.result_type(float)) if whole else x
+
+    return jax.tree.map(convert, observation)
 
 
 class View(eqx.Module):
@@ -28,13 +38,14 @@ class View(eqx.Module):
 
     **Arguments:**
 
-    - `observation`: the measurement; a PyTree of floating-point arrays of any shape and unit.
+    - `observation`: the measurement; a PyTree of floating-point arrays of any shape and unit. Integers, such as counts,
+        become floating-point.
     - `params`: the parameters `φ` of the measurement; any PyTree of arrays, or `None` for a forward model
         without parameters (one view only).
     - `mask`: `True` for the views that count, shape `(views,)`; `None` means all of them.
     """
 
-    observation: Observation
+    observation: Observation = eqx.field(converter=as_floating)
     params: Params = None
     mask: Bool[ArrayLike, "..."] | None = None
 
@@ -177,7 +188,8 @@ def structure(tree: Any) -> Any:
 
 
 def as_signal(signal: Any) -> Any:
-    """The structure of a signal that a user gave, arrays replaced by their `jax.ShapeDtypeStruct`s.
+    """The structure of a signal that a user gave: arrays, and shapes such as `(28, 28, 1)` or 3, replaced by their
+    `jax.ShapeDtypeStruct`s.
 
     **Raises:**
 
@@ -185,15 +197,28 @@ def as_signal(signal: Any) -> Any:
     """
     if signal is None:
         return None
+    signal = jax.tree.map(shaped, signal, is_leaf=is_shape)
     leaves = jax.tree.leaves(signal)
     if not leaves or not all(isinstance(x, jax.ShapeDtypeStruct | jax.Array | np.ndarray) for x in leaves):
         raise ValueError(
-            f"`signal` must be a PyTree of `jax.ShapeDtypeStruct`, got {shown(signal)}; write "
-            "`jax.ShapeDtypeStruct(shape, jnp.float32)`."
+            f"`signal` must be a shape, or a PyTree of shapes or of `jax.ShapeDtypeStruct`, got {shown(signal)}; write "
+            "`(28, 28, 1)`, or `jax.ShapeDtypeStruct(shape, dtype)`."
         )
     signal = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), signal)
     check_signal(signal)
     return signal
+
+
+def is_shape(x: Any) -> bool:
+    """Whether this is how long an array is, or how long its axes are."""
+    return (is_integer(x) and x > 0) or (type(x) is tuple and all(is_integer(size) and size > 0 for size in x))
+
+
+def shaped(x: Any) -> Any:
+    """The structure of a real array with a shape; anything else stays as it is."""
+    if not is_shape(x):
+        return x
+    return jax.ShapeDtypeStruct((x,) if is_integer(x) else x, jnp.result_type(float))
 
 
 def check_signal(signal: Any):

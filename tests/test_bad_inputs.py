@@ -38,13 +38,13 @@ PROBLEMS = [
     case(lambda: problem_of(objective="mse"), "`objective` must be an objective .* got 'mse'", id="objective-name"),
     case(lambda: problem_of(objective=si.EnergyRule()), "`objective` must be .*EnergyRule", id="objective-rule"),
     case(lambda: problem_of(data_info={}), r"`data_info` must be .* got \{\}", id="data-info"),
-    case(lambda: problem_of(signal=(2,)), r"`signal` must be a PyTree of .*, got \(2,\); write", id="signal-shape"),
-    case(lambda: problem_of(signal=3), "`signal` must be .* got 3", id="signal-number"),
+    case(lambda: problem_of(signal=(2.5,)), r"`signal` must be a shape, .*, got \(2.5,\); write", id="signal-shape"),
+    case(lambda: problem_of(signal=0), "`signal` must be .* got 0", id="signal-number"),
     case(lambda: problem_of(signal="float16"), "`signal` must be .* got 'float16'", id="signal-dtype"),
     case(lambda: problem_of(signal=struct), "`signal` must be .* got <function", id="signal-function"),
     case(lambda: problem_of(signal=jax.ShapeDtypeStruct), "`signal` must be .* got <class", id="signal-class"),
     case(lambda: problem_of(signal={}), r"`signal` must be .* got \{\}", id="signal-empty"),
-    case(lambda: problem_of(signal=[struct(), (3,)]), "`signal` must be", id="signal-mixed"),
+    case(lambda: problem_of(signal=[struct(), "3"]), "`signal` must be", id="signal-mixed"),
     case(
         lambda: problem_of(signal=struct((3,), jnp.int32)), r"`signal` has int32\[3\], .*jnp.float32", id="signal-int"
     ),

@@ -23,6 +23,7 @@ REASONS = {
     ("_checks.py", "numbers"): "arrays are shown by their values",
     ("_checks.py", "plain"): "settings given as NumPy scalars are converted",
     ("_checks.py", "shown"): "arrays are shown by their shapes",
+    ("_coordinates.py", "is_bound"): "what a user gave",
     ("_denoiser/base.py", "components"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "decode"): "a plain callable is a denoiser too, and has no abstraction to ask",
     ("_denoiser/base.py", "encode"): "a plain callable is a denoiser too, and has no abstraction to ask",

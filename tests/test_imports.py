@@ -29,8 +29,9 @@ LEVELS = [
     ["_tracker"],
     ["_view", "_schedule", "_forward.base"],
     ["_complex"],
+    ["_data_info"],
+    ["_coordinates"],
     [
-        "_data_info",
         "_whitening",
         "_contexts",
         "_pairs",

@@ -17,6 +17,7 @@ from stochinv._training.records import as_records
 from test_signal_space import COVARIANCE, MEAN, NOISE, given, posterior_of, problem, records
 
 PRIOR = dist.MultivariateNormal(jnp.float32(MEAN), jnp.float32(COVARIANCE))
+REAL = si.Coordinates(jax.ShapeDtypeStruct((3,), jnp.float32))
 PARAMS = records(200).params
 
 
@@ -125,7 +126,7 @@ def test_a_truncated_prior_is_drawn_from_by_rejection():
     axes = jnp.float32(np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0])
     region = Region(units, axes, jnp.array([-0.5, -jnp.inf, -1.0]), jnp.array([0.8, 0.3, jnp.inf]))
     prior = si.data.Simulated(PRIOR).prior
-    drawn = jax.jit(jax.vmap(lambda key: draw_inside(prior, region, key)))(jr.split(jr.key(0), 4000))
+    drawn = jax.jit(jax.vmap(lambda key: draw_inside(prior, REAL, region, key)))(jr.split(jr.key(0), 4000))
     assert np.all(jax.vmap(region.holds)(drawn))
     free = np.random.default_rng(1).multivariate_normal(MEAN, COVARIANCE, size=100_000)
     along = (free - MEAN) @ np.asarray(axes, float)
@@ -134,7 +135,7 @@ def test_a_truncated_prior_is_drawn_from_by_rejection():
         assert stats.ks_2samp(x, inside[:, axis]).pvalue > 1e-3
     # Where nothing is found it is a draw all the same.
     nowhere = Region(units, axes, jnp.full(3, 100.0), jnp.full(3, 101.0))
-    assert np.all(np.isfinite(jax.jit(lambda key: draw_inside(prior, nowhere, key))(jr.key(0))))
+    assert np.all(np.isfinite(jax.jit(lambda key: draw_inside(prior, REAL, nowhere, key))(jr.key(0))))
 
 
 def test_a_region_holds_what_it_is_made_of():
@@ -150,6 +151,7 @@ def test_a_region_holds_what_it_is_made_of():
     assert np.all(jax.vmap(everywhere(units, jax.ShapeDtypeStruct((3,), jnp.float32)).holds)(jnp.float32(draws[:9])))
 
 
+@pytest.mark.slow
 def test_signals_are_narrowed_down_to_what_one_observation_leaves(monkeypatch, tmp_path):
     """And a run that was stopped goes on with the region it had."""
     regions, records_of = [], KnownSignals.records

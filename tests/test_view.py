@@ -75,3 +75,29 @@ def test_too_few_views_and_masked_stacks():
     masked = si.View(stack(3).observation, stack(3).params, jnp.ones(3, bool))
     with pytest.raises(ValueError, match="mask"):
         si.RandomViews()(masked, key=jr.key(0))
+
+
+def test_counts_are_measurements():
+    """Integers become floating-point, as arrays of NumPy and of JAX; parameters stay what they are."""
+    view = si.View({"counts": np.arange(4, dtype=np.uint16), "rate": np.ones(4, np.float32)}, np.arange(4))
+    assert view.observation["counts"].dtype == np.float32 and view.observation["rate"].dtype == np.float32
+    np.testing.assert_array_equal(view.observation["counts"], [0, 1, 2, 3])
+    assert view.params.dtype == np.int64
+    assert si.View(jnp.arange(3)).observation.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "shapes"),
+    [
+        ((28, 28, 1), [(28, 28, 1)]),
+        (3, [(3,)]),
+        ((), [()]),
+        ({"rate": (), "scale": 3, "image": (4, 4, 1)}, [(4, 4, 1), (), (3,)]),
+        ([2, jax.ShapeDtypeStruct((5,), jnp.complex64)], [(2,), (5,)]),
+    ],
+)
+def test_signals_are_told_by_shapes(given, shapes):
+    problem = si.StochasticInverseProblem(lambda signal, params: signal, signal=given)
+    leaves = jax.tree.leaves(problem.signal)
+    assert [x.shape for x in leaves] == shapes
+    assert all(x.dtype in (jnp.float32, jnp.complex64) for x in leaves)

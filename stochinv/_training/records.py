@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._checks import check_arrays, check_finite, check_instance
-from .._complex import as_parts, parts_structure, view_as_parts
+from .._complex import parts_structure, view_as_parts
+from .._coordinates import Coordinates
 from .._custom_types import AnyCallable, Key, Signal, Structure, summary
 from .._data_info import check_structure, describe
 from .._forward.base import measures_stack
-from .._pairs import Pairs, pairs_as_parts
+from .._pairs import Pairs, in_coordinates
 from .._simulated import Region, Simulated, holds_signals, simulate_pairs
 from .._structure import count_entries, same_structure
 from .._view import View, check_signal, structure, view_mask
@@ -57,11 +58,12 @@ class Records(eqx.Module):
         """What tells a run from others besides the records."""
         return {} if self.observed is None else {"observed": self.observed}
 
-    def as_parts(self) -> "Records":
-        """Those of real and imaginary parts."""
-        source = None if self.source is None else eqx.Partial(simulate_parts, self.source)
+    def in_coordinates(self, coordinates: Coordinates) -> "Records":
+        """Those of signals' coordinates, and of real measurements."""
+        source = None if self.source is None else eqx.Partial(simulate_in_coordinates, self.source, coordinates)
         views, observed = (cast(View, view_as_parts(x)) for x in (self.views, self.observed))
-        return Records(views, as_parts(self.signals), source, observed)
+        signals = None if self.signals is None else coordinates.from_signal(self.signals)
+        return Records(views, signals, source, observed)
 
     def repeated(self, times: int) -> "Records":
         """Those whose signals are unknown so many times each, and the others once."""
@@ -126,6 +128,7 @@ def as_records(
     if isinstance(data, Pairs):
         check_pairs("data", data, problem, batch_size)
         signal, data = find_signal(problem, one_of(data.view), structure(first(data.signal))), as_arrays(data)
+        Coordinates(signal, problem.support).check("data.signal", data.signal)
         return signal, Records(data.view, data.signal)
     check_views("data", data, problem, batch_size)
     views = as_masked(data)
@@ -133,6 +136,7 @@ def as_records(
         return find_signal(problem, one_of(data)), Records(views, None)
     check_pairs("known", known, problem, 1)
     signal, known = find_signal(problem, one_of(data), structure(first(known.signal))), as_arrays(known)
+    Coordinates(signal, problem.support).check("known.signal", known.signal)
     remedy = "give known records like those of `data`, with missing views masked out"
     check_structure("known.view[0]", first(known.view), structure(first(views)), remedy)
     return signal, Records(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), views, known.view), known.signal)
@@ -157,15 +161,17 @@ def simulated_records(
     measured *= sizes[0] if (sizes := [x.shape[1] for x in jax.tree.leaves(data.params)]) else 1
     most = LARGEST_ROUND // (entries * min(entries, measured))
     number = max(batch_size_of(batch_size, real, None), min(of_round(real), most))
-    source = eqx.Partial(simulate_pairs, data, problem.forward, problem.noise, number)
+    coordinates = Coordinates(signal, problem.support)
+    source = eqx.Partial(simulate_pairs, data, problem.forward, problem.noise, number, coordinates)
     pairs = eqx.filter_jit(source)(key)
     check_finite("Simulated: prior", pairs.signal, "draw finite signals")
+    coordinates.check("Simulated: prior", pairs.signal)
     check_finite("forward", pairs.view.observation, "measure the prior's draws by finite numbers")
     return signal, Records(pairs.view, pairs.signal, source, data.observed)
 
 
-def simulate_parts(source: AnyCallable, key: Key, region: Region | None) -> Pairs:
-    return pairs_as_parts(source(key, region))
+def simulate_in_coordinates(source: AnyCallable, coordinates: Coordinates, key: Key, region: Region | None) -> Pairs:
+    return in_coordinates(source(key, region), coordinates)
 
 
 def draw_structure(name: str, law: AnyCallable) -> Structure:

@@ -10,7 +10,7 @@ import jax.random as jr
 import optax
 
 from .._checks import check_integer, check_key
-from .._complex import RealForward, as_parts, parts_structure
+from .._coordinates import Coordinates, RealForward
 from .._custom_types import AnyCallable, Key, Signal, Structure
 from .._data_info import describe
 from .._pairs import Pairs
@@ -63,11 +63,11 @@ def train_signals(
     given_size = options.batch_size
     of_round = lambda signal: plan_of(steps, rounds, signal).length * batch_size_of(given_size, signal, None)
     found, records = as_records(problem, data, known, given_size, of_round, rounds_key)
-    guess = as_start(start, found)
     user = dataclasses.replace(problem, signal=found)
-    # From here on all is real.
-    signal, records = parts_structure(found), records.as_parts()
-    problem = dataclasses.replace(problem, forward=RealForward(problem.forward, found), signal=signal)
+    guess = as_start(start, user.coordinates)
+    # From here on all is real and without bounds.
+    problem, records = in_real_numbers(user), records.in_coordinates(user.coordinates)
+    signal = problem.signal
     number = None if records.source is not None else count(records.views)
     options = dataclasses.replace(options, batch_size=batch_size_of(given_size, signal, number))
     check_parts(options, options.batch_size)
@@ -95,6 +95,13 @@ def train_signals(
     public = lambda trained: told(user, trained, problem.data_info)
     run = Run(state, batches, options, configuration, began, schedule, watch, public, optimizer is None)
     return look_back(*run.run(), short=steps is not None or rounds is not None)
+
+
+def in_real_numbers(problem: Any) -> Any:
+    """The problem whose signals are the coordinates of those of a user's."""
+    coordinates = problem.coordinates
+    forward = RealForward(problem.forward, coordinates)
+    return dataclasses.replace(problem, forward=forward, signal=coordinates.structure(), support=None)
 
 
 def refuse_validation(validation: Any):
@@ -141,8 +148,8 @@ def plan_of_known(
     return Plan(plan.length, 0 if whole else total, total)
 
 
-def as_start(start: Any, signal: Structure) -> AnyCallable | None:
-    """A law of signals that a user guesses, as a callable from a key to a signal's real and imaginary parts.
+def as_start(start: Any, coordinates: Coordinates) -> AnyCallable | None:
+    """A law of signals that a user guesses, as a callable from a key to a signal's coordinates.
 
     **Raises:**
 
@@ -152,10 +159,12 @@ def as_start(start: Any, signal: Structure) -> AnyCallable | None:
         return None
     draw = as_law("`start`", start)
     drawn = jax.eval_shape(draw, jr.key(0))
-    if not same_structure(drawn, signal):
-        raise ValueError(f"`start` draws {describe(drawn)}, but the signal is {describe(signal)}; change one of them.")
-    return eqx.Partial(draw_parts, draw)
+    if not same_structure(drawn, coordinates.like):
+        found, wanted = describe(drawn), describe(coordinates.like)
+        raise ValueError(f"`start` draws {found}, but the signal is {wanted}; change one of them.")
+    coordinates.check("start", draw(jr.key(0)))
+    return eqx.Partial(draw_coordinates, draw, coordinates)
 
 
-def draw_parts(draw: AnyCallable, key: Key) -> Signal:
-    return as_parts(draw(key))
+def draw_coordinates(draw: AnyCallable, coordinates: Coordinates, key: Key) -> Signal:
+    return coordinates.from_signal(draw(key))

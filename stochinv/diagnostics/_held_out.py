@@ -15,7 +15,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._chunks import in_chunks
-from .._complex import as_parts
 from .._custom_types import Key
 from .._data_info import standardise_view
 from .._denoiser.evidence import LEAST_NOISE
@@ -83,7 +82,7 @@ def look(problem: Any, views: View, signals: PyTree | None, num_samples: int, ke
 
     - `problem`: the trained problem of signals.
     - `views`: records of measurements, with a mask, of real and imaginary parts.
-    - `signals`: their true signals, or `None`.
+    - `signals`: the coordinates of their true signals, or `None`.
     - `num_samples`: how many draws there are of each posterior.
     - `key`: a PRNG key.
     """
@@ -111,7 +110,7 @@ def look(problem: Any, views: View, signals: PyTree | None, num_samples: int, ke
         given=_numbers(problem, given),
         residuals=_residuals(problem, views, jax.tree.map(lambda x: x[:, :RESIDUAL_DRAWS], drawn)),
         drawn=None if signals is None else jax.vmap(flatten)(drawn),
-        signals=None if signals is None else flatten(as_parts(signals)),
+        signals=None if signals is None else flatten(signals),
         measured=_numbers(problem, views),
         likely=likely,
         usual=usual,

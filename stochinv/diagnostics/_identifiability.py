@@ -17,7 +17,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from .._complex import RealForward, as_parts
+from .._complex import as_parts
+from .._coordinates import Coordinates, RealForward
 from .._custom_types import AnyCallable, FloatScalar, Params, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._noise import AbstractNoise, as_noise
@@ -206,7 +207,8 @@ def identifiability(
     """
     model, noise = _as_model_and_noise(forward, noise)
     signals, params = jax.tree.map(jnp.asarray, (signals, params))
-    model, signals = RealForward(model, structure(jax.tree.map(lambda x: x[0], signals))), as_parts(signals)
+    coordinates = Coordinates(structure(jax.tree.map(lambda x: x[0], signals)))
+    model, signals = RealForward(model, coordinates), as_parts(signals)
     rows = as_rows("signals", signals)
     size = rows.shape[1]
     if size > MOST_ENTRIES:

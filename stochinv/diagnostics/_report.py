@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 
 from .._check import as_held_out
@@ -101,7 +102,8 @@ def _as_records(problem, held_out):
         return held_out, None
     check_pairs("held_out", held_out, problem, 1)
     check_same_signal(structure(jax.tree.map(lambda x: x[0], held_out.signal)), problem.signal)
-    return held_out.view, held_out.signal
+    problem.coordinates.check("held_out.signal", held_out.signal)
+    return held_out.view, problem.coordinates.from_signal(jax.tree.map(jnp.asarray, held_out.signal))
 
 
 def _figures(findings: Findings) -> dict[str, Any]:

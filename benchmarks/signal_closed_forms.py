@@ -27,10 +27,6 @@ from signal_references import standard_normal, tempered
 import stochinv as si
 
 
-def signal_of(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
 def project(signal, params):
     return params @ signal
 
@@ -73,7 +69,7 @@ def null_space(sizes: Sizes) -> Case:
         found = np.mean([distance(a, b, i) for i, (a, b) in enumerate(zip(draws, second, strict=True))])
         return [Figure("sliced W1 / floor", float(found / floor), 1, (0.0, 1.3))]
 
-    return Case(si.StochasticInverseProblem(project, signal=signal_of(3)), data, assess)
+    return Case(si.StochasticInverseProblem(project, signal=(3,)), data, assess)
 
 
 def manifold(sizes: Sizes) -> Case:
@@ -91,7 +87,7 @@ def manifold(sizes: Sizes) -> Case:
         distance = lambda sets: float(np.mean([transport(a, b) for a, b in zip(sets, truth, strict=True)]))
         return [Figure("squared W2 of the prior", distance(split(drawn)), distance(other), (0.0, 0.12))]
 
-    return Case(si.StochasticInverseProblem(project, noise=0.01, signal=signal_of(5)), data, assess)
+    return Case(si.StochasticInverseProblem(project, noise=0.01, signal=(5,)), data, assess)
 
 
 def noisy_circle(sizes: Sizes, noise=0.7) -> Case:
@@ -124,7 +120,7 @@ def noisy_circle(sizes: Sizes, noise=0.7) -> Case:
             Figure("variances' error", float(variance), 0, (0.0, 0.05)),
         ]
 
-    problem = si.StochasticInverseProblem(measure_angle, noise=noise, signal=signal_of())
+    problem = si.StochasticInverseProblem(measure_angle, noise=noise, signal=())
     return Case(problem, data, assess)
 
 
@@ -154,7 +150,7 @@ def bent(features, *, size, views, bar, noise=0.5):
             return [Figure("C2ST", float(accuracy), 0.5, (0.0, bar))]
 
         problem = si.StochasticInverseProblem(
-            lambda signal, params: measure(signal, params, jnp), noise=noise, signal=signal_of(size)
+            lambda signal, params: measure(signal, params, jnp), noise=noise, signal=(size,)
         )
         return Case(problem, data, assess)
 
@@ -190,4 +186,4 @@ def density(sizes: Sizes, noise=0.3) -> Case:
             correlations.append(np.corrcoef(found, exact(draws[index], index))[0, 1])
         return [Figure("correlation of log-densities", float(np.mean(correlations)), 1, (0.99, 1.0))]
 
-    return Case(si.StochasticInverseProblem(project, noise=noise, signal=signal_of(3)), data, assess)
+    return Case(si.StochasticInverseProblem(project, noise=noise, signal=(3,)), data, assess)

@@ -28,10 +28,6 @@ from signal_references import laplace_jumps, runge_kutta, standard_normal, tempe
 import stochinv as si
 
 
-def signal_of(size):
-    return jax.ShapeDtypeStruct((size,), jnp.float32)
-
-
 def pendulum(signal, times):
     """The angles of `docs/bring-your-own.md`, at increasing times between 0 and 4 s."""
     frequency, damping = jnp.array([1.0, 0.0]) + jnp.array([3.0, 1.0]) * jax.nn.sigmoid(signal)
@@ -97,7 +93,7 @@ def make_pendulum(views):
                 Figure("stds / truth's", std_ratio(draws, references), 1, within(0.1)),
             ]
 
-        problem = si.StochasticInverseProblem(pendulum, noise=noise, signal=signal_of(2))
+        problem = si.StochasticInverseProblem(pendulum, noise=noise, signal=(2,))
         return Case(problem, jax.tree.map(lambda x: x[:number], data), assess)
 
     return make
@@ -164,7 +160,7 @@ def lotka_volterra(sizes: Sizes) -> Case:
     assess = lambda problem: moments(problem, data, held_out, reference, sizes, within(0.2))
 
     forward = lambda signal, params: populations(signal, jnp, scanned)
-    problem = si.StochasticInverseProblem(forward, noise=noise, signal=signal_of(4))
+    problem = si.StochasticInverseProblem(forward, noise=noise, signal=(4,))
     return Case(problem, jax.tree.map(lambda x: x[:number], data), assess)
 
 
@@ -198,7 +194,7 @@ def spectra(sizes: Sizes) -> Case:
     assess = lambda problem: moments(problem, data, held_out, reference, sizes, within(0.25))
 
     forward = lambda signal, params: spectrum(signal, jnp)
-    problem = si.StochasticInverseProblem(forward, noise=si.PoissonNoise(), signal=signal_of(5))
+    problem = si.StochasticInverseProblem(forward, noise=si.PoissonNoise(), signal=(5,))
     return Case(problem, jax.tree.map(lambda x: x[:number], data), assess)
 
 

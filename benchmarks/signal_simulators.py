@@ -158,7 +158,7 @@ def simulator(
         problem = si.StochasticInverseProblem(
             lambda signal, params: forward(from_normal(signal, bound, jax.lax.erf)),
             noise=noise,
-            signal=jax.ShapeDtypeStruct((size,), jnp.float32),
+            signal=(size,),
         )
         return Case(problem, data, assess)
 

@@ -86,7 +86,7 @@ def tomography(sizes: Sizes) -> Case:
     held_chosen, held_clean = scan(truth, held)
     observed = held_clean + std * held.normal(size=held_clean.shape)
     given = records(observed[:, :GIVEN], np.pi * held_chosen[:, :GIVEN] / ANGLES)
-    signal = jax.ShapeDtypeStruct((SIZE, SIZE, 1), jnp.float32)
+    signal = (SIZE, SIZE, 1)
     problem = si.StochasticInverseProblem(project, noise=float(std), signal=signal)
 
     def assess(problem):

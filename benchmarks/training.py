@@ -70,7 +70,7 @@ def mlp_case(options):
     signals = rng.normal(size=(options.records, 16))
     rows = rng.normal(size=(options.records, 2, 8, 16)) / 4
     measured = np.einsum("nvij,nj->nvi", rows, signals)
-    problem = si.StochasticInverseProblem(si.forward.Linear(), signal=jax.ShapeDtypeStruct((16,), jnp.float32))
+    problem = si.StochasticInverseProblem(si.forward.Linear(), signal=(16,))
     return problem, to_example(measured, rows), options.mlp_width, options.mlp_batch, options.mlp_steps
 
 

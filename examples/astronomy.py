@@ -29,7 +29,7 @@ from instrument_scores import coverage, energy_score, gaussian_of_fit, repeat, s
 
 SIZE, KERNEL = 20, 15  # Hubble's pixels in a row: of a cut-out, of a point spread function
 COARSE = 2  # a pixel of the camera on the ground, in Hubble's
-IMAGE = jax.ShapeDtypeStruct((SIZE, SIZE, 1), jnp.float32)
+IMAGE = (SIZE, SIZE, 1)
 WINGS = 3.0  # Moffat's beta
 FAINTEST = 0.15  # a source's brightness, smoothed; white is 1
 HELD_OUT_FROM = 760  # of the picture's 1,000 columns: sources right of it are held out; others end 19 before it
@@ -163,7 +163,7 @@ def best_classical(config, contexts, truth):
 def richardson_lucy(see, seen, sky, iterations):
     """A picture of `SIZE` by `SIZE` pixels whose brightness is positive, the sky included, made likelier in each step
     for what was seen through a linear `see`."""
-    ones = jnp.ones(IMAGE.shape)
+    ones = jnp.ones(IMAGE)
     transpose = lambda y: jax.vjp(see, ones)[1](y)[0]
     sensitivity, seen = transpose(jnp.ones_like(seen)), jnp.maximum(seen + sky, 0)
     step = lambda _, picture: picture * transpose(seen / see(picture)) / sensitivity

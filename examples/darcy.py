@@ -117,7 +117,7 @@ def main(argv=None):
     truth, contexts = measure(rng, config.sites, config.wells)
 
     # Pressures in, a trained problem out; then all held-out sites at once.
-    signal = jax.ShapeDtypeStruct((MODES,), jnp.float32)
+    signal = (MODES,)
     problem = si.StochasticInverseProblem(pressures, noise=NOISE, signal=signal)
     fit = problem.fit(data, key=keys[0], steps=config.steps, rounds=config.rounds)
     start = time.perf_counter()

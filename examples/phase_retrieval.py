@@ -127,7 +127,7 @@ def main(argv=None):
     contexts = measure(truth, jnp.zeros((config.digits, 1)), keys[3])
 
     # Intensities in, a trained problem out; then all held-out digits at once.
-    signal = jax.ShapeDtypeStruct((MODES,), jnp.float32)
+    signal = (MODES,)
     problem = si.StochasticInverseProblem(forward, noise=NOISE, signal=signal)
     fit = problem.fit(data, key=keys[4], steps=config.steps, rounds=config.rounds)
     start = time.perf_counter()

@@ -25,8 +25,8 @@ import stochinv as si
 
 SIZE, WINDOW = 28, 14
 LEVELS = (50, 80, 90)  # of the intervals whose coverage is told, in per cent
-IMAGE = jax.ShapeDtypeStruct((SIZE, SIZE, 1), jnp.float32)
-FORWARD = si.forward.Window(IMAGE.shape, (WINDOW, WINDOW))  # (digit, corner) -> window
+IMAGE = (SIZE, SIZE, 1)
+FORWARD = si.forward.Window(IMAGE, (WINDOW, WINDOW))  # (digit, corner) -> window
 
 
 @dataclass
@@ -55,6 +55,8 @@ class Config:
     """Seed of everything random."""
     out: Path = Path("quickstart.png")
     """Where the picture goes."""
+    save: Path | None = None
+    """Where the trained problem goes, for `demo.py`."""
     json: Path | None = None
     """Where the figures go, for scripts."""
 
@@ -69,6 +71,9 @@ def main(argv=None):
     problem = si.StochasticInverseProblem(forward=FORWARD)
     options = {"steps": config.steps, "rounds": config.rounds, "batch_size": config.batch_size}
     fit = problem.fit(data, key=keys[1], precision=config.precision, **options)
+
+    if config.save is not None:
+        fit.problem.save(config.save)
 
     # One window in, whole digits out; here for many held-out digits at once, shape (digits, samples, 28, 28, 1). For a
     # single one it reads `fit.problem.posterior(si.View(window, corner)).sample(key, 8)`.
@@ -104,7 +109,7 @@ def main(argv=None):
 
 def load_digits(config):
     """MNIST digits with grey levels in [0, 1]: those whose windows train, and held-out ones."""
-    digits = (mnist_data()[0] / 255).reshape(-1, *IMAGE.shape).astype(np.float32)
+    digits = (mnist_data()[0] / 255).reshape(-1, *IMAGE).astype(np.float32)
     digits = jnp.asarray(digits[np.random.default_rng(config.seed).permutation(len(digits))])
     return digits[: config.train], digits[config.train :][: config.digits]
 
@@ -166,7 +171,7 @@ def draw(config, contexts, samples, held_out):
 
 def place(window, corner):
     """A window where it is in the digit, whose other pixels are not known."""
-    return jax.lax.dynamic_update_slice(jnp.full(IMAGE.shape, jnp.nan), window, (*corner, 0))
+    return jax.lax.dynamic_update_slice(jnp.full(IMAGE, jnp.nan), window, (*corner, 0))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def main(argv=None):
 
     # Projections in, a trained problem out.
     forward = lambda image, params: params.weights * length * scanner(image, params.angle)
-    image = jax.ShapeDtypeStruct((config.size, config.size, 1), jnp.float32)
+    image = (config.size, config.size, 1)
     problem = si.StochasticInverseProblem(forward, noise=1.0, signal=image)
     options = {"steps": config.steps, "rounds": config.rounds, "batch_size": config.batch_size}
     fit = problem.fit(data, key=keys[2], **options)

@@ -7,6 +7,7 @@ chains. A block under the line `<!-- not run -->` is compiled alone, and the nam
 import ast
 import dataclasses
 import functools
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -136,6 +137,25 @@ _REFERENCE = si.diagnostics.reference_posterior
 def short_chains(*args, **options):
     """A reference posterior of one short chain."""
     return _REFERENCE(*args, **options | {"num_samples": 8, "num_warmup": 8, "num_chains": 1})
+
+
+def test_notebooks_are_the_pages(monkeypatch):
+    """Each has the code of its page that is run, in order, and valid cells."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_hooks")
+    notebooks = importlib.import_module("notebooks")
+    tested = [page.values[0] if hasattr(page, "values") else page for page in PAGES]
+    assert len(notebooks.PAGES) >= 5
+    for page in notebooks.PAGES:
+        assert f"docs/{page}" in tested
+        made = notebooks.notebook((ROOT / "docs" / page).read_text(encoding="utf-8"))
+        title, *cells = made["cells"]
+        assert title["source"].startswith("# ")
+        code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        assert code[1:] == [source.strip() for _, source, run in blocks(f"docs/{page}") if run]
+        assert len({cell["id"] for cell in made["cells"]}) == len(made["cells"])
+        assert not any(
+            "](" in cell["source"].replace("](http", "") for cell in cells if cell["cell_type"] == "markdown"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -81,6 +81,7 @@ def test_draws_have_the_law_of_the_posterior(fitted):
     np.testing.assert_allclose(np.cov(parts.T) / np.outer(stds, stds), covariance / np.outer(stds, stds), atol=0.15)
 
 
+@pytest.mark.slow
 def test_residual_and_check(fitted):
     assert abs(fitted.history.residual[0] - 1) < 0.1
     check = fitted.check(records(32, seed=2)[1])

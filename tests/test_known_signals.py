@@ -164,6 +164,7 @@ def test_what_is_wrong_is_said(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_few_records_are_drawn_for_several_times(labelled):
     """From one signal of each a network would learn them by heart."""
     both = as_records(problem(), records(100), pairs(20), 64, lambda signal: 1, jr.key(0))[1]

@@ -67,6 +67,7 @@ def test_the_highest_of_several():
         np.testing.assert_allclose(found, [grid[np.argmax(density)]], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_of_a_large_signal_it_is_followed():
     """Without a density that could be maximised; of a Gaussian it is the mean."""
     problem = si.StochasticInverseProblem(

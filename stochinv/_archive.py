@@ -44,7 +44,7 @@ _OTHERS = "float8_e5m2 float8_e5m2fnuz float8_e8m0fnu bool int8 int16 int32 int6
 DTYPES = {name: jnp.dtype(name).newbyteorder("<") for name in f"{_FLOATS} {_OTHERS} complex64 complex128".split()}
 
 
-def write_archive(path: str | os.PathLike, content: dict[str, Any], arrays: Mapping[str, Array | np.ndarray]):
+def write_archive(path: str | os.PathLike[str], content: dict[str, Any], arrays: Mapping[str, Array | np.ndarray]):
     """Writes one file, whole or not at all: an older one stays until the new one is on the disk.
 
     Any number of threads and processes may write to one path; one of them wins.
@@ -87,7 +87,7 @@ def write_archive(path: str | os.PathLike, content: dict[str, Any], arrays: Mapp
             os.close(descriptor)
 
 
-def read_archive(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Reads a file of [`stochinv._archive.write_archive`][].
 
     **Arguments:**

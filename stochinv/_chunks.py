@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import PyTree
 
 from ._checks import is_traced
-from ._custom_types import AnyCallable, Keys
+from ._custom_types import AnyCallable, Keys, PyTree
 
 CHUNK = 256
 # By how much one number of keys at once may be smaller than the next, and how many more draws than asked for may be

@@ -8,9 +8,8 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
-from ._custom_types import Context, Structure
+from ._custom_types import Context, PyTree, Structure
 from ._view import View, is_view
 
 

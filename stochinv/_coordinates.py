@@ -11,11 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from ._checks import shown
 from ._complex import as_parts, from_parts
-from ._custom_types import FloatScalar, Observation, Params, Signal, Structure
+from ._custom_types import FloatScalar, Observation, Params, PyTree, Signal, Structure
 from ._data_info import describe
 from ._forward.base import AbstractForwardModel
 from ._lazy import numpyro
@@ -42,7 +41,7 @@ class Coordinates(eqx.Module):
     like: Structure
     support: PyTree = None
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         for bound, x in zip(self._bounds(), jax.tree.leaves(self.like), strict=True):
             if bound is None:
                 continue
@@ -93,7 +92,7 @@ class Coordinates(eqx.Module):
         bounded = lambda bijection, z: jnp.sum(bijection.log_abs_det_jacobian(z, bijection(z)))
         return sum(jax.tree.leaves(self._map(bounded, lambda like, z: 0.0, coordinates)), jnp.zeros(()))
 
-    def check(self, name: str, signals: Signal):
+    def check(self, name: str, signals: Signal) -> None:
         """Raises a `ValueError` if signals that a user gave are not inside their bounds.
 
         **Arguments:**

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ._checks import check_arrays, check_finite, is_traced, numbers, shorten
-from ._custom_types import AnyCallable, Context, FloatScalar, Observation, Structure
+from ._custom_types import AnyCallable, Context, FloatScalar, Observation, PyTree, Structure
 from ._mixture import Mixture
 from ._structure import same_structure
 from ._view import View, is_view, structure

@@ -3,7 +3,8 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+
+from ._custom_types import PyTree
 
 
 @final

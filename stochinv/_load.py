@@ -3,9 +3,7 @@ r"""Problems from files."""
 import os
 from typing import Any
 
-from jaxtyping import PyTree
-
-from ._custom_types import AnyCallable
+from ._custom_types import AnyCallable, PyTree
 from ._denoiser.base import AbstractDenoiser
 from ._forward.base import AbstractForwardModel
 from ._noise import AbstractNoise
@@ -18,7 +16,7 @@ from .nn import default_denoiser
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     forward: AbstractForwardModel | AnyCallable,
     denoiser: AbstractDenoiser | AnyCallable | None = None,
     *,

@@ -18,7 +18,7 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
 from ._checks import check_instance, check_integer, check_key
-from ._custom_types import Context, FloatScalar, Key, Observation, Params
+from ._custom_types import Context, FloatScalar, Key, Observation, Params, Solver, StepSizeController
 from ._data_info import check_measurement, check_structure
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.base import draw_keys
@@ -39,8 +39,8 @@ def log_prob(
     *,
     key: Key | None,
     num_probes: int | None,
-    solver: dfx.AbstractSolver,
-    stepsize_controller: dfx.AbstractStepSizeController,
+    solver: Solver,
+    stepsize_controller: StepSizeController,
     max_steps: int,
     num_draws: int,
 ) -> FloatScalar:
@@ -111,8 +111,8 @@ def sample_measurement(
     *,
     key: Key,
     draws_key: Key | None = None,
-    solver: dfx.AbstractSolver = SOLVER,
-    stepsize_controller: dfx.AbstractStepSizeController = CONTROLLER,
+    solver: Solver = SOLVER,
+    stepsize_controller: StepSizeController = CONTROLLER,
     max_steps: int = 4096,
     num_draws: int = 16,
 ) -> Observation:

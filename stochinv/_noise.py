@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ._checks import check_instance, is_traced, numbers, shown
 from ._complex import as_parts, from_parts
-from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, Structure, summary
+from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, PyTree, Structure, summary
 from ._lazy import is_distribution, numpyro
 from ._noising import scaled_normal
 from ._schedule import NoiseLevel
@@ -130,7 +130,7 @@ class AbstractNoise(eqx.Module):
         return _where_noisy(scales, around_mean, clean)
 
     @abc.abstractmethod
-    def check(self, clean: Structure):
+    def check(self, clean: Structure) -> None:
         """Raises a `ValueError` if this is not the noise of measurements of a structure."""
 
 
@@ -151,7 +151,7 @@ class GaussianNoise(AbstractNoise):
     scale: PyTree
     every_level: ClassVar[bool] = True
 
-    def __init__(self, scale: PyTree = 0.0):
+    def __init__(self, scale: PyTree = 0.0) -> None:
         if not jax.tree.leaves(scale):
             raise ValueError(
                 f"`noise` must be a number, or a PyTree of numbers, got {shown(scale)}; give 0.0 for none."
@@ -192,7 +192,7 @@ class GaussianNoise(AbstractNoise):
     def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
         return jax.tree.map(lambda x: x[None], self.sample(key, clean)), jnp.zeros(1)
 
-    def check(self, clean: Structure):
+    def check(self, clean: Structure) -> None:
         self.gaussian_scale(clean)
 
 
@@ -216,7 +216,7 @@ class PoissonNoise(AbstractNoise):
     background: Float[Array, ""]
     every_level: ClassVar[bool] = False
 
-    def __init__(self, gain: FloatScalarLike = 1.0, background: FloatScalarLike = 0.0):
+    def __init__(self, gain: FloatScalarLike = 1.0, background: FloatScalarLike = 0.0) -> None:
         self.gain = as_scale(gain, "PoissonNoise: `gain`", positive=True)
         self.background = as_scale(background, "PoissonNoise: `background`")
 
@@ -252,7 +252,7 @@ class PoissonNoise(AbstractNoise):
     def gaussian_scale(self, clean: Observation) -> None:
         """Of counts and other laws there is none."""
 
-    def check(self, clean: Structure):
+    def check(self, clean: Structure) -> None:
         """Counting noise suits every measurement."""
 
 
@@ -269,7 +269,7 @@ class NoiseLaw(AbstractNoise):
     law: AnyCallable
     every_level: ClassVar[bool] = False
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not callable(self.law) or is_distribution(self.law):
             raise ValueError(f"NoiseLaw: `law` must be a callable to a NumPyro distribution, got {shown(self.law)}.")
 
@@ -310,7 +310,7 @@ class NoiseLaw(AbstractNoise):
     def gaussian_scale(self, clean: Observation) -> None:
         """Of counts and other laws there is none."""
 
-    def check(self, clean: Structure):
+    def check(self, clean: Structure) -> None:
         remedy = "give a callable from a noise-free measurement to a NumPyro distribution of the same shape"
         found = []
 

@@ -3,9 +3,9 @@ r"""Noising a measurement."""
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, PyTree, UInt32
+from jaxtyping import Array, UInt32
 
-from ._custom_types import FloatScalar, FloatScalarLike, Key, Observation
+from ._custom_types import FloatScalar, FloatScalarLike, Key, Observation, PyTree
 from ._schedule import AbstractNoiseSchedule, NoiseLevel
 
 

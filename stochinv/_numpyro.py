@@ -30,7 +30,7 @@ class RaveledDistribution(dist.Distribution):
     pytree_data_fields = ("arrays",)
     pytree_aux_fields = ("static", "struct")
 
-    def __init__(self, owner: Any, struct: Any, *, validate_args: bool | None = None):
+    def __init__(self, owner: Any, struct: Any, *, validate_args: bool | None = None) -> None:
         leaves, treedef = jax.tree.flatten(owner)
         self.arrays = [x for x in leaves if _is_array(x)]
         self.static = (treedef, tuple(_Static if _is_array(x) else x for x in leaves))

@@ -40,7 +40,7 @@ class Pairs(eqx.Module):
     signal: Signal
     view: View
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_instance("Pairs: `view`", self.view, View, "a `View` such as `View(observation, params)`")
 
 

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.scipy.special import gammaln, logsumexp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ._checks import numbers
-from ._custom_types import FloatScalar, FloatScalarLike, Key, Observation, Structure
+from ._custom_types import FloatScalar, FloatScalarLike, Key, Observation, PyTree, Structure
 from ._noise import COUNTS, AbstractNoise, as_scale
 from ._noising import scaled_normal
 
@@ -65,7 +65,9 @@ class PoissonGaussianNoise(AbstractNoise):
     background: Float[Array, ""]
     every_level: ClassVar[bool] = False
 
-    def __init__(self, gain: FloatScalarLike = 1.0, read_std: FloatScalarLike = 1.0, background: FloatScalarLike = 0.0):
+    def __init__(
+        self, gain: FloatScalarLike = 1.0, read_std: FloatScalarLike = 1.0, background: FloatScalarLike = 0.0
+    ) -> None:
         self.gain = as_scale(gain, "PoissonGaussianNoise: `gain`", positive=True)
         self.read_std = as_scale(read_std, "PoissonGaussianNoise: `read_std`", positive=True)
         self.background = as_scale(background, "PoissonGaussianNoise: `background`")
@@ -105,7 +107,7 @@ class PoissonGaussianNoise(AbstractNoise):
     def gaussian_scale(self, clean: Observation) -> None:
         """Of counts there is none."""
 
-    def check(self, clean: Structure):
+    def check(self, clean: Structure) -> None:
         """A camera's noise suits every measurement."""
 
 

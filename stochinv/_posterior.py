@@ -4,17 +4,29 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, Literal, final
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ._checks import check_integer, check_key, is_integer, is_traced, shown
 from ._complex import as_parts
-from ._custom_types import AnyCallable, Context, FloatScalar, FloatScalarLike, Key, Observation, Params, Signal, summary
+from ._custom_types import (
+    AnyCallable,
+    Context,
+    FloatScalar,
+    FloatScalarLike,
+    Key,
+    Observation,
+    Params,
+    PyTree,
+    Signal,
+    Solver,
+    StepSizeController,
+    summary,
+)
 from ._data_info import check_measurement, describe
 from ._forward.base import measures_stack
 from ._instrument import AbstractInstrument, effective_number
@@ -53,7 +65,7 @@ class Posterior(eqx.Module):
     sampler: AbstractSampler | AnyCallable | None = None
     instrument: AbstractInstrument | None = None
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         trained_denoiser(self.problem)
         noised = self.problem.noised
         check_measurement("params", self.params)
@@ -226,8 +238,8 @@ class Posterior(eqx.Module):
         *,
         key: Key | None = None,
         num_probes: int | None = None,
-        solver: dfx.AbstractSolver = SOLVER,
-        stepsize_controller: dfx.AbstractStepSizeController = CONTROLLER,
+        solver: Solver = SOLVER,
+        stepsize_controller: StepSizeController = CONTROLLER,
         max_steps: int = 4096,
         num_draws: int = 16,
     ) -> FloatScalar:

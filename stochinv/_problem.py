@@ -7,11 +7,10 @@ from typing import Any, Literal, cast, final
 
 import jax
 import optax
-from jaxtyping import PyTree
 
 from ._checks import check_instance, shorten
 from ._coordinates import Coordinates, as_support, coordinates_of, refuse_support
-from ._custom_types import AnyCallable, Context, Key, Params, Structure
+from ._custom_types import AnyCallable, Context, Key, Params, PyTree, Structure
 from ._data_info import DataInfo, as_context, check_context, describe
 from ._denoiser.base import AbstractDenoiser, as_denoiser
 from ._fit import Fit
@@ -94,7 +93,7 @@ class StochasticInverseProblem(AbstractProblem):
         signal: PyTree = None,
         support: PyTree = None,
         data_info: DataInfo | None = None,
-    ):
+    ) -> None:
         self.forward = as_forward_model(forward)
         self.denoiser = as_denoiser(denoiser)
         self.schedule = as_schedule(schedule)
@@ -107,7 +106,7 @@ class StochasticInverseProblem(AbstractProblem):
             check_instance("`data_info`", data_info, DataInfo, "what a `fit` found out, or None")
         self.data_info = data_info
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.signal is not None:
             coordinates_of(self.signal, self.support)
 
@@ -161,7 +160,7 @@ class StochasticInverseProblem(AbstractProblem):
         standardise: bool = True,
         validation: Example | View | None = None,
         validation_every: int | None = None,
-        checkpoint: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1000,
         resume: bool = True,
         callbacks: Sequence[Callable[[Progress], Any]] = (),
@@ -382,7 +381,7 @@ class StochasticInverseProblem(AbstractProblem):
         options = {"sampler": sampler, "num_samples": num_samples, "chunk_size": chunk_size}
         return sample_many(self, contexts, params, key=key, **options)
 
-    def save(self, path: str | os.PathLike):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file from which [`stochinv.load`][] makes the problem again.
 
         It holds the denoiser's arrays, the units, and schedule, objective and noise as data. The forward model is code,

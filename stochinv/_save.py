@@ -63,7 +63,7 @@ PARTS = {
 }
 
 
-def save(problem: Any, path: str | os.PathLike):
+def save(problem: Any, path: str | os.PathLike[str]):
     """Writes a trained problem, see [`stochinv.StochasticInverseProblem.save`][]."""
     check_path("`path`", path)
     denoiser = trained_denoiser(problem)
@@ -110,7 +110,7 @@ def _units(info: Any) -> dict[str, Any]:
 
 
 def read(
-    path: str | os.PathLike, problem: AbstractProblem, given: dict[str, Any], make_denoiser: Any
+    path: str | os.PathLike[str], problem: AbstractProblem, given: dict[str, Any], make_denoiser: Any
 ) -> dict[str, Any]:
     """The parts of a saved problem, by the names of its fields.
 
@@ -140,7 +140,7 @@ def read(
 class _Reader:
     """A file that was read, and the arrays of it that are not yet used."""
 
-    def __init__(self, path: str, content: dict[str, Any], arrays: dict[str, np.ndarray]):
+    def __init__(self, path: str, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         self._path, self._content, self._arrays = path, content, arrays
 
     def parts(self, problem, given, make_denoiser):

@@ -143,7 +143,7 @@ class VariancePreserving(AbstractNoiseSchedule):
     beta_max: float = 20.0
     log_snr_max: float = 12.5
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         _check_finite(self)
         if not 0 < self.beta_min < self.beta_max:
             raise ValueError(
@@ -185,7 +185,7 @@ class VarianceExploding(AbstractNoiseSchedule):
     sigma_min: float = 0.002
     sigma_max: float = 150.0
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         _check_finite(self)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
@@ -217,7 +217,7 @@ class CosineSchedule(AbstractNoiseSchedule):
     log_snr_min: float = -10.0
     log_snr_max: float = 12.5
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         _check_finite(self)
         _check_log_snr("CosineSchedule", self.log_snr_min, self.log_snr_max)
 
@@ -248,7 +248,7 @@ class RectifiedFlow(AbstractNoiseSchedule):
     log_snr_min: float = -10.0
     log_snr_max: float = 12.5
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         _check_finite(self)
         _check_log_snr("RectifiedFlow", self.log_snr_min, self.log_snr_max)
 

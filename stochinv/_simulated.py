@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from ._checks import check_arrays, check_callable, check_finite, check_instance
 from ._coordinates import Coordinates
-from ._custom_types import AnyCallable, Key, Params, Signal, Structure
+from ._custom_types import AnyCallable, Key, Params, PyTree, Signal, Structure
 from ._data_info import AbstractUnits
 from ._forward.base import AbstractForwardModel
 from ._lazy import is_distribution
@@ -68,7 +68,7 @@ class Simulated(eqx.Module):
     params: Params
     observed: View | None
 
-    def __init__(self, prior: AnyCallable, params: Params = None, *, observed: View | None = None):
+    def __init__(self, prior: AnyCallable, params: Params = None, *, observed: View | None = None) -> None:
         self.prior = as_law("Simulated: `prior`", prior)
         if observed is not None:
             check_instance("Simulated: `observed`", observed, View, "a `View(observation, params)`, or None")
@@ -77,7 +77,7 @@ class Simulated(eqx.Module):
         self.params = params
         self.observed = observed
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_arrays("Simulated: params", self.params)
         check_finite("Simulated: params", self.params, "remove their records")
         shapes = [jnp.shape(x) for x in jax.tree.leaves(self.params)]

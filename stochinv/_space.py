@@ -52,7 +52,7 @@ class SignalSpace(AbstractSpace):
     sample_time: AnyCallable | None = None
     of_signals: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.sample_time is not None:
             check_callable("SignalSpace: `sample_time`", self.sample_time, "a callable such as `uniform_log_snr`")
 

@@ -14,7 +14,7 @@ class Tracker(Protocol):
     One that raises is told nothing more, and training goes on.
     """
 
-    def log_params(self, params: Mapping[str, Any]):
+    def log_params(self, params: Mapping[str, Any]) -> None:
         """Takes the configuration, before the first step.
 
         **Arguments:**
@@ -23,7 +23,7 @@ class Tracker(Protocol):
         """
         ...
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int):
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Takes what was measured.
 
         **Arguments:**
@@ -33,7 +33,7 @@ class Tracker(Protocol):
         """
         ...
 
-    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int):
+    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int) -> None:
         """Takes a picture. `fit` draws none; callbacks may.
 
         **Arguments:**

@@ -49,7 +49,7 @@ class View(eqx.Module):
     params: Params = None
     mask: Bool[ArrayLike, "..."] | None = None
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.mask is None:
             return
         dtype = getattr(self.mask, "dtype", None)
@@ -81,7 +81,7 @@ class Example(eqx.Module):
     target: View
     novel: View | None = None
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         for name, part in (("target", self.target), ("novel", self.novel)):
             if not isinstance(part, View) and (name == "target" or part is not None):
                 raise ValueError(
@@ -110,7 +110,7 @@ class RandomViews(eqx.Module):
     target: int
     novel: int
 
-    def __init__(self, context: int | tuple[int, int] = 1, target: int = 1, novel: int = 0):
+    def __init__(self, context: int | tuple[int, int] = 1, target: int = 1, novel: int = 0) -> None:
         check_integer("RandomViews: `target`", target)
         check_integer("RandomViews: `novel`", novel, 0)
         self.context = as_range("RandomViews: `context`", context)

@@ -9,9 +9,9 @@ from typing import final
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from ._custom_types import FloatScalar, FloatScalarLike, Observation
+from ._custom_types import FloatScalar, FloatScalarLike, Observation, PyTree
 from ._data_info import AbstractUnits
 
 

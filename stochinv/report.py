@@ -32,7 +32,7 @@ from .diagnostics import report
 PARTS = ("observation", "params", "mask", "signal")
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Reads a problem and held-out records, writes the report, and prints what it found.
 
     **Arguments:**
@@ -76,7 +76,7 @@ def read_forward(place: str) -> Any:
     return vars(module)[name]
 
 
-def read_records(path: str | os.PathLike) -> View | Pairs:
+def read_records(path: str | os.PathLike[str]) -> View | Pairs:
     """Held-out records from an npz file, with their signals where it has them.
 
     **Raises:**

@@ -36,7 +36,7 @@ class AmortisedGaussian(AbstractEncoder):
     to_mean: Float[Array, "features size"]
     to_log_scale: Float[Array, "features size"]
 
-    def __init__(self, network: AnyCallable, num_features: int, size: int, *, key: Key):
+    def __init__(self, network: AnyCallable, num_features: int, size: int, *, key: Key) -> None:
         for name, value in (("num_features", num_features), ("size", size)):
             if value < 1:
                 raise ValueError(f"AmortisedGaussian: `{name}` must be at least 1, got {value}.")

@@ -54,7 +54,7 @@ class BackProjection(AbstractEncoder):
         gain: FloatScalarLike = 1.0,
         largest_snr: float = 25.0,
         context_snr: float | None = None,
-    ):
+    ) -> None:
         self.forward = Frozen(forward)
         self.signal = signal
         self.gain = float(gain)

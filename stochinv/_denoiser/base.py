@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._checks import check_callable
-from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal
+from .._custom_types import AnyCallable, Context, Key, Observation, Params, PyTree, Signal
 from .._data_info import AbstractUnits
 from .._frozen import count_trained
 from .._schedule import NoiseLevel

@@ -6,9 +6,9 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, FloatScalar
+from .._custom_types import AnyCallable, FloatScalar, PyTree
 from .._frozen import Frozen
 from .._view import View, view_mask
 from .flatten import flatten

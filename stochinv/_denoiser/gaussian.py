@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, Context, FloatScalarLike, Key, Observation, Params, Signal
+from .._custom_types import AnyCallable, Context, FloatScalarLike, Key, Observation, Params, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model, as_multi_view
 from .._schedule import NoiseLevel
 from .._view import is_view, view_mask
@@ -58,7 +58,7 @@ class GaussianDenoiser(AbstractDenoiser):
         noise: FloatScalarLike = 0.0,
         context_forward: AnyCallable | None = None,
         context_noise: FloatScalarLike = 0.0,
-    ):
+    ) -> None:
         size = ravel_pytree(mean)[0].size
         if covariance.shape != (size, size):
             raise ValueError(

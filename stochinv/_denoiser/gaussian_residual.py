@@ -21,9 +21,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal, Structure
+from .._custom_types import AnyCallable, Context, Key, Observation, Params, PyTree, Signal, Structure
 from .._data_info import AbstractUnits
 from .._forward.base import AbstractForwardModel
 from .._frozen import Found, Frozen
@@ -81,7 +81,7 @@ class GaussianResidual(AbstractSignalDenoiser):
         network: AbstractCorrection,
         embedding: AnyCallable,
         mixture: Mixture | None = None,
-    ):
+    ) -> None:
         self.mixture = Frozen(mixture)
         self.known = Frozen((coordinates, Measured(forward, noise, units)))
         self.signal = signal

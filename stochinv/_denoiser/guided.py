@@ -38,7 +38,7 @@ class GuidedDenoiser(AbstractDenoiser):
     denoiser: AnyCallable
     weight: float
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"GuidedDenoiser: `weight` must be at least 0, got {self.weight}.")
 

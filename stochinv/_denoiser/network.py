@@ -18,9 +18,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, Context, Key, Observation, Params, Signal, Structure
+from .._custom_types import AnyCallable, Context, Key, Observation, Params, PyTree, Signal, Structure
 from .._data_info import Units
 from .._schedule import NoiseLevel
 from .base import AbstractDenoiser
@@ -100,7 +100,7 @@ class NetworkDenoiser(AbstractDenoiser):
         shift: float = 0.0,
         scale: float = 1.0,
         key: Key,
-    ):
+    ) -> None:
         self.encoder = encoder
         self.network = network
         self.embedding = embedding

@@ -46,7 +46,7 @@ class PredictionDenoiser(AbstractStandardisedDenoiser):
     network: AnyCallable
     predicts: Literal["signal", "velocity", "noise", "score"] = eqx.field(static=True)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.predicts not in PREDICTIONS:
             raise ValueError(f"PredictionDenoiser: `predicts` must be one of {PREDICTIONS}, got {self.predicts!r}.")
 

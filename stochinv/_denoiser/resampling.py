@@ -61,7 +61,7 @@ class ResamplingDenoiser(AbstractDenoiser):
         embedding: AnyCallable,
         *,
         latent_size: int = 64,
-    ):
+    ) -> None:
         if jnp.ndim(candidates) != 2:
             raise ValueError(
                 "ResamplingDenoiser: `candidates` must be of shape (candidates, size of a signal), got "

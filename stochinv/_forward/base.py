@@ -6,10 +6,9 @@ from typing import cast, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from .._checks import check_callable, shown
-from .._custom_types import AnyCallable, Observation, Params, Signal, Structure
+from .._custom_types import AnyCallable, Observation, Params, PyTree, Signal, Structure
 from .._view import structure
 
 
@@ -98,10 +97,10 @@ class Composed(AbstractForwardModel):
 
     stages: tuple[AbstractForwardModel, ...]
 
-    def __init__(self, *stages: AbstractForwardModel | AnyCallable):
+    def __init__(self, *stages: AbstractForwardModel | AnyCallable) -> None:
         self.stages = tuple(as_forward_model(stage) for stage in stages)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not self.stages:
             raise ValueError("Composed: `stages` must be at least one forward model, got none.")
 
@@ -141,10 +140,10 @@ class MultiView(AbstractForwardModel):
 
     forward: AbstractForwardModel
 
-    def __init__(self, forward: AbstractForwardModel | AnyCallable):
+    def __init__(self, forward: AbstractForwardModel | AnyCallable) -> None:
         self.forward = as_forward_model(forward)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if measures_stack(self.forward):
             raise ValueError("MultiView: `forward` is a MultiView already; wrap the forward model of one view.")
 

@@ -44,7 +44,7 @@ class AbstractObjective(eqx.Module):
         """
 
     @abc.abstractmethod
-    def check(self, problem: Any, example: Example):
+    def check(self, problem: Any, example: Example) -> None:
         """Refuses, or warns of, problems and records for which this loss does not give the posterior.
 
         **Arguments:**

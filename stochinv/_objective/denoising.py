@@ -37,10 +37,10 @@ class DenoisingError(AbstractObjective):
     sample_time: AnyCallable = uniform_log_snr
     stochastic: ClassVar[bool] = False
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_callable("DenoisingError: `sample_time`", self.sample_time, "a callable such as `uniform_log_snr`")
 
-    def check(self, problem: Any, example: Example):
+    def check(self, problem: Any, example: Example) -> None:
         """Signals that are known are denoised under every condition."""
 
     def __call__(self, problem: Any, example: Example, *, key: Key) -> tuple[FloatScalar, dict[str, FloatScalar]]:

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import check_flag, check_integer, check_number
 from .._chunks import over_draws
-from .._custom_types import AnyCallable, FloatScalar, Key, Observation
+from .._custom_types import AnyCallable, FloatScalar, Key, Observation, PyTree
 from .._denoiser.base import components
 from .._forward.base import as_multi_view
 from .._noising import noise_target, uniform_log_snr
@@ -60,14 +60,14 @@ class ProperScore(AbstractObjective):
     sample_time: AnyCallable = uniform_log_snr
     stochastic: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_rule("ProperScore", self.rule)
         check_integer("ProperScore: `num_draws`", self.num_draws, 2)
         check_number("ProperScore: `fair`", self.fair, "a number between 0 and 1", lambda x: 0 <= x <= 1)
         check_flag("ProperScore: `score_target`", self.score_target)
         check_functions("ProperScore", self)
 
-    def check(self, problem: Any, example: Example):
+    def check(self, problem: Any, example: Example) -> None:
         check_novel(problem, example)
         if example.novel is None and not self.score_target:
             raise ValueError(

@@ -17,10 +17,10 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._checks import check_instance, check_integer, check_number, shown
-from .._custom_types import FloatScalar
+from .._custom_types import FloatScalar, PyTree
 
 
 class AbstractScoringRule(eqx.Module):
@@ -94,7 +94,7 @@ class EnergyRule(AbstractScoringRule):
 
     beta: float = 1.0
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_number("EnergyRule: `beta`", self.beta, "a number strictly between 0 and 2", lambda x: 0 < x < 2)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
@@ -118,7 +118,7 @@ class KernelRule(AbstractScoringRule):
 
     bandwidth: float = 1.0
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_number("KernelRule: `bandwidth`", self.bandwidth, "positive and finite", lambda x: x > 0)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
@@ -139,7 +139,7 @@ class PerView(AbstractScoringRule):
 
     rule: AbstractScoringRule
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_rule("PerView", self.rule)
 
     def distance(self, a: PyTree, b: PyTree) -> FloatScalar:
@@ -162,7 +162,7 @@ class Patches(AbstractScoringRule):
     rule: AbstractScoringRule
     size: int
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_rule("Patches", self.rule)
         check_integer("Patches: `size`", self.size)
 
@@ -184,7 +184,7 @@ class Scales(AbstractScoringRule):
     rule: AbstractScoringRule
     levels: int
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_rule("Scales", self.rule)
         check_integer("Scales: `levels`", self.levels)
 
@@ -209,7 +209,7 @@ class SumOfRules(AbstractScoringRule):
     rules: tuple[AbstractScoringRule, ...]
     weights: tuple[float, ...]
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         for name, value in (("rules", self.rules), ("weights", self.weights)):
             if not isinstance(value, tuple) or not value:
                 raise ValueError(f"SumOfRules: `{name}` must be a tuple of one entry per rule, got {shown(value)}.")

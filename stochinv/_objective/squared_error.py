@@ -74,11 +74,11 @@ class SquaredError(AbstractObjective):
     sample_time: AnyCallable = uniform_time
     stochastic: ClassVar[bool] = False
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_functions("SquaredError", self)
         check_number("SquaredError: `novel_weight`", self.novel_weight, "at least 0", lambda x: x >= 0)
 
-    def check(self, problem: Any, example: Example):
+    def check(self, problem: Any, example: Example) -> None:
         check_novel(problem, example)
         if not problem.noise.every_level:
             raise ValueError(

@@ -45,7 +45,7 @@ class Ancestral(AbstractIndependentSampler):
     grid: AbstractTimeGrid | AnyCallable = UniformLogSNR()
     order: int = 1
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not is_integer(self.order) or self.order not in (1, 2):
             raise ValueError(f"Ancestral: `order` must be 1 or 2, got {shown(self.order)}.")
         check_grid("Ancestral", self.grid, self.num_steps)

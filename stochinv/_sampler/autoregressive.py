@@ -31,7 +31,7 @@ class Autoregressive(AbstractIndependentSampler):
 
     sampler: AbstractSampler
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_instance("Autoregressive: `sampler`", self.sampler, AbstractSampler, "a sampler such as `Ancestral()`")
         if isinstance(self.sampler, Autoregressive):
             raise ValueError("Autoregressive: `sampler` must draw one target; it is an Autoregressive itself.")

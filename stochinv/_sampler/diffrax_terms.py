@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._checks import check_instance, check_integer
-from .._custom_types import AnyCallable, Context, Keys, Params
+from .._custom_types import AnyCallable, BrownianPath, Context, Keys, Params, Solver, StepSizeController
 from .._noising import noise_level
 from .._schedule import AbstractNoiseSchedule, NoiseLevel
 from .base import mean_observation
@@ -56,7 +56,7 @@ def reverse_drift(
     return dfx.ODETerm(vector_field)
 
 
-def reverse_diffusion(problem: Any, churn: float | Array, path: dfx.AbstractBrownianPath) -> dfx.ControlTerm:
+def reverse_diffusion(problem: Any, churn: float | Array, path: BrownianPath) -> dfx.ControlTerm:
     """The diffusion `χ ĝ` of the reverse process in `s = 1 − t`, on raveled and rescaled measurements."""
 
     def diffusion(s, flat, args) -> lx.DiagonalLinearOperator:
@@ -77,12 +77,12 @@ def _coefficients(schedule, t, like):
 
 def solve(
     terms: Any,
-    solver: dfx.AbstractSolver,
+    solver: Solver,
     flat: Float[Array, " n"],
     times: Float[Array, " num_steps"],
     schedule: AbstractNoiseSchedule,
     *,
-    controller: dfx.AbstractStepSizeController | None,
+    controller: StepSizeController | None,
     adjoint: dfx.AbstractAdjoint,
     max_steps: int,
 ) -> Float[Array, " n"]:

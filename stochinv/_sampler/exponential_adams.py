@@ -52,7 +52,7 @@ class ExponentialAdams(AbstractIndependentSampler):
     knee: float | None = None
     num_draws: int = 16
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_integer("ExponentialAdams: `num_steps`", self.num_steps)
         check_integer("ExponentialAdams: `num_draws`", self.num_draws)
         if not is_integer(self.order) or self.order not in (1, 2, 3):

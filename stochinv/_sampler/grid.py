@@ -69,7 +69,7 @@ class Karras(AbstractTimeGrid):
 
     rho: float = 7.0
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_number("Karras: `rho`", self.rho, "positive and finite", lambda x: x > 0)
 
     def __call__(self, schedule: AbstractNoiseSchedule, num_steps: int) -> Float[Array, " num_steps"]:

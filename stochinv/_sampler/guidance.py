@@ -54,7 +54,7 @@ class Guidance(AbstractIndependentSampler):
     sampler: AbstractSampler = ExponentialAdams()
     num_iterations: int = 5
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_integer("Guidance: `num_iterations`", self.num_iterations, least=0)
 
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:

@@ -56,7 +56,7 @@ class ImportanceSampling(AbstractSampler):
     num_proposals: int = 4
     num_steps: int = 16
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_integer("ImportanceSampling: `num_proposals`", self.num_proposals, 2)
         check_integer("ImportanceSampling: `num_steps`", self.num_steps)
 

@@ -4,7 +4,7 @@ import diffrax as dfx
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
 
-from .._custom_types import AnyCallable, Context, Key, Params
+from .._custom_types import AnyCallable, Context, Key, Params, Solver, StepSizeController
 from .base import AbstractIndependentSampler, Sample, draw_keys, final_sample, initial_noisy
 from .diffrax_terms import check_solve, reverse_drift, solve
 from .grid import AbstractTimeGrid, UniformLogSNR, check_grid, visited
@@ -33,13 +33,13 @@ class ProbabilityFlow(AbstractIndependentSampler):
     """
 
     num_steps: int = 32
-    solver: dfx.AbstractSolver = dfx.Heun()
+    solver: Solver = dfx.Heun()
     grid: AbstractTimeGrid | AnyCallable = UniformLogSNR()
-    stepsize_controller: dfx.AbstractStepSizeController | None = None
+    stepsize_controller: StepSizeController | None = None
     max_steps: int = 4096
     num_draws: int = 16
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_grid("ProbabilityFlow", self.grid, self.num_steps)
         check_solve("ProbabilityFlow", self)
 

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._checks import check_number, shown
-from .._custom_types import AnyCallable, Context, Key, Params
+from .._custom_types import AnyCallable, BrownianPath, Context, Key, Params, Solver, StepSizeController
 from .base import AbstractIndependentSampler, Sample, draw_keys, final_sample, initial_noisy
 from .brownian import FixedStepBrownianPath
 from .diffrax_terms import check_solve, reverse_diffusion, reverse_drift, solve
@@ -45,16 +45,16 @@ class ReverseSDE(AbstractIndependentSampler):
     """
 
     num_steps: int = 64
-    solver: dfx.AbstractSolver = dfx.ShARK()
+    solver: Solver = dfx.ShARK()
     churn: float | Float[Array, ""] = 1.0
     grid: AbstractTimeGrid | AnyCallable = UniformLogSNR()
-    brownian_path: type[dfx.AbstractBrownianPath] = dfx.UnsafeBrownianPath
+    brownian_path: type[BrownianPath] = dfx.UnsafeBrownianPath
     brownian_tolerance: float = 1e-3
-    stepsize_controller: dfx.AbstractStepSizeController | None = None
+    stepsize_controller: StepSizeController | None = None
     max_steps: int = 4096
     num_draws: int = 16
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_grid("ReverseSDE", self.grid, self.num_steps)
         check_solve("ReverseSDE", self)
         check_number("ReverseSDE: `churn`", self.churn, "a number between 0 and 1", lambda x: 0 <= x <= 1)

@@ -27,7 +27,7 @@ class ArrayBatches:
     The batch of a step depends on the seed and the step alone.
     """
 
-    def __init__(self, records: Any, batch_size: int, seed: tuple[int, ...]):
+    def __init__(self, records: Any, batch_size: int, seed: tuple[int, ...]) -> None:
         self._given = records
         self.batch_size = batch_size
         self.num_records = jax.tree.leaves(records)[0].shape[0]
@@ -74,7 +74,7 @@ class IterableBatches:
     An iterator with `get_state` and `set_state`, as grain's have, resumes where it was; any other by skipping.
     """
 
-    def __init__(self, iterable: Iterable[Any]):
+    def __init__(self, iterable: Iterable[Any]) -> None:
         self._iterable = iterable
         self._iterator: Any = iter(iterable)
         self._passes = 0

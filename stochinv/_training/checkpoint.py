@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
-from .._custom_types import summary
+from .._custom_types import PyTree, summary
 from .._data_info import same_values
 from .._describe import describe, differences
 from .._lazy import orbax_checkpoint as ocp
@@ -34,7 +33,7 @@ class Checkpoints:
     - `state`: the start of the run, whose problem and averages are part of its configuration.
     """
 
-    def __init__(self, folder: str | os.PathLike, configuration: dict[str, Any], state: State):
+    def __init__(self, folder: str | os.PathLike[str], configuration: dict[str, Any], state: State) -> None:
         self.folder = os.path.abspath(os.fspath(folder))
         self._configuration = {name: describe(x) for name, x in (configuration | _parts(state)).items()}
         info = state.problem.data_info

@@ -6,8 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
+from .._custom_types import PyTree
 from .._problem_base import standardise_example
 from .state import State, deal
 

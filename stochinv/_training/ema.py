@@ -10,10 +10,10 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from .._checks import check_number
-from .._custom_types import FloatScalar
+from .._custom_types import FloatScalar, PyTree
 
 
 class AbstractEMA(eqx.Module):
@@ -45,7 +45,7 @@ class PowerEMA(AbstractEMA):
 
     gamma: float = 6.94
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_number("PowerEMA: `gamma`", self.gamma, "a number greater than -1", lambda x: x > -1)
 
     def decay(self, step: Int[Array, ""]) -> FloatScalar:
@@ -63,7 +63,7 @@ class ExponentialEMA(AbstractEMA):
 
     rate: float = 0.999
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_number("ExponentialEMA: `rate`", self.rate, "a number strictly between 0 and 1", lambda x: 0 < x < 1)
 
     def decay(self, step: Int[Array, ""]) -> FloatScalar:

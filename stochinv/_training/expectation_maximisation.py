@@ -173,7 +173,7 @@ class Rounds(AbstractRounds):
         plan: Plan,
         batch_size: int,
         held_out: Records | None = None,
-    ):
+    ) -> None:
         self.began = time.perf_counter()
         self.plan = plan
         self._data, self._known, self._begin, self._guess, self._key = records.views, records.signals, begin, guess, key

@@ -72,7 +72,7 @@ class KnownSignals(AbstractRounds):
     - `held_out`: records that tell by how much the network's correction is to be shrunk, or `None`.
     """
 
-    def __init__(self, problem: Any, records: Records, key: Key, plan: Plan, held_out: Records | None = None):
+    def __init__(self, problem: Any, records: Records, key: Key, plan: Plan, held_out: Records | None = None) -> None:
         self.began = time.perf_counter()
         self.plan = plan
         self._pairs, self._source, self._key = Pairs(records.signals, records.views), records.source, key

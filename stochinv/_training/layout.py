@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 
 from .._checks import shown
 from .._chunks import DRAWS
+from .._custom_types import PyTree
 
 # Parameters of fewer bytes are on every device.
 LEAST_BYTES = 4 * 2**20
@@ -34,7 +34,7 @@ class Layout:
     - `parameters`: the axis over which parameters are, or `None`.
     """
 
-    def __init__(self, mesh: Mesh, batch: PartitionSpec, parameters: str | None):
+    def __init__(self, mesh: Mesh, batch: PartitionSpec, parameters: str | None) -> None:
         # The compiler lays out the rest.
         self.mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
         self.batch = NamedSharding(self.mesh, batch)

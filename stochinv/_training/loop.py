@@ -47,7 +47,7 @@ class Options:
     roles: RandomViews | None
     validation: Example | View | None
     validation_every: int
-    checkpoint: str | os.PathLike | None
+    checkpoint: str | os.PathLike[str] | None
     checkpoint_every: int
     resume: bool
     callbacks: Sequence[Callable[[Progress], Any]]
@@ -123,7 +123,7 @@ class Run:
         watch: Watch | None = None,
         public: Callable[[Any], Any] = lambda problem: problem,
         counted: bool = True,
-    ):
+    ) -> None:
         self._layout = options.layout
         self._hold(state)
         self._records = self._replicate(batches.records if rounds is None else None)

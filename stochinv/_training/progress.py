@@ -27,7 +27,7 @@ def make_progress(show: bool | None, total: int, done: int) -> "Bar | Lines | Si
 class Bar:
     """A progress bar with the loss and the rate."""
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, total: int, done: int) -> None:
         self._bar: Any = tqdm_auto.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, desc="compiling")
         self._rounds: dict[str, Any] = {}
 
@@ -64,7 +64,7 @@ class Bar:
 class Lines:
     """A line on standard error now and then, for logs of jobs that nobody watches."""
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, total: int, done: int) -> None:
         self._total, self._done = total, done
         self._last = self._start = time.perf_counter()
         self._rounds = ""

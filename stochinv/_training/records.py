@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
 
 from .._checks import check_arrays, check_finite, check_instance
 from .._complex import parts_structure, view_as_parts
 from .._coordinates import Coordinates
-from .._custom_types import AnyCallable, Key, Signal, Structure, summary
+from .._custom_types import AnyCallable, Key, PyTree, Signal, Structure, summary
 from .._data_info import check_structure, describe
 from .._forward.base import measures_stack
 from .._pairs import Pairs, in_coordinates

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from .._checks import check_finite, check_instance, check_key
-from .._custom_types import AnyCallable, FloatScalar, Key
+from .._custom_types import AnyCallable, FloatScalar, Key, PyTree
 from .._frozen import trainable
 from .._problem_base import AbstractProblem
 from .._view import Example, RandomViews, View

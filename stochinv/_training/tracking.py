@@ -86,7 +86,7 @@ class Tracking:
         configuration: Callable[[], Mapping[str, Any]],
         history: History,
         step: int,
-    ):
+    ) -> None:
         self._tracker, self._history = tracker, history
         self._validations = len(history.validation_steps)
         self._rounds = {name: len(values) for name, values in self._of_rounds().items()}
@@ -157,7 +157,7 @@ class Profiler:
     - `checkpoint`: the folder of checkpoints, in which the trace's is.
     """
 
-    def __init__(self, profile: tuple[int, int] | None, checkpoint: str | os.PathLike | None):
+    def __init__(self, profile: tuple[int, int] | None, checkpoint: str | os.PathLike[str] | None) -> None:
         start, steps = (-1, 0) if profile is None else profile
         self._first, self._last = start, start + steps - 1
         self._folder = os.path.join(os.path.abspath(checkpoint or ""), "profile")

@@ -89,7 +89,7 @@ class Watch:
     - `key`: a PRNG key.
     """
 
-    def __init__(self, problem: Any, views: View, key: Key):
+    def __init__(self, problem: Any, views: View, key: Key) -> None:
         self._sampler, _ = sampler_of_rounds(problem)
         self._weighs = corrects(problem)
         split_key, self._key = jr.split(key)

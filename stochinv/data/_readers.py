@@ -16,7 +16,7 @@ from .._lazy import optional
 
 
 def read_fastmri(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
 ) -> tuple[Complex64[np.ndarray, "slices coils height width"], Bool[np.ndarray, " width"] | None]:
     """Reads the k-space of one volume from an HDF5 file in the layout of fastMRI, by h5py.
 
@@ -58,7 +58,7 @@ def read_fastmri(
     return kspace.astype(np.complex64), None if mask is None else mask.ravel().astype(bool)
 
 
-def read_fits(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "..."], dict[str, Any]]:
+def read_fits(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "..."], dict[str, Any]]:
     """Reads the first image of a FITS file, by Astropy.
 
     **Arguments:**
@@ -89,7 +89,7 @@ def read_fits(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "..."], dict
     return _read(path, read, "a FITS file with an image")
 
 
-def read_dicom(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "..."], tuple[float, float] | None]:
+def read_dicom(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "..."], tuple[float, float] | None]:
     """Reads the image of a DICOM file, by pydicom.
 
     **Arguments:**
@@ -121,7 +121,7 @@ def read_dicom(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "..."], tup
     return _read(path, read, "a DICOM file with an image")
 
 
-def read_nifti(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "..."], Float64[np.ndarray, "4 4"]]:
+def read_nifti(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "..."], Float64[np.ndarray, "4 4"]]:
     """Reads a volume from a NIfTI file, by nibabel.
 
     **Arguments:**

@@ -22,11 +22,11 @@ SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".
 
 
 def read_video(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     height: int | None = None,
     max_frames: int | None = None,
-    cache: str | os.PathLike | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Frames:
     """Decodes a video file.
 
@@ -70,11 +70,11 @@ def read_video(
 
 
 def read_clips(
-    folder: str | os.PathLike | Iterable[str | os.PathLike],
+    folder: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     height: int | None = None,
     max_frames: int | None = None,
-    cache: str | os.PathLike | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> list[Frames]:
     """Decodes many videos, and cuts them into shots.
 

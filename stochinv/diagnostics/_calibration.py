@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from .._custom_types import Key
+from .._custom_types import Key, PyTree
 from ._bands import uniform_band
 from ._common import as_rows, check_probability, flatten_draws, generator, leading_size, new_axes, random_rank
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from .._complex import as_parts
-from .._custom_types import FloatScalar, Key
+from .._custom_types import FloatScalar, Key, PyTree
 
 
 def leading_size(name: str, tree: PyTree) -> int:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._custom_types import FloatScalar, Key
+from .._custom_types import FloatScalar, Key, PyTree
 from ._common import as_pair, largest
 
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from .._chunks import in_chunks
-from .._custom_types import Key
+from .._custom_types import Key, PyTree
 from .._data_info import standardise_view
 from .._denoiser.evidence import LEAST_NOISE
 from .._instrument import effective_number

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._complex import as_parts
 from .._coordinates import Coordinates, RealForward
-from .._custom_types import AnyCallable, FloatScalar, Params, Signal
+from .._custom_types import AnyCallable, FloatScalar, Params, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._noise import AbstractNoise, as_noise
 from .._problem import StochasticInverseProblem

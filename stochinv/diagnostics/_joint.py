@@ -22,10 +22,9 @@ from typing import NamedTuple, final
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import PyTree
 
 from .._checks import check_key
-from .._custom_types import Key
+from .._custom_types import Key, PyTree
 from .._lazy import scipy_special
 from ._calibration import checked
 from ._common import as_rows, check_at_least_one, check_probability, generator

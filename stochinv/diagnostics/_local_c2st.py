@@ -14,10 +14,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._checks import check_key
-from .._custom_types import Key
+from .._custom_types import Key, PyTree
 from ._common import as_rows, check_at_least_one
 from ._two_sample import gaussian_kernel, median_distance, permutation_p_value
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
 from .._checks import check_key
-from .._custom_types import Key
+from .._custom_types import Key, PyTree
 from .._lazy import scipy_special
 from ._common import as_pair, check_at_least_one
 from ._distances import standard

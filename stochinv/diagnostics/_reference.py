@@ -11,9 +11,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
-from .._custom_types import AnyCallable, Context, Key, Signal
+from .._custom_types import AnyCallable, Context, Key, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._lazy import is_distribution, numpyro
 from .._noise import AbstractNoise, as_noise

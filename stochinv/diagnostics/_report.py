@@ -48,7 +48,7 @@ class Report:
         lines = [self.figures["verdict"], *(f"Warning: {x}" for x in self.figures["warnings"])]
         return "\n".join(["Report:", *(f"  {x}" for x in lines)])
 
-    def save(self, path: str | os.PathLike):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the page.
 
         **Arguments:**

@@ -12,11 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from .._checks import check_key
 from .._complex import as_parts
-from .._custom_types import Key
+from .._custom_types import Key, PyTree
 from .._lazy import scipy_special
 from ._common import check_at_least_one, generator, leading_size
 from ._two_sample import permutation_p_value

@@ -21,9 +21,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, Key, Signal
+from .._custom_types import AnyCallable, Key, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._view import View, view_mask
 from ._common import check_at_least_one, leading_size

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._complex import as_parts
-from .._custom_types import FloatScalar, Key
+from .._custom_types import FloatScalar, Key, PyTree
 from ._common import as_rows, largest, random_rank
 
 

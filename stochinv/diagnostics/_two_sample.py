@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._checks import check_key
-from .._custom_types import FloatScalar, Key
+from .._custom_types import FloatScalar, Key, PyTree
 from ._common import as_pair, check_at_least_one
 from ._distances import standard
 

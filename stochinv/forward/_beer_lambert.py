@@ -42,7 +42,7 @@ class BeerLambert(AbstractForwardModel):
 
     photons: ArrayLike
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if is_traced(self.photons):
             return
         check_arrays("photons", self.photons)

@@ -27,7 +27,7 @@ class Blur(AbstractLinearForwardModel):
     kernel: Float[Array, "height width"] | None = None
     boundary: Literal["edge", "reflect", "constant", "wrap"] = "reflect"
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.kernel is not None and not all(n % 2 for n in self.kernel.shape):
             raise ValueError(
                 f"Blur: `kernel` must have odd sizes, got {self.kernel.shape}; add a row or column of zeros."

@@ -56,13 +56,13 @@ class Camera(eqx.Module):
     pose: Float[Array, "*views 4 4"]
     image_size: tuple[int, int] = eqx.field(static=True)
 
-    def __init__(self, intrinsics: Any, pose: Any, image_size: tuple[int, int]):
+    def __init__(self, intrinsics: Any, pose: Any, image_size: tuple[int, int]) -> None:
         dtype = jnp.result_type(float)
         self.intrinsics = jnp.asarray(intrinsics, dtype)
         self.pose = jnp.asarray(pose, dtype)
         self.image_size = (int(image_size[0]), int(image_size[1]))
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.intrinsics.shape[-2:] != (3, 3) or self.pose.shape[-2:] != (4, 4):
             raise ValueError(
                 f"Camera: `intrinsics` must be of shape (3, 3) and `pose` of shape (4, 4), got {self.intrinsics.shape} "

@@ -64,7 +64,7 @@ class Darcy(AbstractForwardModel):
     shape: tuple[int, int]
     source: ArrayLike = 1.0
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not isinstance(self.shape, tuple) or len(self.shape) != 2 or not all(map(_is_size, self.shape)):
             raise ValueError(f"Darcy: `shape` must be the (height, width) of the signal in cells, got {self.shape!r}.")
         if is_traced(self.source):

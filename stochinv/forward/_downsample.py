@@ -19,7 +19,7 @@ class Downsample(AbstractLinearForwardModel):
 
     factor: int
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.factor < 1:
             raise ValueError(
                 f"Downsample: `factor` must be at least 1, got {self.factor}; 1 leaves the image as it is."

@@ -49,7 +49,7 @@ class Generator(AbstractForwardModel):
         *,
         mean: Signal | None = None,
         truncation: float = 1.0,
-    ):
+    ) -> None:
         latent = getattr(generator, "latent", None) if latent is None else latent
         if latent is None:
             raise ValueError(
@@ -63,7 +63,7 @@ class Generator(AbstractForwardModel):
         self.mean = Frozen(mean)
         self.truncation = truncation
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         mean = self.mean.value
         shapes = lambda tree: (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
         if mean is not None and shapes(mean) != shapes(self.latent):

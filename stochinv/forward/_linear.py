@@ -20,7 +20,7 @@ class Linear(AbstractLinearForwardModel):
 
     operator: lx.AbstractLinearOperator | None
 
-    def __init__(self, operator: lx.AbstractLinearOperator | jax.Array | None = None):
+    def __init__(self, operator: lx.AbstractLinearOperator | jax.Array | None = None) -> None:
         self.operator = None if operator is None else _as_operator(operator)
 
     def __call__(self, signal: Signal, params: Params) -> Observation:

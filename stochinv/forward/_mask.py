@@ -40,7 +40,7 @@ class Window(AbstractLinearForwardModel):
     image_shape: tuple[int, int, int]
     size: tuple[int, int]
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not all(1 <= s <= n for s, n in zip(self.size, self.image_shape[:2], strict=True)):
             raise ValueError(
                 f"Window: `size` must be between (1, 1) and the image's {self.image_shape[:2]}, got {self.size}."

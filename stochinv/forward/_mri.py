@@ -77,7 +77,7 @@ class CartesianMRI(AbstractLinearForwardModel):
     shape: tuple[int, int]
     sensitivities: Inexact[Array, "coils height width"] | None = None
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         _check_image("CartesianMRI", self.shape, self.sensitivities)
 
     def __call__(self, signal: Inexact[Array, "height width"], params: Params) -> Complex[Array, "coils ..."]:
@@ -124,7 +124,7 @@ class NonCartesianMRI(AbstractLinearForwardModel):
     shape: tuple[int, int]
     sensitivities: Inexact[Array, "coils height width"] | None = None
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         _check_image("NonCartesianMRI", self.shape, self.sensitivities)
         nufftax_core()
 

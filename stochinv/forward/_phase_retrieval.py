@@ -48,7 +48,7 @@ class FourierIntensity(AbstractForwardModel):
 
     oversampling: int = 2
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_integer("FourierIntensity: `oversampling`", self.oversampling)
 
     def __call__(self, signal: Inexact[Array, "height width"], params: Params) -> Float[Array, "rows columns"]:
@@ -114,7 +114,7 @@ class Ptychography(AbstractForwardModel):
 
     probe: Inexact[Array, "rows columns"]
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if jnp.ndim(self.probe) != 2:
             raise ValueError(
                 f"Ptychography: `probe` must have the shape (rows, columns), got {jnp.shape(self.probe)}; reshape it."

@@ -39,7 +39,7 @@ class FlowSmoothness(eqx.Module):
     epsilon: float = 0.1
     margin: int = 0
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.weight < 0 or self.sharpness < 0 or self.margin < 0 or not self.epsilon > 0:
             raise ValueError(
                 "FlowSmoothness: `weight`, `sharpness` and `margin` must be at least 0 and `epsilon` positive, got "

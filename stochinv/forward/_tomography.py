@@ -135,11 +135,11 @@ class ParallelBeam(_AbstractBeam):
     shape: tuple[int, int]
     num_bins: int
 
-    def __init__(self, shape: tuple[int, int], num_bins: int | None = None):
+    def __init__(self, shape: tuple[int, int], num_bins: int | None = None) -> None:
         self.shape = _as_shape("ParallelBeam", shape)
         self.num_bins = max(self.shape) if num_bins is None else num_bins
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_integer("ParallelBeam: `num_bins`", self.num_bins)
 
     def _rays(self, radians):
@@ -243,14 +243,14 @@ class FanBeam(_AbstractBeam):
         source_distance: float,
         detector_distance: float,
         bin_width: float,
-    ):
+    ) -> None:
         self.shape = _as_shape("FanBeam", shape)
         self.num_bins = num_bins
         self.source_distance = source_distance
         self.detector_distance = detector_distance
         self.bin_width = bin_width
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_integer("FanBeam: `num_bins`", self.num_bins)
         half = math.hypot(*self.shape) / 2
         check_number(

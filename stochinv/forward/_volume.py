@@ -72,7 +72,7 @@ class VolumeRenderer(AbstractForwardModel):
     checkpoint: bool = eqx.field(static=True, default=False)
     chunk_size: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"VolumeRenderer: `num_samples` must be at least 1, got {self.num_samples}; 32 is usual.")
         if isinstance(self.background, str) and self.background not in ("params", "signal"):

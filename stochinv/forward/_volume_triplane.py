@@ -47,7 +47,7 @@ class TriPlaneField(AbstractField):
     upper: tuple[float, float, float] = eqx.field(static=True, default=(1.0, 1.0, 1.0))
     density_scale: float = eqx.field(static=True, default=1.0)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_box("TriPlaneField", self.lower, self.upper)
         if self.planes.shape[1] < 2:
             raise ValueError(f"TriPlaneField: `planes` must have a size of at least 2, got {self.planes.shape[1]}.")

@@ -38,7 +38,7 @@ class VoxelField(AbstractField):
     upper: tuple[float, float, float] = eqx.field(static=True, default=(1.0, 1.0, 1.0))
     density_scale: float = eqx.field(static=True, default=1.0)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_box("VoxelField", self.lower, self.upper)
         shape, coefficients = self.density.shape, self.colour.shape[-1]
         if len(shape) != 3 or self.colour.shape[:3] != shape or min(shape) < 2:

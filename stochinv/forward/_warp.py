@@ -45,7 +45,7 @@ class Warp(AbstractForwardModel):
     num_frames: int | None = None
     trajectory: bool = False
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.scale < 1:
             raise ValueError(f"Warp: `scale` must be at least 1, got {self.scale}.")
         if self.boundary not in ("edge", "reflect", "mask"):

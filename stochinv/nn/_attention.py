@@ -23,7 +23,7 @@ class SelfAttention(eqx.Module):
     to_out: Linear
     heads: int = eqx.field(static=True)
 
-    def __init__(self, size: int, *, heads: int, zero_init: bool = False, key: PRNGKeyArray):
+    def __init__(self, size: int, *, heads: int, zero_init: bool = False, key: PRNGKeyArray) -> None:
         qkv_key, out_key = jr.split(key)
         self.to_qkv = Linear(size, 3 * size, use_bias=False, key=qkv_key)
         self.to_out = Linear(size, size, zero_init=zero_init, key=out_key)

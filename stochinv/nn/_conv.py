@@ -43,7 +43,7 @@ class Conv2d(eqx.Module):
         use_bias: bool = True,
         zero_init: bool = False,
         key: PRNGKeyArray,
-    ):
+    ) -> None:
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         if zero_init:

@@ -49,7 +49,7 @@ class NoiseEmbedding(eqx.Module):
     out: Linear
     size: int = eqx.field(static=True)
 
-    def __init__(self, size: int, *, key: PRNGKeyArray):
+    def __init__(self, size: int, *, key: PRNGKeyArray) -> None:
         """**Arguments:**
 
         - `size`: size of the embedding and of the hidden layer, at least 1.

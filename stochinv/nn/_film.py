@@ -22,7 +22,7 @@ class Conditioning(eqx.Module):
 
     linear: Linear
 
-    def __init__(self, embedding_size: int, *, key: PRNGKeyArray):
+    def __init__(self, embedding_size: int, *, key: PRNGKeyArray) -> None:
         self.linear = Linear(embedding_size, embedding_size, key=key)
 
     def __call__(self, embedding: Float[Array, " embedding_size"]) -> Float[Array, " embedding_size"]:
@@ -34,7 +34,7 @@ class FiLM(eqx.Module):
 
     linear: Linear
 
-    def __init__(self, embedding_size: int, size: int, *, key: PRNGKeyArray):
+    def __init__(self, embedding_size: int, size: int, *, key: PRNGKeyArray) -> None:
         self.linear = Linear(embedding_size, 2 * size, key=key)
 
     def __call__(
@@ -60,7 +60,7 @@ class ModulatedLayer(eqx.Module):
 
     def __init__(
         self, make_inward: Callable[..., Callable[[Array], Array]], size: int, *, embedding_size: int, key: PRNGKeyArray
-    ):
+    ) -> None:
         keys = jr.split(key, 3)
         self.inward = make_inward(size, size, use_bias=False, key=keys[0])
         self.film = FiLM(embedding_size, size, key=keys[1])

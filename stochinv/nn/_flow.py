@@ -87,7 +87,7 @@ class FlowDenoiser(AbstractDenoiser):
         radius: int = 0,
         spread: float = 1.0,
         key: Key,
-    ):
+    ) -> None:
         check_positive(channels=channels, scale=scale, width=width, depth=depth, latent_size=latent_size)
         if width % _GROUPS:
             raise ValueError(f"`width` is {width}, but it has to be a multiple of {_GROUPS}: round it up.")

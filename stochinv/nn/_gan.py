@@ -39,7 +39,7 @@ class MLPGenerator(AbstractGenerator):
         *,
         image_shape: tuple[int, int, int] = (28, 28, 1),
         key: PRNGKeyArray,
-    ):
+    ) -> None:
         """**Arguments:**
 
         - `latent_size`: the length of the latent code.
@@ -94,7 +94,7 @@ class BatchNorm(eqx.Module):
     variance: Float[Array, " channels"]
     eps: float = eqx.field(static=True)
 
-    def __init__(self, channels: int, *, eps: float = 1e-5):
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
         self.weight, self.variance = jnp.ones(channels), jnp.ones(channels)
         self.bias, self.mean = jnp.zeros(channels), jnp.zeros(channels)
         self.eps = eps
@@ -122,7 +122,7 @@ class GeneratorLayer(eqx.Module):
         norm: bool,
         use_bias: bool,
         key: PRNGKeyArray,
-    ):
+    ) -> None:
         size = 3 if kind == "same" else 4
         inputs = {"project": in_channels, "same": 9 * in_channels, "up": 4 * in_channels}[kind]
         self.weight = fan_in_uniform(key, (size, size, in_channels, out_channels), inputs)
@@ -170,7 +170,7 @@ class DCGANGenerator(AbstractGenerator):
         *,
         use_bias: bool = False,
         key: PRNGKeyArray,
-    ):
+    ) -> None:
         """**Arguments:**
 
         - `latent_size`: the length of the latent code.

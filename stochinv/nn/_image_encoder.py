@@ -42,7 +42,7 @@ class ImageEncoder(eqx.Module):
         embedding_size: int,
         channels: int = 96,
         key: PRNGKeyArray,
-    ):
+    ) -> None:
         """**Arguments:**
 
         - `in_channels`: channels of the image, at least 1.

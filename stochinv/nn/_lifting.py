@@ -51,7 +51,7 @@ class PointBlock(eqx.Module):
     film: FiLM
     outward: Linear
 
-    def __init__(self, width: int, condition_size: int, *, key: Key):
+    def __init__(self, width: int, condition_size: int, *, key: Key) -> None:
         keys = jr.split(key, 3)
         self.inward = Linear(width, width, key=keys[0])
         self.film = FiLM(condition_size, width, key=keys[1])
@@ -156,7 +156,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser, AbstractEncodingDenoiser):
         num_components: int = 1,
         checkpoint: bool = False,
         key: Key,
-    ):
+    ) -> None:
         check_positive(depths=depths, channels=channels, point_width=point_width, num_components=num_components)
         keys = jr.split(key, 10)
         sizes = (image_shape, depths * channels, patch_size, feature_stride)
@@ -186,7 +186,7 @@ class LiftingDenoiser(AbstractMixtureDenoiser, AbstractEncodingDenoiser):
         self.feature_stride = feature_stride
         self.latent_size = latent_size
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.latent_size < 0:
             raise ValueError(f"LiftingDenoiser: `latent_size` must be at least 0, got {self.latent_size}.")
         if self.resolution < 2 or self.depths < 2:

@@ -32,7 +32,7 @@ class Linear(eqx.Module):
 
     def __init__(
         self, in_size: int, out_size: int, *, use_bias: bool = True, zero_init: bool = False, key: PRNGKeyArray
-    ):
+    ) -> None:
         """**Arguments:**
 
         - `in_size`: size of the last axis of the input, at least 1.

@@ -33,7 +33,7 @@ class MLP(eqx.Module):
 
     def __init__(
         self, in_size: int, out_size: int, *, embedding_size: int, width: int = 256, depth: int = 3, key: PRNGKeyArray
-    ):
+    ) -> None:
         """**Arguments:**
 
         - `in_size`: size of the input vector, at least 1.

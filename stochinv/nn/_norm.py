@@ -31,7 +31,7 @@ class GroupNorm(eqx.Module):
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
-    def __init__(self, channels: int, groups: int = 8, *, eps: float = 1e-5, affine: bool = True):
+    def __init__(self, channels: int, groups: int = 8, *, eps: float = 1e-5, affine: bool = True) -> None:
         check_positive(channels=channels, groups=groups)
         check_divides("groups", groups, "channels", channels)
         self.weight = jnp.ones(channels) if affine else None

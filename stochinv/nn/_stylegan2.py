@@ -43,7 +43,7 @@ class EqualisedLinear(eqx.Module):
     bias: Float[Array, " out_size"]
     rate: float = eqx.field(static=True)
 
-    def __init__(self, in_size: int, out_size: int, *, bias: float = 0.0, rate: float = 1.0, key: PRNGKeyArray):
+    def __init__(self, in_size: int, out_size: int, *, bias: float = 0.0, rate: float = 1.0, key: PRNGKeyArray) -> None:
         self.weight = jr.normal(key, (in_size, out_size)) / rate
         self.bias = jnp.full(out_size, bias / rate)
         self.rate = rate
@@ -58,7 +58,7 @@ class Mapping(eqx.Module):
     layers: tuple[EqualisedLinear, ...]
     mean: Float[Array, " latent"]
 
-    def __init__(self, latent_size: int, depth: int, *, key: PRNGKeyArray):
+    def __init__(self, latent_size: int, depth: int, *, key: PRNGKeyArray) -> None:
         keys = jr.split(key, depth)
         self.layers = tuple(EqualisedLinear(latent_size, latent_size, rate=0.01, key=k) for k in keys)
         self.mean = jnp.zeros(latent_size)
@@ -128,7 +128,9 @@ class StyledConvolution(eqx.Module):
     noise_strength: Float[Array, ""]
     up: bool = eqx.field(static=True)
 
-    def __init__(self, w_size: int, in_channels: int, out_channels: int, size: int, *, up: bool, key: PRNGKeyArray):
+    def __init__(
+        self, w_size: int, in_channels: int, out_channels: int, size: int, *, up: bool, key: PRNGKeyArray
+    ) -> None:
         keys = jr.split(key, 3)
         self.affine = EqualisedLinear(w_size, in_channels, bias=1.0, key=keys[0])
         self.weight = jr.normal(keys[1], (3, 3, in_channels, out_channels))
@@ -152,7 +154,7 @@ class ToRGB(eqx.Module):
     weight: Float[Array, "1 1 in_channels out_channels"]
     bias: Float[Array, " out_channels"]
 
-    def __init__(self, w_size: int, in_channels: int, out_channels: int, *, key: PRNGKeyArray):
+    def __init__(self, w_size: int, in_channels: int, out_channels: int, *, key: PRNGKeyArray) -> None:
         keys = jr.split(key)
         self.affine = EqualisedLinear(w_size, in_channels, bias=1.0, key=keys[0])
         self.weight = jr.normal(keys[1], (1, 1, in_channels, out_channels))
@@ -173,7 +175,7 @@ class Block(eqx.Module):
 
     def __init__(
         self, w_size: int, in_channels: int | None, channels: int, size: int, image_channels: int, *, key: PRNGKeyArray
-    ):
+    ) -> None:
         keys = jr.split(key, 3)
         last = StyledConvolution(w_size, channels, channels, size, up=False, key=keys[1])
         if in_channels is None:
@@ -212,7 +214,7 @@ class StyleGAN2Generator(AbstractGenerator):
         channel_max: int = 512,
         image_channels: int = 3,
         key: PRNGKeyArray,
-    ):
+    ) -> None:
         """**Arguments:**
 
         - `size`: height and width of the images in pixels, a power of two from 8 on.

@@ -47,7 +47,7 @@ class TransformerBlock(eqx.Module):
     hidden: Linear
     out: Linear
 
-    def __init__(self, width: int, *, embedding_size: int, heads: int, key: PRNGKeyArray):
+    def __init__(self, width: int, *, embedding_size: int, heads: int, key: PRNGKeyArray) -> None:
         keys = jr.split(key, 4)
         self.modulation = Linear(embedding_size, 6 * width, zero_init=True, key=keys[0])
         self.attention = SelfAttention(width, heads=heads, key=keys[1])
@@ -95,7 +95,7 @@ class PatchTransformer(eqx.Module):
         heads: int = 4,
         checkpoint: bool = False,
         key: PRNGKeyArray,
-    ):
+    ) -> None:
         """**Arguments:**
 
         - `in_channels`, `out_channels`: channels of the input and of the output image, at least 1.

@@ -41,7 +41,7 @@ class ResidualBlock(eqx.Module):
     film: FiLM
     conv2: Conv2d
 
-    def __init__(self, channels: int, *, embedding_size: int, groups: int, key: PRNGKeyArray):
+    def __init__(self, channels: int, *, embedding_size: int, groups: int, key: PRNGKeyArray) -> None:
         keys = jr.split(key, 3)
         self.norm1 = GroupNorm(channels, groups)
         self.conv1 = Conv2d(channels, channels, key=keys[0])
@@ -63,7 +63,7 @@ class AttentionBlock(eqx.Module):
     norm: GroupNorm
     attention: SelfAttention
 
-    def __init__(self, channels: int, *, groups: int, heads: int, key: PRNGKeyArray):
+    def __init__(self, channels: int, *, groups: int, heads: int, key: PRNGKeyArray) -> None:
         self.norm = GroupNorm(channels, groups)
         self.attention = SelfAttention(channels, heads=heads, zero_init=True, key=key)
 
@@ -80,7 +80,7 @@ class Blocks(eqx.Module):
 
     def __init__(
         self, number: int, channels: int, *, embedding_size: int, groups: int, checkpoint: bool, key: PRNGKeyArray
-    ):
+    ) -> None:
         self.checkpoint = checkpoint
         self.blocks = tuple(
             ResidualBlock(channels, embedding_size=embedding_size, groups=groups, key=k) for k in jr.split(key, number)
@@ -103,7 +103,9 @@ class Level(eqx.Module):
     skip: Linear
     up_blocks: Blocks
 
-    def __init__(self, make_blocks: Callable[..., Blocks], channels: int, coarse_channels: int, *, key: PRNGKeyArray):
+    def __init__(
+        self, make_blocks: Callable[..., Blocks], channels: int, coarse_channels: int, *, key: PRNGKeyArray
+    ) -> None:
         keys = jr.split(key, 5)
         self.down_blocks = make_blocks(channels, key=keys[0])
         self.to_coarse = Linear(4 * channels, coarse_channels, key=keys[1])
@@ -162,7 +164,7 @@ class UNet(eqx.Module):
         heads: int = 4,
         checkpoint: bool = False,
         key: PRNGKeyArray,
-    ):
+    ) -> None:
         """**Arguments:**
 
         - `in_channels`, `out_channels`: channels of the input and of the output image, at least 1.

@@ -67,7 +67,7 @@ class AbstractGenerator(eqx.Module):
 _Generator = TypeVar("_Generator")
 
 
-def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The named arrays of a `.npz` or `.safetensors` file, whose ending tells its format."""
     path = os.fspath(path)
     if not os.path.exists(path):
@@ -100,7 +100,7 @@ def _read_safetensors(path):
         raise ValueError(f"`path`: {path} is damaged ({error}); use another copy.") from error
 
 
-def load_weights(generator: _Generator, path: str | os.PathLike) -> _Generator:
+def load_weights(generator: _Generator, path: str | os.PathLike[str]) -> _Generator:
     """A generator with the weights of a file.
 
     **Arguments:**

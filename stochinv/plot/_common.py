@@ -10,9 +10,10 @@ from typing import Any
 
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
 from .._checks import check_arrays, check_finite, shown
+from .._custom_types import PyTree
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import PyTree
 
 from .._checks import check_number
+from .._custom_types import PyTree
 from ._common import as_entries, as_labels, check_few, check_same_entries, new_figure
 
 if TYPE_CHECKING:

@@ -30,19 +30,19 @@ class CSVTracker:
     `ValueError` for another path, and for a file that has other columns.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         check_path("CSVTracker: `path`", path)
-        self.path = pathlib.Path(path)
+        self.path: pathlib.Path = pathlib.Path(path)
         if self.path.suffix != ".csv":
             raise ValueError(f"CSVTracker: `path` must end in .csv, got {os.fspath(path)!r}; write 'run.csv'.")
         check_columns(self.path)
 
-    def log_params(self, params: Mapping[str, Any]):
+    def log_params(self, params: Mapping[str, Any]) -> None:
         """Writes the configuration, in place of an earlier one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.with_suffix(".json").write_text(json.dumps(dict(params), indent=2, default=str), encoding="utf-8")
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int):
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Appends a row for each number."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -51,7 +51,7 @@ class CSVTracker:
                 writer.writerow(COLUMNS)
             writer.writerows((step, name, float(value)) for name, value in metrics.items())
 
-    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int):
+    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int) -> None:
         """Writes a PNG file, with name and step at the end of its name."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.path.with_name(f"{self.path.stem}-{name.replace('/', '-')}-{step}.png"))

@@ -28,22 +28,22 @@ class MLflowTracker:
     `ValueError` for both a run and options, `ImportError` without MLflow.
     """
 
-    def __init__(self, run: Any = None, **options: Any):
+    def __init__(self, run: Any = None, **options: Any) -> None:
         check_run_or_options("MLflowTracker", run, options)
         self._mlflow = optional("mlflow", "MLflowTracker", "mlflow")
-        self.run = self._mlflow.start_run(**options) if run is None else run
+        self.run: Any = self._mlflow.start_run(**options) if run is None else run
 
-    def log_params(self, params: Mapping[str, Any]):
+    def log_params(self, params: Mapping[str, Any]) -> None:
         """Adds parameters; those that the run has stay as they are, since MLflow lets none change."""
         known = self._mlflow.get_run(self.run.info.run_id).data.params
         new = {name: value for name, value in params.items() if name not in known}
         self._mlflow.log_params(new, run_id=self.run.info.run_id)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int):
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs numbers."""
         self._mlflow.log_metrics(dict(metrics), step=step, run_id=self.run.info.run_id)
 
-    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int):
+    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int) -> None:
         """Logs a PNG file, with name and step as its name."""
         client = self._mlflow.MlflowClient()
         client.log_figure(self.run.info.run_id, figure, f"{name}-{step}.png")

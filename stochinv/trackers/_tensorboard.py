@@ -28,7 +28,7 @@ class TensorBoardTracker:
     `ValueError` if it is no path, `ImportError` without tensorboardX.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         check_path("TensorBoardTracker: `folder`", folder)
         self._tensorboard = optional("tensorboardX", "TensorBoardTracker", "tensorboard")
         os.makedirs(folder, exist_ok=True)
@@ -36,17 +36,17 @@ class TensorBoardTracker:
         writer = self._tensorboard.event_file_writer.EventsWriter
         self._writer = writer(os.path.join(folder, "events"), f".{time.time_ns()}")
 
-    def log_params(self, params: Mapping[str, Any]):
+    def log_params(self, params: Mapping[str, Any]) -> None:
         """Writes the configuration as a table, under *Text*."""
         rows = [f"| {name} | `{value}` |" for name, value in params.items()]
         table = "\n".join(["| name | value |", "|---|---|", *rows])
         self._write([self._tensorboard.summary.text("configuration", table)], 0)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int):
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Writes a scalar for each number."""
         self._write([self._tensorboard.summary.scalar(name, value) for name, value in metrics.items()], step)
 
-    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int):
+    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int) -> None:
         """Writes an image."""
         image = self._tensorboard.utils.figure_to_image(figure, close=False)
         self._write([self._tensorboard.summary.image(name, image)], step)

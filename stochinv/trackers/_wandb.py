@@ -27,19 +27,19 @@ class WandbTracker:
     `ValueError` for both a run and options, `ImportError` without wandb.
     """
 
-    def __init__(self, run: Any = None, **options: Any):
+    def __init__(self, run: Any = None, **options: Any) -> None:
         check_run_or_options("WandbTracker", run, options)
         self._wandb = optional("wandb", "WandbTracker", "wandb")
-        self.run = self._wandb.init(**options) if run is None else run
+        self.run: Any = self._wandb.init(**options) if run is None else run
 
-    def log_params(self, params: Mapping[str, Any]):
+    def log_params(self, params: Mapping[str, Any]) -> None:
         """Adds to the run's configuration."""
         self.run.config.update(dict(params), allow_val_change=True)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int):
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs numbers; W&B leaves out those of steps before the last."""
         self.run.log(dict(metrics), step=step)
 
-    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int):
+    def log_figure(self, name: str, figure: "matplotlib.figure.Figure", step: int) -> None:
         """Logs an image."""
         self.run.log({name: self._wandb.Image(figure)}, step=step)

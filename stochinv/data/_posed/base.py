@@ -41,7 +41,7 @@ class PosedImages:
     far: float | None = None
     name: str = "scene"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number = len(self.images)
         if number == 0:
             raise ValueError(f"{self.name}: there are no images; give at least one.")
@@ -208,7 +208,7 @@ class SceneBatches:
     background: float | tuple[float, ...] | None = None
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.scenes) == 0:
             raise ValueError("SceneBatches: `scenes` is empty; give at least one scene.")
         if self.batch_size < 1:

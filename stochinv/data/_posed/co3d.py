@@ -19,7 +19,7 @@ from .images import intrinsics_matrix, read_images
 _FLIP = np.diag([-1.0, -1.0, 1.0])  # left and up to right and down
 
 
-def load_co3d(folder: str | os.PathLike, category: str, sequence: str, *, masked: bool = True) -> PosedImages:
+def load_co3d(folder: str | os.PathLike[str], category: str, sequence: str, *, masked: bool = True) -> PosedImages:
     """Reads a sequence of CO3D.
 
     **Arguments:**

@@ -24,7 +24,7 @@ _MODELS = {
 _ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 
 
-def load_colmap(folder: str | os.PathLike, images: str | os.PathLike) -> PosedImages:
+def load_colmap(folder: str | os.PathLike[str], images: str | os.PathLike[str]) -> PosedImages:
     """Reads a reconstruction by COLMAP.
 
     **Arguments:**

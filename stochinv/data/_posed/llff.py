@@ -16,7 +16,7 @@ from .npz import full_poses
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-def load_llff(folder: str | os.PathLike, images: str = "images") -> PosedImages:
+def load_llff(folder: str | os.PathLike[str], images: str = "images") -> PosedImages:
     """Reads a scene in the format of LLFF.
 
     **Arguments:**

@@ -15,7 +15,7 @@ from .base import PosedImages
 from .images import OPENGL, intrinsics_matrix, read_images
 
 
-def load_nerf_synthetic(folder: str | os.PathLike, split: str | None = "train") -> PosedImages:
+def load_nerf_synthetic(folder: str | os.PathLike[str], split: str | None = "train") -> PosedImages:
     """Reads a scene in the format of NeRF's synthetic scenes.
 
     **Arguments:**

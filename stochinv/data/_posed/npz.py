@@ -7,7 +7,7 @@ import numpy as np
 from .base import PosedImages
 
 
-def load_posed_npz(path: str | os.PathLike) -> list[PosedImages]:
+def load_posed_npz(path: str | os.PathLike[str]) -> list[PosedImages]:
     """Reads posed images of one or many scenes from an npz file.
 
     Its arrays are `rgb` or `rgba`, shape `([scenes,] views, height, width, 3 or 4)`, bytes or numbers between 0 and 1;

@@ -14,7 +14,7 @@ from .images import intrinsics_matrix, read_images
 from .npz import full_poses
 
 
-def load_realestate10k(cameras: str | os.PathLike, frames: str | os.PathLike, every: int = 1) -> PosedImages:
+def load_realestate10k(cameras: str | os.PathLike[str], frames: str | os.PathLike[str], every: int = 1) -> PosedImages:
     """Reads a clip of RealEstate10K.
 
     **Arguments:**

@@ -275,12 +275,12 @@ def test_scripts_are_listed_and_written(folder, capsys):
     assert "cannot be written" in refused(capsys, "new", "own", "nowhere/own.py")
 
 
-def run_starter(field, folder, capsys):
-    """What a script prints at tiny size, and what `check` says of it."""
+@pytest.mark.slow
+@pytest.mark.parametrize("field", FIELDS)
+def test_scripts_to_start_from_run(field, folder, capsys):
     main.main(["new", field])
     capsys.readouterr()
-    names = runpy.run_path(f"{field}.py")
-    names["main"](records=120, steps=2)
+    runpy.run_path(f"{field}.py")["main"](records=120, steps=2)
     printed = capsys.readouterr().out
     assert "Check: 20 held-out records" in printed and f"{field}.png" in printed
     assert Path(f"{field}.png").stat().st_size > 5000
@@ -290,14 +290,15 @@ def run_starter(field, folder, capsys):
         sys.modules.pop(field, None)
 
 
-def test_a_script_to_start_from_runs(folder, capsys):
-    run_starter("own", folder, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("field", [x for x in FIELDS if x != "own"])
-def test_scripts_to_start_from_run(field, folder, capsys):
-    run_starter(field, folder, capsys)
+@pytest.mark.parametrize("field", FIELDS)
+def test_scripts_to_start_from_make_up_what_they_measure(field, folder):
+    Path("script.py").write_text(new.starter(field))
+    names = runpy.run_path("script.py")
+    signals, observations, params = jax.eval_shape(lambda key: names["made_up"](6, key), jax.random.key(0))
+    one = lambda tree, axes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype), tree)
+    assert one(signals, 1) == names["signal"]
+    assert jax.eval_shape(names["forward"], one(signals, 1), one(params, 2)) == one(observations, 2)
+    assert jax.tree.map(lambda x: jnp.shape(x)[1:], names["params"]) == jax.tree.map(lambda x: x.shape[2:], params)
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -227,7 +227,7 @@ class Posterior(eqx.Module):
         try:
             import arviz
         except ImportError as error:
-            raise ImportError("`Posterior.to_arviz` needs ArviZ: `pip install arviz`.") from error
+            raise ImportError("`Posterior.to_arviz` needs ArviZ: `pip install 'stochinv[diagnostics]'`.") from error
         leaves, _ = jax.tree_util.tree_flatten_with_path(as_parts(self._draws(key, num_samples)))
         name = lambda path: "signal" + jax.tree_util.keystr(path)
         return arviz.from_dict(posterior={name(path): jax.device_get(x)[None] for path, x in leaves})

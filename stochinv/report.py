@@ -11,19 +11,19 @@ r"""Whether the posteriors of a saved problem can be trusted, from the command l
 - `signal`: the true signals where they are known, shape (records, ...), or `signal.NAME`.
 
 The forward model is code, and is not in the file of a problem: `--forward` names a Python file and what it calls the
-forward model. That file is run.
+forward model. That file is run. `stochinv report` is the same.
 """
 
-import argparse
-import importlib.util
 import os
+import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax.random as jr
 import numpy as np
+import tyro
 
+from ._command.files import Refusal, read_names
 from ._load import load
 from ._pairs import Pairs
 from ._view import View
@@ -39,41 +39,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     - `arguments`: those of the command line; `None` for the ones that the program was started with.
     """
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m stochinv.report", description=__doc__, formatter_class=style)
-    parser.add_argument("problem", help="a problem that was trained and saved")
-    parser.add_argument("data", help="held-out records, an npz file")
-    parser.add_argument("--forward", required=True, metavar="FILE.py:NAME", help="the forward model")
-    parser.add_argument("--out", default="report.html", help="where the page goes; by default %(default)s")
-    given = parser.parse_args(arguments)
     try:
-        problem = load(given.problem, read_forward(given.forward))
-        found = report(problem, read_records(given.data), key=jr.key(0))
-        found.save(given.out)
+        tyro.cli(write_report, prog="python -m stochinv.report", args=arguments)
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        sys.exit(2)
+
+
+def write_report(
+    problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="A problem that was trained and saved.")],
+    data: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            help="Held-out records: an npz file of `observation`, `params`, `mask` and `signal`, the last two if any."
+        ),
+    ],
+    forward: Annotated[str, tyro.conf.arg(metavar="FILE.py:NAME", help="The forward model. The file is run.")],
+    out: Annotated[str, tyro.conf.arg(help="Where the page goes.")] = "report.html",
+):
+    """Tests whether posteriors can be trusted, and writes a page about it that anyone can read."""
+    names, name = read_names("--forward", forward)
+    try:
+        trained = load(problem, names[name])
+        found = report(trained, read_records(data), key=jr.key(0))
+        found.save(out)
     except (ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"{error}\n")
-    print(f"{found!r}\nThe report is in {given.out}.")
-
-
-def read_forward(place: str) -> Any:
-    """What a Python file has under a name.
-
-    **Raises:**
-
-    `ValueError` if that is not a file's path and a name, or if the file has nothing of that name.
-    """
-    path, _, name = place.rpartition(":")
-    if not path.endswith(".py") or not os.path.isfile(path):
-        raise ValueError(
-            f"`--forward` must be a Python file and a name in it, got {place!r}; write `model.py:forward`."
-        )
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if name not in vars(module):
-        raise ValueError(f"`--forward` names {name!r}, but {path} has no such name; write `model.py:forward`.")
-    return vars(module)[name]
+        raise Refusal(str(error)) from error
+    print(f"{found!r}\nThe report is in {out}.")
 
 
 def read_records(path: str | os.PathLike[str]) -> View | Pairs:

@@ -26,6 +26,7 @@ PAGES = (
     "docs/index.md",
     pytest.param("docs/getting-started.md", marks=pytest.mark.slow),
     pytest.param("docs/bring-your-own.md", marks=pytest.mark.slow),
+    "docs/command-line.md",
     "docs/how-to-choose.md",
     pytest.param("docs/simulators.md", marks=pytest.mark.slow),
     pytest.param("docs/trust.md", marks=pytest.mark.slow),

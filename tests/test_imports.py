@@ -54,14 +54,17 @@ LEVELS = [
     ["_problem"],
     ["_load"],
     ["data", "diagnostics", "trackers"],
-    ["plot", "report"],
-    [""],
+    ["plot", "_command.files"],
+    ["report"],
+    ["_command"],
+    ["", "__main__", "_starters"],
 ]
 # What no namespace of ready-made parts may be imported by.
 CORE = {"_view", "_schedule", "_noise", "_problem_base", "_forward", "_denoiser", "_objective", "_sampler", "_log_prob"}
 NAMESPACES = {"forward", "nn", "data", "diagnostics", "plot", "trackers"}
 # Half of the time of an import, and needed by some features alone.
 HEAVY = {"numpyro", "orbax", "scipy.special", "scipy.stats", "tqdm.auto", "arviz", "matplotlib", "sklearn", "skimage"}
+HEAVY.add("tyro")  # for the command line
 AFTER_IMPORT = """
 import sys
 import equinox, diffrax, jax, optax

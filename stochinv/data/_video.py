@@ -253,7 +253,7 @@ def _decode(path, height, max_frames):
         import imageio.v3 as iio
         from PIL import Image
     except ImportError as error:
-        raise ImportError("Reading a video needs ImageIO: `pip install imageio[ffmpeg]`.") from error
+        raise ImportError("Reading a video needs ImageIO: `pip install 'stochinv[data]'`.") from error
     frames = []
     try:
         with warnings.catch_warnings():
@@ -271,7 +271,7 @@ def _decode(path, height, max_frames):
         raise ValueError(
             f"`path` is {str(path)!r}, which cannot be decoded ({type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''}); give a video that FFmpeg reads, and for those "
-            "`pip install imageio[ffmpeg]`."
+            "`pip install 'stochinv[data]'`."
         ) from error
     if not frames:
         raise ValueError(f"`path` is {str(path)!r}, which has no frames; leave it out.")

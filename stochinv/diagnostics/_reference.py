@@ -14,7 +14,7 @@ import numpy as np
 
 from .._custom_types import AnyCallable, Context, Key, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
-from .._lazy import is_distribution, numpyro
+from .._lazy import is_distribution, numpyro, optional
 from .._noise import AbstractNoise, as_noise
 from .._view import View, structure, take_views, view_mask
 
@@ -51,10 +51,7 @@ class ReferencePosterior(eqx.Module):
 
         `ImportError` if ArviZ is not installed.
         """
-        try:
-            import arviz
-        except ImportError as error:
-            raise ImportError("`ReferencePosterior.to_arviz` needs ArviZ: `pip install 'arviz<1'`.") from error
+        arviz = optional("arviz", "`ReferencePosterior.to_arviz`", "diagnostics")
         return arviz.from_dict(posterior={name: np.asarray(x) for name, x in _named(self.chains)})
 
 

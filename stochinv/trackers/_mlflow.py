@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class MLflowTracker:
     """Reports to a run of MLflow, at the tracking URI that is set.
 
-    It needs MLflow: `pip install stochinv[mlflow]`; for a tracking server `mlflow-skinny` is enough.
+    It needs MLflow: `pip install 'stochinv[mlflow]'`; for a tracking server `mlflow-skinny` is enough.
 
     **Arguments:**
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class TensorBoardTracker:
     """Reports in a folder that TensorBoard shows.
 
-    It needs tensorboardX, which writes event files without TensorFlow, PyTorch or TensorBoard: `pip install
-    stochinv[tensorboard]`.
+    It needs tensorboardX, which writes event files without TensorFlow, PyTorch or TensorBoard:
+    `pip install 'stochinv[tensorboard]'`.
 
     **Arguments:**
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class WandbTracker:
     """Reports to a run of Weights & Biases.
 
-    It needs wandb: `pip install stochinv[wandb]`. The run ends with the process, or by `tracker.run.finish()`.
+    It needs wandb: `pip install 'stochinv[wandb]'`. The run ends with the process, or by `tracker.run.finish()`.
 
     **Arguments:**
 

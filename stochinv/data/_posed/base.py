@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..._checks import as_range
+from ..._lazy import optional
 from ..._view import Example, View
 from ...forward._camera import Camera
 
@@ -72,8 +73,7 @@ class PosedImages:
 
         - `size`: the new height and width, in pixels.
         """
-        from skimage.transform import resize
-
+        resize = optional("skimage.transform", "`resize`", "data").resize
         rows, columns = size[0] / self.images.shape[1], size[1] / self.images.shape[2]
         pixels = premultiply(self.images)
         pixels = resize(pixels, (len(pixels), *size, pixels.shape[-1]), order=1, anti_aliasing=min(rows, columns) < 1)

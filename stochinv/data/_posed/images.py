@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..._lazy import optional
+
 
 def read_images(paths: Sequence[Path]) -> np.ndarray:
     """Reads images of one size, as numbers between 0 and 1 of shape `(views, height, width, 3 or 4)`.
@@ -15,8 +17,7 @@ def read_images(paths: Sequence[Path]) -> np.ndarray:
 
     `ValueError` if there are none, if files are missing, or if sizes differ.
     """
-    from imageio.v3 import imread
-
+    imread = optional("imageio.v3", "Reading images", "data").imread
     if not paths:
         raise ValueError("There are no images to read; give a folder, or a selection of views, that has some.")
     missing = [path for path in paths if not path.exists()]

@@ -1,0 +1,165 @@
+"""Posteriors of Lévy processes, learned from measurements alone, beside exact ones.
+
+    python benchmarks/leaderboard/levy.py [--cells identity/laplace fourier/gauss] [--quick] [--json PATH]
+
+The benchmark of Zach, Haouchat and Unser (ICLR 2026, arXiv:2509.12821): 64 cumulative sums of independent jumps, four
+laws of jumps, four operators, noise at 25 dB. For each cell a posterior is trained from 12,000 measurements, one of
+each signal, all by the one operator, and no signal is shown to it. Exact posteriors are of Gibbs sampling. Columns:
+
+- gap dB: by how much the squared error of the mean of 200 draws is above that of the exact posterior mean, averaged
+  over 200 tests; and its standard error.
+- coverage: for how many tests the true signal is in the region of highest posterior density of level 0.9. The region
+  ends at the exact log-density that nine tenths of the draws reach, all of the same weight.
+
+What one fixed operator never sees of any signal, no method can learn from its measurements alone. Where the operator
+has such a null space, or nearly, one thing more is told: that jumps are exchangeable, which all Lévy processes have.
+It is told by the forward model: a record is measured after a known permutation of the jumps, of which the measurements
+say nothing as their law is the same for all. `--untold` leaves that out.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+from levy_figures import best_of, covered, gaps, log_posterior, quadratic, total_variation
+from levy_problem import LAWS, OPERATORS, Problem, make_problem
+from levy_references import posterior_draws
+from rows import Row, load, print_rows, save
+
+import stochinv as si
+
+CELLS = tuple(
+    f"{operator}/{law}" for operator in OPERATORS for law in ("gauss", "laplace", "bernoulli_laplace", "student")
+)
+OURS = "stochinv"
+GAP, COVERAGE = 0.25, 0.03
+
+
+@dataclass(frozen=True)
+class Options:
+    """Posteriors of Lévy processes beside exact ones."""
+
+    cells: tuple[str, ...] = CELLS
+    """Which cells, `operator/law`; also with the laws student_2 and student_3."""
+    seed: int = 0
+    """Seed of training."""
+    steps: int | None = None
+    """Optimiser steps; by default those of `fit`."""
+    untold: bool = False
+    """Not to tell that jumps are exchangeable."""
+    quick: bool = False
+    """Tiny sizes: that everything runs, and nothing else."""
+    json: Path | None = None
+    """Also write the rows to this file, after each cell; other cells in it are kept."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many records train, tune weights and test; draws given each test; rounds of Gibbs sampling."""
+
+    numbers: dict[str, int]
+    draws: int
+    exact: int
+    burn: int
+
+
+FULL = Sizes({"training": 12_000, "validation": 200, "test": 200}, draws=200, exact=1000, burn=300)
+TINY = Sizes({"training": 256, "validation": 4, "test": 4}, draws=20, exact=20, burn=20)
+
+
+def forward_of(operator: np.ndarray, told: bool):
+    """What measures a signal; where it is told that jumps are exchangeable, after their permutation."""
+    matrix = jnp.asarray(operator, jnp.float32)
+    if not told:
+        return lambda signal, params: matrix @ signal
+    return lambda signal, order: matrix @ jnp.cumsum(jnp.diff(signal, prepend=0.0)[order])
+
+
+def records(measured: np.ndarray, told: bool, permuted: bool) -> si.View:
+    """One measurement each, after random permutations or none."""
+    observation = np.asarray(measured[:, None], np.float32)
+    if not told:
+        return si.View(observation)
+    order = np.tile(np.arange(64, dtype=np.int32), (len(measured), 1))
+    if permuted:
+        order = np.random.default_rng(1).permuted(order, axis=1)
+    return si.View(observation, order[:, None])
+
+
+def draw(problem: Problem, options: Options, sizes: Sizes) -> tuple[np.ndarray, float, str]:
+    """Draws `(tests, number, 64)` of posteriors learned from measurements, the CPU seconds, and what was given."""
+    told = not options.untold and np.linalg.svd(problem.operator)[1][-1] * len(problem.operator) < 63
+    signal = jax.ShapeDtypeStruct((64,), jnp.float32)
+    untrained = si.StochasticInverseProblem(forward_of(problem.operator, told), noise=problem.noise, signal=signal)
+    settings: dict[str, Any] = {"steps": options.steps}
+    if options.quick:
+        settings = {"steps": 4, "rounds": 2, "batch_size": 32}
+    cpu = time.process_time()
+    data = records(problem.measured["training"], told, permuted=True)
+    trained = untrained.fit(data, key=jr.key(options.seed), **settings).problem
+    seconds = time.process_time() - cpu
+    tests = records(problem.measured["test"], told, permuted=False)
+    drawn = trained.sample_many(tests, key=jr.key(options.seed + 1), num_samples=sizes.draws).signal
+    return np.asarray(drawn, np.float64), seconds, "measurements" + ", exchangeable jumps" * told
+
+
+def run(cell: str, options: Options) -> list[Row]:
+    """The rows of one cell."""
+    operator, law = cell.split("/")
+    sizes = TINY if options.quick else FULL
+    problem = make_problem(LAWS[law], OPERATORS[operator](), sizes.numbers)
+    signals, measured = problem.signals["test"], problem.measured["test"]
+    rng, cpu = np.random.default_rng(2), time.process_time()
+    exact = posterior_draws(rng, problem.law, problem.operator, measured, problem.noise, sizes.exact, sizes.burn)
+    gibbs_seconds = time.process_time() - cpu
+    best = exact.mean(1)
+    of_truth = log_posterior(problem, measured, signals[:, None])[:, 0]
+
+    def row(method, given, estimate, draws=None, seconds=None):
+        gap = gaps(estimate, best, signals)
+        figures = {"gap dB": gap.mean(), "standard error": gap.std() / len(gap) ** 0.5}
+        bars = None
+        if draws is not None:
+            figures["coverage"] = covered(log_posterior(problem, measured, draws), of_truth).mean()
+            figures["coverage's error"] = abs(figures["coverage"] - 0.9)
+            bars = {"gap dB": GAP, "coverage's error": COVERAGE}
+        figures = {name: float(value) for name, value in figures.items()}
+        return Row(f"Lévy {cell}", method, given, figures, "run here", bars, seconds)
+
+    rows = [row("Gibbs sampling", "the prior", best, exact, gibbs_seconds)]
+    drawn, seconds, given = draw(problem, options, sizes)
+    rows.append(row(OURS, given, drawn.mean(1), drawn, seconds))
+    tuned = "operator, weight tuned on signals"
+    rows.append(row("L2", tuned, best_of(quadratic(problem.operator), problem, np.logspace(-5, 5, 300))))
+    rows.append(row("L1", tuned, best_of(total_variation(problem.operator), problem, np.logspace(-3, 3, 25))))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    options = tyro.cli(Options, args=argv)
+    print(f"stochinv {si.__version__}, jax {jax.__version__}, {jax.default_backend()}")
+    path, rows = options.json, []
+    if path is not None and path.exists():
+        rows = load(path)
+    for cell in options.cells:
+        new = run(cell, options)
+        print_rows(new)
+        rows = [x for x in rows if x.problem != new[0].problem] + new
+        if path is not None:
+            save(rows, path)
+        # A process has room for so many compiled programs only.
+        jax.clear_caches()
+    print()
+    print_rows(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

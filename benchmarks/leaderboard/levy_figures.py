@@ -1,0 +1,68 @@
+"""How estimates and draws of Lévy processes are judged, and the estimates of variational methods."""
+
+from collections.abc import Callable
+
+import numpy as np
+from levy_problem import Problem
+
+
+def gaps(estimates: np.ndarray, best: np.ndarray, signals: np.ndarray) -> np.ndarray:
+    """By how many dB the squared error of an estimate is above that of the posterior mean `best`, signal by signal."""
+    error = lambda x: np.mean((x - signals) ** 2, -1)
+    return 10 * np.log10(error(estimates) / error(best))
+
+
+def log_posterior(problem: Problem, measured: np.ndarray, signals: np.ndarray) -> np.ndarray:
+    """The log-density `(n, number)` of signals `(n, number, 64)` given measurements `(n, m)`, up to a constant."""
+    misfit = (signals @ problem.operator.T - measured[:, None]) / problem.noise
+    jumps = np.diff(signals, axis=-1, prepend=0)
+    return problem.law.log_prob(jumps).sum(-1) - 0.5 * np.sum(misfit**2, -1)
+
+
+def covered(of_draws: np.ndarray, of_truth: np.ndarray, level: float = 0.9) -> np.ndarray:
+    """Whether the region of highest density of draws, of that level, has the true signal.
+
+    The region ends at the log-density that `level` of the draws, all of equal weight, reach.
+    """
+    ordered = np.sort(of_draws, 1)[:, ::-1]
+    last = int(np.ceil(level * ordered.shape[1] - 1e-9)) - 1
+    return of_truth >= ordered[:, last]
+
+
+def best_of(estimate: Callable[[np.ndarray, float], np.ndarray], problem: Problem, weights: np.ndarray) -> np.ndarray:
+    """Estimates of the tests' signals, with the weight whose estimates of the validation's signals err least."""
+    signals, measured = problem.signals["validation"], problem.measured["validation"]
+    errors = [np.mean((estimate(measured, weight) - signals) ** 2) for weight in weights]
+    return estimate(problem.measured["test"], weights[np.argmin(errors)])
+
+
+def quadratic(operator: np.ndarray) -> Callable[[np.ndarray, float], np.ndarray]:
+    """`argmin ½ |A s − y|² + ½ λ |jumps|²`: with `λ = noise² / variance` the best linear estimate, by true moments."""
+    differences = np.eye(operator.shape[1]) - np.eye(operator.shape[1], k=-1)
+
+    def estimate(measured, weight):
+        normal = operator.T @ operator + weight * differences.T @ differences
+        return np.linalg.solve(normal, operator.T @ measured.T).T
+
+    return estimate
+
+
+def total_variation(operator: np.ndarray, rounds: int = 1000) -> Callable[[np.ndarray, float], np.ndarray]:
+    """`argmin ½ |A s − y|² + λ |jumps|₁`, by the alternating direction method of multipliers (Boyd et al. 2011)."""
+    differences = np.eye(operator.shape[1]) - np.eye(operator.shape[1], k=-1)
+
+    def estimate(measured, weight):
+        # A shrinkage by the typical jump, or a part of it, in each round.
+        size = np.median(np.abs(measured)) / operator.shape[1] ** 0.5
+        penalty = weight / size
+        solve = np.linalg.inv(operator.T @ operator + penalty * differences.T @ differences)
+        fixed = measured @ operator
+        jumps = scaled = np.zeros((len(measured), operator.shape[1]))
+        for _ in range(rounds):
+            signals = (fixed + penalty * (jumps - scaled) @ differences) @ solve
+            moved = signals @ differences.T + scaled
+            jumps = np.sign(moved) * np.maximum(np.abs(moved) - size, 0)
+            scaled = moved - jumps
+        return np.cumsum(jumps, -1)
+
+    return estimate

@@ -82,17 +82,30 @@ def test_coverage(part, share):
     signals, measured = problem.signals["test"], problem.measured["test"]
     rng = np.random.default_rng(0)
     draws = part("levy_references").posterior_draws(rng, law, operator, measured, problem.noise, 100, burn=100, thin=4)
-    of_truth = figures.log_posterior(problem, measured, signals[:, None])[:, 0]
-    covered = lambda x: figures.covered(figures.log_posterior(problem, measured, x), of_truth).mean()
+    covered = lambda x: figures.coverage(problem, measured, x, signals)
     # The region reaches the 90th of 100 draws, so that it has a fresh one with a probability of 90 / 101; four standard
     # errors.
-    assert abs(covered(draws) - 90 / 101) < 4 * (0.09 / 1000) ** 0.5
+    shares = [value for name, value in covered(draws).items() if name != "coverage's error"]
+    assert len(shares) == (1 if share == 1 else 2)
+    band = 4 * (0.09 / 1000) ** 0.5
+    assert np.all(np.abs(np.array(shares) - 90 / 101) < band)
     narrow = draws.mean(1, keepdims=True) + 0.5 * (draws - draws.mean(1, keepdims=True))
-    assert share < 1 or covered(narrow) < 0.8
+    assert covered(narrow)["coverage"] < 90 / 101 - band
     # Twice the squared error is a gap of 3 dB.
     best = draws.mean(1)
     twice = signals + 2**0.5 * (best - signals)
     assert np.allclose(figures.gaps(twice, best, signals), 10 * np.log10(2))
+
+
+def test_blurred_law(part):
+    """Against a sum over a grid."""
+    law = part("levy_problem").Law("laplace", 0.7, share=0.3)
+    grid = np.linspace(-12, 12, 24_001)
+    laplace = np.exp(-np.abs(grid) / 0.7) / 1.4
+    for x in (-3.0, 0.0, 0.1, 0.9):
+        normal = lambda y: np.exp(-0.5 * (y / 0.2) ** 2) / (0.2 * np.sqrt(2 * np.pi))
+        density = 0.7 * normal(x) + 0.3 * np.sum(laplace * normal(x - grid)) * (grid[1] - grid[0])
+        assert np.isclose(law.blurred_log_prob(np.array(x), 0.2), np.log(density), atol=1e-5)
 
 
 def test_operators(part):
@@ -123,6 +136,21 @@ def test_total_variation(part):
         jumps = np.diff(estimate, prepend=0)
         best = minimize(loss, np.ones(12), bounds=[(0, None)] * 12, options={"ftol": 1e-14, "gtol": 1e-9}).fun
         assert loss(np.concatenate([np.maximum(jumps, 0), np.maximum(-jumps, 0)])) < best + 1e-5
+
+
+def test_rolls(part):
+    """Without a roll the forward model is the operator; with one, all jumps are rolled."""
+    levy = part("levy")
+    operator = part("levy_problem").OPERATORS["imputation"]()
+    signal = np.cumsum(np.random.default_rng(0).normal(size=64)).astype(np.float32)
+    view = levy.records(np.zeros((5, 33)), 64, told=True, rolled=True)
+    assert len(set(np.ravel(view.params))) == 5
+    rolled = np.cumsum(np.roll(np.diff(signal, prepend=0), round(64 * float(view.params[0, 0]))))
+    told, untold = levy.forward_of(operator, True), levy.forward_of(operator, False)
+    assert np.allclose(told(signal, view.params[0, 0]), operator @ rolled, atol=1e-4)
+    still = levy.records(np.zeros((1, 33)), 64, told=True, rolled=False)
+    assert np.allclose(told(signal, still.params[0, 0]), operator @ signal, atol=1e-4)
+    assert np.allclose(untold(signal, None), operator @ signal, atol=1e-4)
 
 
 @pytest.mark.slow

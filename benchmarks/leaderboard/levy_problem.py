@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import log_ndtr
 
 # Which entries are seen, of signals and of half-spectra: `indices.pth` of that repository.
 SEEN = np.array([int(x) for x in "1001001011001100011101000101010111010011001110011010010101101011"], bool)
@@ -50,6 +51,14 @@ class Law:
             return -x
         density = np.log(self.share / (2 * self.scale)) - x
         return np.where(np.abs(jumps) < NO_JUMP, np.log1p(-self.share), density)
+
+    def blurred_log_prob(self, jumps: np.ndarray, blur: float) -> np.ndarray:
+        """The log-density of Laplace jumps, or none, plus normal noise of the standard deviation `blur`."""
+        x, width = jumps / blur, blur / self.scale
+        none = -0.5 * x**2 - np.log(blur * np.sqrt(2 * np.pi))
+        sides = [sign * width * x + log_ndtr(-sign * x - width) for sign in (-1, 1)]
+        some = np.logaddexp(*sides) + 0.5 * width**2 - np.log(2 * self.scale)
+        return np.logaddexp(np.log1p(-self.share) + none, np.log(self.share) + some)
 
 
 LAWS = {

@@ -55,7 +55,7 @@ def test_gibbs_sampling(part, name):
 def test_gaussian_posterior(part):
     """Against the closed form."""
     law = part("levy_problem").LAWS["gauss"]
-    operator = part("levy_problem").OPERATORS["imputation"]()
+    operator = part("levy_problem").OPERATORS["imputation"](64)
     rng = np.random.default_rng(0)
     measured = np.tile(rng.normal(size=len(operator)), (16, 1))
     drawn = part("levy_references").posterior_draws(rng, law, operator, measured, 0.3, 500).reshape(-1, 64)
@@ -109,7 +109,7 @@ def test_blurred_law(part):
 
 
 def test_operators(part):
-    operators = {name: make() for name, make in part("levy_problem").OPERATORS.items()}
+    operators = {name: make(64) for name, make in part("levy_problem").OPERATORS.items()}
     assert {name: len(x) for name, x in operators.items()} == {
         "identity": 64,
         "convolution": 64,
@@ -141,7 +141,7 @@ def test_total_variation(part):
 def test_rolls(part):
     """Without a roll the forward model is the operator; with one, all jumps are rolled."""
     levy = part("levy")
-    operator = part("levy_problem").OPERATORS["imputation"]()
+    operator = part("levy_problem").OPERATORS["imputation"](64)
     signal = np.cumsum(np.random.default_rng(0).normal(size=64)).astype(np.float32)
     view = levy.records(np.zeros((5, 33)), 64, told=True, rolled=True)
     assert len(set(np.ravel(view.params))) == 5

@@ -70,20 +70,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many records train, tune weights and test; draws given each test; rounds of Gibbs sampling."""
+    """Entries of a signal; how many records train, tune weights and test; draws given each test; and of Gibbs sampling,
+    after so many rounds."""
 
+    signal: int
     numbers: dict[str, int]
     draws: int
     exact: int
     burn: int
 
 
-FULL = Sizes({"training": 12_000, "validation": 200, "test": 200}, draws=200, exact=1000, burn=300)
-TINY = Sizes({"training": 256, "validation": 4, "test": 4}, draws=20, exact=20, burn=20)
+FULL = Sizes(64, {"training": 12_000, "validation": 200, "test": 200}, draws=200, exact=1200, burn=200)
+TINY = Sizes(8, {"training": 256, "validation": 4, "test": 4}, draws=20, exact=20, burn=20)
 
 
 def forward_of(operator: np.ndarray, told: bool):
-    """What measures a signal; where it is told that jumps are exchangeable, after they were rolled by `64 shift`."""
+    """What measures a signal; where it is told that jumps are exchangeable, after a roll by a share of all places."""
     matrix, size = jnp.asarray(operator, jnp.float32), operator.shape[1]
     if not told:
         return lambda signal, params: matrix @ signal
@@ -105,7 +107,7 @@ def records(measured: np.ndarray, size: int, told: bool, rolled: bool) -> si.Vie
 
 
 def draw(problem: Problem, options: Options, sizes: Sizes) -> tuple[np.ndarray, float, str]:
-    """Draws `(tests, number, 64)` of posteriors learned from measurements, the CPU seconds, and what was given."""
+    """Draws `(tests, number, size)` of posteriors learned from measurements, the CPU seconds, and what was given."""
     size = problem.operator.shape[1]
     least = np.linalg.svd(problem.operator, compute_uv=False)[-1]
     told = not options.untold and (len(problem.operator) < size or least < problem.noise)
@@ -120,17 +122,20 @@ def draw(problem: Problem, options: Options, sizes: Sizes) -> tuple[np.ndarray, 
     seconds = time.process_time() - cpu
     tests = records(problem.measured["test"], size, told, rolled=False)
     drawn = trained.sample_many(tests, key=jr.key(options.seed + 1), num_samples=sizes.draws).signal
-    return np.asarray(drawn, np.float64), seconds, "measurements" + ", exchangeable jumps" * told
+    given = "measurements, exchangeable jumps" if told else "measurements"
+    return np.asarray(drawn, np.float64), seconds, given
 
 
 def run(cell: str, options: Options) -> list[Row]:
     """The rows of one cell."""
     operator, law = cell.split("/")
     sizes = TINY if options.quick else FULL
-    problem = make_problem(LAWS[law], OPERATORS[operator](), sizes.numbers)
+    problem = make_problem(LAWS[law], OPERATORS[operator](sizes.signal), sizes.numbers)
     signals, measured = problem.signals["test"], problem.measured["test"]
     rng, cpu = np.random.default_rng(2), time.process_time()
-    exact = posterior_draws(rng, problem.law, problem.operator, measured, problem.noise, sizes.exact, sizes.burn)
+    exact = posterior_draws(
+        rng, problem.law, problem.operator, measured, problem.noise, sizes.exact, sizes.burn, thin=1
+    )
     gibbs_seconds = time.process_time() - cpu
     best = exact.mean(1)
 

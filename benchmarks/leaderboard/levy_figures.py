@@ -13,7 +13,7 @@ def gaps(estimates: np.ndarray, best: np.ndarray, signals: np.ndarray) -> np.nda
 
 
 def log_posterior(problem: Problem, measured: np.ndarray, signals: np.ndarray) -> np.ndarray:
-    """The log-density `(n, number)` of signals `(n, number, 64)` given measurements `(n, m)`, up to a constant."""
+    """The log-density `(n, number)` of signals `(n, number, size)` given measurements `(n, m)`, up to a constant."""
     return problem.law.log_prob(jumps_of(signals)).sum(-1) + log_likelihood(problem, measured, signals)
 
 

@@ -71,7 +71,7 @@ LAWS = {
 }
 
 
-def convolution(size: int = 64, taps: int = 13, std: float = 2.0) -> np.ndarray:
+def convolution(size: int, taps: int = 13, std: float = 2.0) -> np.ndarray:
     """The matrix of a circular convolution with a Gaussian kernel."""
     kernel = np.exp(-0.5 * ((np.arange(taps) - taps // 2) / std) ** 2)
     row = np.zeros(size)
@@ -79,7 +79,7 @@ def convolution(size: int = 64, taps: int = 13, std: float = 2.0) -> np.ndarray:
     return np.stack([np.roll(row, i) for i in range(size)])
 
 
-def fourier(size: int = 64) -> np.ndarray:
+def fourier(size: int) -> np.ndarray:
     """Some rows of an orthonormal real Fourier transform: five lowest frequencies, and others by `SEEN`."""
     half = size // 2 + 1
     spectrum = np.fft.rfft(np.eye(size), axis=0, norm="ortho")
@@ -89,17 +89,18 @@ def fourier(size: int = 64) -> np.ndarray:
     return np.concatenate([(weights * spectrum.real)[rows], (weights * spectrum.imag)[imaginary]])
 
 
-OPERATORS: dict[str, Callable[[], np.ndarray]] = {
-    "identity": lambda: np.eye(64),
+# From the number of a signal's entries, 64 there, to the matrix.
+OPERATORS: dict[str, Callable[[int], np.ndarray]] = {
+    "identity": np.eye,
     "convolution": convolution,
-    "imputation": lambda: np.eye(64)[SEEN],
+    "imputation": lambda size: np.eye(size)[SEEN[:size]],
     "fourier": fourier,
 }
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Signals `(n, 64)` and their measurements: those of training, of validation, and of tests."""
+    """Signals `(n, size)` and their measurements: those of training, of validation, and of tests."""
 
     law: Law
     operator: np.ndarray

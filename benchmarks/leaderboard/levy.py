@@ -60,6 +60,10 @@ class Options:
     """Optimiser steps; by default those of `fit`."""
     rounds: int | None = None
     """Rounds of training; by default those of `fit`."""
+    tests: int = 200
+    """How many signals are tests."""
+    draws: int = 200
+    """How many draws are made given each test: the mean of `n` has an error of its own, of 10 log10(1 + 1/n) dB."""
     untold: bool = False
     """Not to tell that jumps are exchangeable."""
     quick: bool = False
@@ -80,8 +84,12 @@ class Sizes:
     burn: int
 
 
-FULL = Sizes(64, {"training": 12_000, "validation": 200, "test": 200}, draws=200, exact=1200, burn=200)
-TINY = Sizes(8, {"training": 256, "validation": 4, "test": 4}, draws=20, exact=20, burn=20)
+TINY = Sizes(16, {"training": 256, "validation": 4, "test": 4}, draws=20, exact=20, burn=20)
+
+
+def full(options: Options) -> Sizes:
+    numbers = {"training": 12_000, "validation": 200, "test": options.tests}
+    return Sizes(64, numbers, options.draws, exact=1200, burn=200)
 
 
 def forward_of(operator: np.ndarray, told: bool):
@@ -129,7 +137,7 @@ def draw(problem: Problem, options: Options, sizes: Sizes) -> tuple[np.ndarray, 
 def run(cell: str, options: Options) -> list[Row]:
     """The rows of one cell."""
     operator, law = cell.split("/")
-    sizes = TINY if options.quick else FULL
+    sizes = TINY if options.quick else full(options)
     problem = make_problem(LAWS[law], OPERATORS[operator](sizes.signal), sizes.numbers)
     signals, measured = problem.signals["test"], problem.measured["test"]
     rng, cpu = np.random.default_rng(2), time.process_time()

@@ -152,7 +152,7 @@ def run(cell: str, options: Options) -> list[Row]:
         figures = {"gap dB": gap.mean(), "standard error": gap.std() / len(gap) ** 0.5}
         if draws is not None:
             figures |= coverage(problem, measured, draws, signals)
-        bars = {name: BARS[name] for name in figures if name in BARS}
+        bars = BARS if method == OURS else None
         figures = {name: float(value) for name, value in figures.items()}
         return Row(f"Lévy {cell}", method, given, figures, "run here", bars, seconds)
 

@@ -1,0 +1,89 @@
+"""Leaderboards run at tiny sizes and keep the rows that they print; their exact references agree with brute force."""
+
+import bz2
+import importlib
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def run(name, *arguments):
+        main = runpy.run_path(str(BENCHMARKS / "leaderboard" / f"{name}.py"))["main"]
+        path = tmp_path / "rows.json"
+        main(["--quick", "--json", str(path), *arguments])
+        return json.loads(path.read_text()), capsys.readouterr().out
+
+    return run
+
+
+def test_rows_are_kept(load, tmp_path, capsys):
+    rows = load("leaderboard.rows")
+    ours = rows.Row("a", "ours", "measurements", {"x": 0.5}, "run here", {"x": 0.6}, 3.0)
+    kept = [ours, rows.Row("a", "theirs", "signals", {"y": 1.0}, "paper")]
+    rows.save(kept, tmp_path / "rows.json")
+    assert rows.load(tmp_path / "rows.json") == kept
+    rows.print_rows(kept)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "ours", "measurements", "0.500", "3", "run", "here"]
+
+
+# sbibm's first observation of the Bernoulli GLM: a hundred tosses, and the sums of them that its own methods are given.
+TOSSES = "1101111111100000011111110001110111100000111100001110001111001100011111001110000000111000111110000111"
+SUMS = [56.0, 3.32306, 14.356438, 11.104893, -4.167525, -18.507809, -21.917496, -9.553517, -0.357257, -5.497825]
+
+
+def test_bernoulli_glm_is_that_of_sbibm(load):
+    """The design matrix gives the published sums of the published tosses; the prior's precision is summed by hand."""
+    simulators = load("signal_simulators")
+    tosses = np.array([float(x) for x in TOSSES])
+    assert np.allclose(simulators.stimulus().T @ tosses, SUMS, atol=1e-5)
+    root = simulators.smooth_root()
+    precision = np.linalg.inv(root @ root.T)
+    parameters = np.random.default_rng(0).normal(size=(5, 10))
+    filters = np.pad(parameters[:, 1:], ((0, 0), (2, 0)))
+    curved = filters[:, 2:] - 2 * filters[:, 1:-1] + filters[:, :-2] + np.sqrt(np.arange(9) / 9) * parameters[:, 1:]
+    by_hand = 0.5 * parameters[:, 0] ** 2 + np.sum(curved**2, -1)
+    assert np.allclose(np.einsum("ni,ij,nj->n", parameters, precision, parameters), by_hand)
+
+
+def write_references(folder, name, *, measured, size, tosses=0):
+    """Of reference files, the names and the format; their numbers stand in for those of the package."""
+    rng = np.random.default_rng(0)
+    for number in (1, 2):
+        files = folder / "sbibm" / "tasks" / name / "files" / f"num_observation_{number}"
+        files.mkdir(parents=True)
+        np.savetxt(files / "observation.csv", rng.uniform(-1, 1, (1, measured)), delimiter=",", header="names")
+        if tosses:
+            raw = rng.integers(0, 2, (1, tosses))
+            np.savetxt(files / "observation_raw.csv", raw, delimiter=",", header="names")
+        with bz2.open(files / "reference_posterior_samples.csv.bz2", "wt") as file:
+            np.savetxt(file, rng.uniform(-1, 1, (60, size)), delimiter=",", header="names")
+
+
+@pytest.mark.slow
+def test_sbibm(run, tmp_path):
+    write_references(tmp_path, "two_moons", measured=2, size=2)
+    write_references(tmp_path, "bernoulli_glm", measured=10, size=10, tosses=100)
+    rows, printed = run("sbibm", "--sbibm", str(tmp_path), "--problems", "two_moons", "bernoulli_glm")
+    assert [x["problem"] for x in rows if x["method"] == "stochinv"] == [
+        *("two_moons, 10,000", "bernoulli_glm, 10,000"),
+        *("two_moons, 30,000", "bernoulli_glm, 30,000"),
+    ]
+    assert all(0.4 < x["figures"]["C2ST"] <= 1 for x in rows)
+    assert "GenSBI" in printed
+    with pytest.raises(SystemExit, match="bernoulli_glm needs `--sbibm FOLDER`"):
+        run("sbibm", "--sbibm", str(tmp_path / "nothing"), "--problems", "bernoulli_glm")

@@ -87,3 +87,51 @@ def test_sbibm(run, tmp_path):
     assert "GenSBI" in printed
     with pytest.raises(SystemExit, match="bernoulli_glm needs `--sbibm FOLDER`"):
         run("sbibm", "--sbibm", str(tmp_path / "nothing"), "--problems", "bernoulli_glm")
+
+
+def test_moons(load):
+    """Half of the points on each arc, at a distance of 1 from its centre, with the spread that is told."""
+    scsi = load("leaderboard.scsi_moons")
+    points = scsi.moons(np.random.default_rng(0), 100_000)
+    off = np.stack([np.linalg.norm(points - centre, axis=-1) - 1 for centre in ([0, 0], [1, 0.5])])
+    nearest = np.argmin(np.abs(off), 0)
+    # In the part that the arcs have to themselves there is no doubt which one a point is of.
+    first = points[:, 0] < -0.3
+    assert np.all(nearest[first] == 0)
+    assert np.isclose(np.std(off[0, first]), scsi.SPREAD, rtol=0.05)
+    share = np.arccos(0.3) / np.pi / 2
+    assert np.isclose(first.mean(), share, atol=5 * np.sqrt(share / 100_000) + 1e-3)
+    assert np.isclose(points.mean(0), [0.5, 0.25], atol=0.01).all()
+
+
+NOTEBOOK = {
+    "data-cell": "def sample(n):\n    return torch.zeros(n, 2)",
+    "model-cell": "class Shift(nn.Module):\n    def forward(self, x): return x\n"
+    "def flow(model, z, y): return model(y) + 1",
+    "hparams-cell": "t_outer, t_inner = 5_000, 10\nmodel_em = Shift().to(device)\nglobal_step = 0\nsample_every = 1",
+    "train-cell": "for k in range(t_outer):\n    for i in range(t_inner):\n"
+    "        if sample_every: raise RuntimeError\n"
+    "        global_step += 1\n        torch.linalg.svd(torch.randn(200, 200))",
+}
+
+
+def test_scsi_notebook(load, tmp_path):
+    """A notebook like theirs is trained for about as long as asked for."""
+    theirs = load("leaderboard.scsi_notebook")
+    with pytest.raises(SystemExit, match="github.com/clarkmiyamoto/scsi"):
+        theirs.read_cells(tmp_path)
+    cells = [{"id": name, "cell_type": "code", "source": source} for name, source in NOTEBOOK.items()]
+    (tmp_path / theirs.NOTEBOOK).write_text(json.dumps({"cells": cells}))
+    pytest.importorskip("torch")
+    measured = np.arange(6.0).reshape(3, 2)
+    drawn, seconds, steps = theirs.recover(tmp_path, measured, cpu_seconds=3.0, seed=0)
+    assert np.allclose(drawn, measured + 1)
+    assert steps % 10 == 0 and 1 < seconds < 9
+
+
+@pytest.mark.slow
+def test_scsi_moons(run):
+    rows, printed = run("scsi_moons")
+    assert [x["method"] for x in rows] == ["stochinv", "the measurements", "the truth again"]
+    assert all(np.isfinite(list(x["figures"].values())).all() for x in rows)
+    assert "W2" in printed

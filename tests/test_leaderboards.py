@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -87,6 +88,54 @@ def test_sbibm(run, tmp_path):
     assert "GenSBI" in printed
     with pytest.raises(SystemExit, match="bernoulli_glm needs `--sbibm FOLDER`"):
         run("sbibm", "--sbibm", str(tmp_path / "nothing"), "--problems", "bernoulli_glm")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_posterior_of_25_gaussians(load, rows):
+    """Shares, means and covariance of the posterior, against draws of the prior weighted by the likelihood."""
+    law = load("leaderboard.mixture25_law")
+    given, number = law.MEASUREMENTS[rows], 400_000
+    # As exact as it was, but for noise that leaves thousands of the draws with a say.
+    given = law.Measurement(given.matrix, 1.0, given.observed)
+    signals = law.draw(np.random.default_rng(0), number)
+    logs = -0.5 * np.sum((signals @ given.matrix.T - given.observed) ** 2, -1)
+    likelihood = np.exp(logs - logs.max())
+    likelihood /= likelihood.sum()
+    enough = 1 / np.sum(likelihood**2)
+    assert enough > 2000
+    nearest = np.argmin(np.sum((signals[:, None, :2] - law.means()[:, :2]) ** 2, -1), -1)
+    weights, centres, covariance = law.posterior(given)
+    shares = np.bincount(nearest, likelihood, len(weights))
+    # Five standard errors, and the few draws that are nearer to another mean in their first two entries.
+    assert np.all(np.abs(shares - weights) < 5 * np.sqrt(weights / enough) + 1e-3)
+    mean = likelihood @ signals
+    spread = (signals - mean).T @ (likelihood[:, None] * (signals - mean))
+    exact_mean = weights @ centres
+    exact = covariance + (centres - exact_mean).T @ (weights[:, None] * (centres - exact_mean))
+    assert np.all(np.abs(mean - exact_mean) < 5 * np.sqrt(np.diag(exact) / enough))
+    assert np.all(np.abs(spread - exact) < 10 * np.sqrt(np.outer(np.diag(exact), np.diag(exact)) / enough))
+    drawn = law.draw_posterior(np.random.default_rng(1), 100_000, given)
+    assert np.allclose(np.cov(drawn.T), exact, atol=0.02 * np.max(exact))
+
+
+def test_largest_sliced_distance(load):
+    """Of one direction in one dimension it is the best assignment, by brute force."""
+    law, rng = load("leaderboard.mixture25_law"), np.random.default_rng(0)
+    rows, reference = rng.normal(size=(8, 1)), rng.normal(1, 2, size=(24, 1))
+    cost = (np.repeat(rows, 3, 0) - reference.T) ** 2
+    brute = np.sqrt(cost[linear_sum_assignment(cost)].mean())
+    assert np.isclose(law.largest_sliced(rng, rows, reference, 1), brute)
+    # A shift along a diagonal of three dimensions: of many directions one is nearly that.
+    points = rng.normal(size=(50, 3))
+    assert np.isclose(law.largest_sliced(rng, points, points + 1, 2000), np.sqrt(3), rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_mixture25(run):
+    rows, printed = run("mixture25", "--rows", "2", "4")
+    assert [x["method"] for x in rows].count("stochinv") == 4
+    assert all(np.isfinite(list(x["figures"].values())).all() for x in rows)
+    assert "MCGDiff" in printed
 
 
 def test_moons(load):

@@ -184,3 +184,56 @@ def test_scsi_moons(run):
     assert [x["method"] for x in rows] == ["stochinv", "the measurements", "the truth again"]
     assert all(np.isfinite(list(x["figures"].values())).all() for x in rows)
     assert "W2" in printed
+
+
+UTILITIES = """
+import ot, wandb
+def smooth_manifold(*arguments, **settings): raise RuntimeError
+show_corner = dump_module = sinkhorn_divergence = smooth_manifold
+"""
+SCRIPT = """
+import wandb
+from dawgz import job
+from utils import *
+
+class train:
+    def callback(name):
+        wandb.init(project=name)
+        x = smooth_manifold(0, shape=(16,), m=1, n=5)
+        x = 4 * (x - x.min(0)) / (x.max(0) - x.min(0)) - 2
+        dump_module(x, name)
+        for size in (1, 2):
+            sinkhorn_divergence(x, x, show_corner(x) and x * size / 2)
+"""
+
+
+def test_diffem_code(load, tmp_path):
+    """Of a script like theirs, the points of the last round in units of the curve that it was given."""
+    theirs = load("leaderboard.diffem_code")
+    with pytest.raises(SystemExit, match="github.com/danialht/DiffEM"):
+        theirs.recover(tmp_path, None)
+    folder = (tmp_path / theirs.SCRIPT).parent
+    folder.mkdir(parents=True)
+    (folder / "utils.py").write_text(UTILITIES)
+    (tmp_path / theirs.SCRIPT).write_text(SCRIPT)
+    points = np.random.default_rng(0).normal(3, 2, (16, 5))
+    drawn, seconds = theirs.recover(tmp_path, lambda number: points[:number])
+    assert np.allclose(drawn, points, atol=1e-5) and seconds >= 0
+
+
+def test_distances_of_a_shifted_curve(load):
+    """A law that is shifted by 1 in five entries is 5 away, beyond what sets of points differ by anyway."""
+    manifold, closed = load("leaderboard.manifold"), load("signal_closed_forms")
+    sizes = load("signal_case").Sizes(False, 0)
+    points = closed.draw_curve(np.random.default_rng(1), 1024)
+    few = "512 points"
+    floor, found = (manifold.distances(x, sizes)[few] for x in (points, points + 1))
+    assert 0 < floor < 0.2 and np.isclose(found, 5, atol=0.3)
+
+
+@pytest.mark.slow
+def test_manifold(run):
+    rows, printed = run("manifold")
+    assert [x["method"] for x in rows] == ["stochinv", "stochinv", "the truth again"]
+    assert all(np.isfinite(list(x["figures"].values())).all() for x in rows)
+    assert "squared W2" in printed

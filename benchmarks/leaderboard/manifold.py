@@ -46,6 +46,8 @@ class Options:
     """A clone of DiffEM's repository, to run it beside ours."""
     seed: int = 0
     """Seed of the measurements and of training."""
+    seconds: float | None = None
+    """How long ours may be trained, by the clock; by default as long as it takes."""
     quick: bool = False
     """Tiny sizes: that everything runs, and nothing else."""
     json: Path | None = None
@@ -64,15 +66,15 @@ def distances(points: np.ndarray, sizes: Sizes) -> dict[str, float]:
     return found
 
 
-def ours(measurements: int, sizes: Sizes) -> Row:
+def ours(measurements: int, sizes: Sizes, seconds: float | None = None) -> Row:
     case = signal_closed_forms.manifold(sizes, measurements=measurements)
     settings: dict[str, Any] = {"steps": 4, "rounds": 2, "batch_size": 32} if sizes.quick else {}
     start = time.process_time()
-    trained = case.problem.fit(case.data, key=jr.key(sizes.seed), **settings).problem
-    seconds = time.process_time() - start
+    trained = case.problem.fit(case.data, key=jr.key(sizes.seed), seconds=seconds, **settings).problem
+    spent = time.process_time() - start
     figures = distances(draws_of(trained, [None], SETS * sizes(2048, 20))[0], sizes)
     bars = {MANY: BAR} if measurements == 65_536 else None
-    return Row(PROBLEM, "stochinv", f"{sizes(measurements, 128):,} measurements", figures, "run here", bars, seconds)
+    return Row(PROBLEM, "stochinv", f"{sizes(measurements, 128):,} measurements", figures, "run here", bars, spent)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     sizes, rng = Sizes(options.quick, options.seed), np.random.default_rng(options.seed)
     rows: list[Row] = []
     for number in options.measurements:
-        rows.append(ours(number, sizes))
+        rows.append(ours(number, sizes, options.seconds))
         print_rows(rows[-1:])
         if options.json is not None:
             save(rows, options.json)

@@ -57,6 +57,8 @@ class Options:
     """What ours is given."""
     seed: int = 0
     """Seed of the measurements and of training."""
+    seconds: float | None = None
+    """How long ours may be trained, by the clock; by default as long as it takes."""
     quick: bool = False
     """Tiny sizes: that everything runs, and nothing else."""
     json: Path | None = None
@@ -103,16 +105,16 @@ def judge(rows: int, sizes: Sizes, drawn: np.ndarray) -> dict[str, float]:
     return {FEW: float(np.mean([distance(x) for x in few])), MANY: distance(drawn)}
 
 
-def ours(rows: int, name: str, sizes: Sizes) -> Row:
+def ours(rows: int, name: str, sizes: Sizes, seconds: float | None = None) -> Row:
     problem, data, context = GIVEN[name](rows, sizes)
     settings: dict[str, Any] = {"steps": 4, "rounds": 2, "batch_size": 32} if sizes.quick else {}
     start = time.process_time()
-    trained = problem.fit(data, key=jr.key(sizes.seed), **settings).problem
-    seconds = time.process_time() - start
+    trained = problem.fit(data, key=jr.key(sizes.seed), seconds=seconds, **settings).problem
+    spent = time.process_time() - start
     figures = judge(rows, sizes, draws_of(trained, [context], sizes(10_000, 400))[0])
     given = "samples of the prior" if name == "prior" else f"{sizes(65_536, 128):,} measurements"
     bars = {MANY: BAR} if rows == 2 and name == "prior" else None
-    return Row(title(rows), "stochinv", given, figures, "run here", bars, seconds)
+    return Row(title(rows), "stochinv", given, figures, "run here", bars, spent)
 
 
 def title(rows: int) -> str:
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     rows: list[Row] = []
     for number in options.rows:
         for name in options.given:
-            rows.append(ours(number, name, sizes))
+            rows.append(ours(number, name, sizes, options.seconds))
             print_rows(rows[-1:])
             if options.json is not None:
                 save(rows, options.json)

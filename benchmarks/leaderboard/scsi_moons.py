@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,8 @@ class Options:
     """A clone of SCSI's repository, to run it beside ours."""
     seed: int = 0
     """Seed of the measurements and of training."""
+    seconds: float | None = None
+    """How long ours may be trained, by the clock; by default as long as it takes."""
     quick: bool = False
     """Tiny sizes: that everything runs, and nothing else."""
     json: Path | None = None
@@ -67,18 +70,18 @@ def distances(points: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {"sliced W1 x 1000": 1000 * float(sliced), "W2": float(np.sqrt(transport(points, truth)))}
 
 
-def fit(sizes: Sizes, number: int) -> tuple[np.ndarray, float]:
+def fit(sizes: Sizes, number: int, seconds: float | None = None) -> tuple[np.ndarray, float]:
     """Points of the law that was found from noisy measurements, and the processor time of all cores."""
     rng = np.random.default_rng(sizes.seed)
     data = records(measure(rng, moons(rng, sizes(20_000, 128)))[:, None])
     problem = si.StochasticInverseProblem(
         lambda signal, params: signal, noise=NOISE, signal=jax.ShapeDtypeStruct((2,), jnp.float32)
     )
-    settings = {"steps": 4, "rounds": 2, "batch_size": 32} if sizes.quick else {}
+    settings: dict[str, Any] = {"steps": 4, "rounds": 2, "batch_size": 32} if sizes.quick else {}
     start = time.process_time()
-    trained = problem.fit(data, key=jr.key(sizes.seed), **settings).problem
-    seconds = time.process_time() - start
-    return draws_of(trained, [None], number)[0], seconds
+    trained = problem.fit(data, key=jr.key(sizes.seed), seconds=seconds, **settings).problem
+    spent = time.process_time() - start
+    return draws_of(trained, [None], number)[0], spent
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     sizes, rng = Sizes(options.quick, options.seed), np.random.default_rng(1)
     number = sizes(20_000, 200)
     truth, again, measured = moons(rng, number), moons(rng, number), measure(rng, moons(rng, number))
-    drawn, seconds = fit(sizes, number)
+    drawn, seconds = fit(sizes, number, options.seconds)
     theirs = None
     if options.code is not None:
         points, spent, steps = recover(options.code, measured, cpu_seconds=seconds, seed=options.seed)

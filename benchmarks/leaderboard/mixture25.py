@@ -5,7 +5,7 @@
 The problem, the measure and the figures of others are those of the benchmark of MCGDiff's authors (Cardoso et al.,
 arXiv 2308.07983): the largest W2 of 100 random projections between 1,000 draws and 10,000 exact ones, the mean of some
 repetitions, here ten. Where a mode has a weight of a twentieth, as that of two rows has, chance alone moves such a
-distance by 2.5: by how many of a thousand draws are in that mode. So ours is also judged by 10,000 draws against
+distance by about 2: by how many of a thousand draws are in that mode. So ours is also judged by 10,000 draws against
 100,000, and so are exact draws; the bar is for that.
 
 Every method there is given the exact score of the mixture. Ours is given samples of it and learns; in a second row it

@@ -10,7 +10,7 @@ the bar, and the seconds of training with compilation, on the clock and of all c
 Simulators of sbibm need the reference files of that package, which is not installed for it:
 
     pip download --no-deps sbibm==1.1.0 && unzip sbibm-1.1.0-*.whl -d sbibm-files
-    python benchmarks/posterior_accuracy.py --problems two_moons slcp gaussian_mixture --sbibm sbibm-files
+    python benchmarks/posterior_accuracy.py --problems two_moons slcp gaussian_mixture bernoulli_glm --sbibm sbibm-files
 """
 
 import json
@@ -46,10 +46,11 @@ SIGNAL_PROBLEMS: dict[str, Callable[[Sizes], Case]] = {
     "density": closed.density,
     "tomography": images.tomography,
 }
-SIMULATORS: dict[str, Callable[[Sizes, Path | None], Case]] = {
+SIMULATORS: dict[str, simulators.Simulator] = {
     "two_moons": simulators.two_moons,
     "slcp": simulators.slcp,
     "gaussian_mixture": simulators.gaussian_mixture,
+    "bernoulli_glm": simulators.bernoulli_glm,
 }
 
 
@@ -58,7 +59,8 @@ class Options:
     """Posterior samples against references."""
 
     problems: tuple[str, ...] = ()
-    """Which problems; by default all but two_moons, slcp and gaussian_mixture, which need `sbibm`."""
+    """Which problems; by default all but two_moons, slcp, gaussian_mixture and bernoulli_glm, which need
+    `sbibm`."""
     seed: int = 0
     """Seed of training."""
     seconds: float | None = None
@@ -74,6 +76,11 @@ class Options:
 def run(name: str, sizes: Sizes, sbibm: Path | None = None, *, seconds: float | None = None) -> dict:
     """Trains a problem, for so many seconds at most, and measures how near its posteriors are to the truth."""
     case = SIMULATORS[name](sizes, sbibm) if name in SIMULATORS else SIGNAL_PROBLEMS[name](sizes)
+    return {"problem": name, **train(case, sizes, seconds=seconds)}
+
+
+def train(case: Case, sizes: Sizes, *, seconds: float | None = None) -> dict:
+    """Trains for so many seconds at most; the figures of what was trained, and how long it took."""
     settings: dict[str, Any] = {"seconds": seconds, **case.settings}
     if sizes.quick:
         settings |= {"steps": 4, "rounds": 2, "batch_size": 32}
@@ -81,7 +88,7 @@ def run(name: str, sizes: Sizes, sbibm: Path | None = None, *, seconds: float | 
     fit = case.problem.fit(case.data, key=jr.key(sizes.seed), **settings)
     times = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     figures = [asdict(x) | {"met": bool(x.met)} for x in case.assess(fit.problem)]
-    return {"problem": name, **times, "history": repr(fit.history), "score": fit.history.score, "figures": figures}
+    return {**times, "history": repr(fit.history), "score": fit.history.score, "figures": figures}
 
 
 def print_table(results: Sequence[dict]):

@@ -72,18 +72,21 @@ def null_space(sizes: Sizes) -> Case:
     return Case(si.StochasticInverseProblem(project, signal=(3,)), data, assess)
 
 
-def manifold(sizes: Sizes) -> Case:
+def draw_curve(rng, number):
+    return closed_curve(rng.uniform(0, 2 * np.pi, number))
+
+
+def manifold(sizes: Sizes, *, measurements: int = 65_536) -> Case:
     """The law of points on a closed curve in five dimensions, from one measurement of each: two noisy projections."""
     rng = np.random.default_rng(sizes.seed)
-    draw = lambda rng, n: closed_curve(rng.uniform(0, 2 * np.pi, n))
-    data = projections(rng, draw(rng, sizes(65_536, 128)), 1, rows=2, noise=0.01)
+    data = projections(rng, draw_curve(rng, sizes(measurements, 128)), 1, rows=2, noise=0.01)
     number, sets = sizes(2048, 20), 8
 
     def assess(problem):
         rng = np.random.default_rng(0)
         (drawn,) = draws_of(problem, [None], sets * number)
         split = lambda rows: np.split(rows, sets)
-        truth, other = split(draw(rng, sets * number)), split(draw(rng, sets * number))
+        truth, other = split(draw_curve(rng, sets * number)), split(draw_curve(rng, sets * number))
         distance = lambda sets: float(np.mean([transport(a, b) for a, b in zip(sets, truth, strict=True)]))
         return [Figure("squared W2 of the prior", distance(split(drawn)), distance(other), (0.0, 0.12))]
 

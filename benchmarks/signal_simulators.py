@@ -1,8 +1,9 @@
-"""Simulators with a uniform prior, for `posterior_accuracy.py`: problems of sbibm 1.1.0 and its reference posteriors.
+"""Simulators with a prior, for `posterior_accuracy.py`: problems of sbibm 1.1.0 and its reference posteriors.
 
-10,000 parameter vectors with one simulation each are given, as `Pairs`. What was simulated gives the units alone:
-training simulates measurements of these 10,000 signals afresh in each round, by the forward model and the noise that
-the library is told. So there are as many parameter vectors as in sbibm's benchmark, and more simulations.
+10,000 parameter vectors, unless another number is asked for, with one simulation each are given, as `Pairs`. What was
+simulated gives the units alone: training simulates measurements of these signals afresh in each round, by the forward
+model and the noise that the library is told. So there are as many parameter vectors as in sbibm's benchmark, and more
+simulations.
 
 A uniform prior has edges, which a denoiser of parameters smooths. So the signal is what is standard normal, and the
 parameters are quantiles of it: no draw is outside of the box.
@@ -13,7 +14,7 @@ Simulators are NumPy. The distributions of noise here are what a user of the lib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,12 @@ def simulate_slcp(rng, theta):
     return theta[:, None, :2] + np.einsum("bij,bvj->bvi", np.linalg.cholesky(covariance), white)
 
 
+class Simulator(Protocol):
+    """A problem of so many simulations, with reference posteriors in a folder."""
+
+    def __call__(self, sizes: Sizes, folder: Path | None, *, simulations: int = 10_000) -> Case: ...
+
+
 def simulator(
     name: str,
     simulate: Callable[..., np.ndarray],
@@ -134,42 +141,104 @@ def simulator(
     bound: float,
     bar: float,
     size: int = 2,
-) -> Callable[[Sizes, Path | None], Case]:
+) -> Simulator:
     """A problem of `size` parameters that are uniform between `±bound`; `simulate(rng, theta)` of rows."""
 
-    def make(sizes: Sizes, folder: Path | None) -> Case:
-        files = None if folder is None else folder / "sbibm" / "tasks" / name / "files"
-        if files is None or not files.is_dir():
-            raise SystemExit(f"{name} needs `--sbibm FOLDER` with the unpacked files of sbibm 1.1.0, got {folder}.")
+    def make(sizes: Sizes, folder: Path | None, *, simulations: int = 10_000) -> Case:
+        files = reference_files(name, folder)
         rng = np.random.default_rng(sizes.seed)
-        theta = rng.uniform(-bound, bound, (sizes(10_000, 128), size))
+        theta = rng.uniform(-bound, bound, (sizes(simulations, 128), size))
         observed = simulate(rng, theta).astype(np.float32)
         signals = math.sqrt(2) * special.erfinv(theta / bound)
-        data = si.Pairs(signals.astype(np.float32), si.View(observed[:, None]))
-        number = sizes(3000, 50)
-        given, references = read_references(files, sizes(10, 2), number)
-        contexts = [si.View(x.reshape(1, *observed.shape[1:])) for x in given]
-
-        def assess(problem):
-            draws = from_normal(draws_of(problem, contexts, number), bound, special.erf)
-            accuracy = [si.diagnostics.c2st(r, x) for r, x in zip(references, draws, strict=True)]
-            return [Figure("C2ST", float(np.mean(accuracy)), 0.5, (0.0, bar))]
-
         problem = si.StochasticInverseProblem(
             lambda signal, params: forward(from_normal(signal, bound, jax.lax.erf)),
             noise=noise,
             signal=(size,),
         )
-        return Case(problem, data, assess)
+        data = si.Pairs(signals.astype(np.float32), si.View(observed[:, None]))
+        parameters = lambda draws: from_normal(draws, bound, special.erf)
+        return Case(problem, data, two_sample_tests(files, sizes, parameters, observed.shape[1:], bar=bar))
 
     return make
 
 
-def read_references(files: Path, observations: int, number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def bernoulli_glm(sizes: Sizes, folder: Path | None, *, simulations: int = 10_000) -> Case:
+    """A hundred coin tosses, whose log-odds are linear in ten parameters with a smooth Gaussian prior.
+
+    The signal is what is standard normal, and the parameters are linear in it. What is given is the tosses, not
+    sbibm's ten sums of them, on which alone the posterior depends: the sums' noise has no likelihood in closed form.
+    """
+    files = reference_files("bernoulli_glm", folder)
+    design, root = stimulus(), smooth_root()
+    rng = np.random.default_rng(sizes.seed)
+    signals = rng.normal(size=(sizes(simulations, 128), len(root)))
+    observed = (rng.random((len(signals), len(design))) < special.expit(signals @ (design @ root).T)).astype(np.float32)
+    log_odds = jnp.asarray(design @ root, jnp.float32)
+    problem = si.StochasticInverseProblem(
+        lambda signal, params: jax.nn.sigmoid(log_odds @ signal),
+        noise=dist.BernoulliProbs,
+        signal=jax.ShapeDtypeStruct((len(root),), jnp.float32),
+    )
+    data = si.Pairs(signals.astype(np.float32), si.View(observed[:, None]))
+    parameters = lambda draws: draws @ root.T
+    assess = two_sample_tests(files, sizes, parameters, observed.shape[1:], bar=0.6, name="observation_raw.csv")
+    return Case(problem, data, assess)
+
+
+def stimulus() -> np.ndarray:
+    """sbibm's design matrix: a constant, and white noise at delays of 0 to 8 of its 100 time steps."""
+    white = np.random.RandomState(42).randn(100)
+    delayed = [np.concatenate([np.zeros(delay), white[: 100 - delay]]) for delay in range(9)]
+    return np.stack([np.ones(100), *delayed], -1)
+
+
+def smooth_root() -> np.ndarray:
+    """A root of the prior's covariance: of precision 1/2 for the constant, and for the filter of nine delays one that
+    penalises second differences, and late delays more."""
+    size = 9
+    difference = np.eye(size) - np.eye(size, k=-1)
+    penalty = difference @ difference + np.diag(np.sqrt(np.arange(size) / size))
+    precision = np.zeros((size + 1, size + 1))
+    precision[0, 0], precision[1:, 1:] = 0.5, penalty.T @ penalty
+    return np.linalg.cholesky(np.linalg.inv(precision))
+
+
+def reference_files(name: str, folder: Path | None) -> Path:
+    files = None if folder is None else folder / "sbibm" / "tasks" / name / "files"
+    if files is None or not files.is_dir():
+        raise SystemExit(f"{name} needs `--sbibm FOLDER` with the unpacked files of sbibm 1.1.0, got {folder}.")
+    return files
+
+
+def two_sample_tests(
+    files: Path,
+    sizes: Sizes,
+    parameters: Callable[[np.ndarray], np.ndarray],
+    shape: tuple[int, ...],
+    *,
+    bar: float,
+    name: str = "observation.csv",
+) -> Callable[[si.StochasticInverseProblem], list[Figure]]:
+    """How well a classifier tells draws, as parameters, from the references: the mean over observations."""
+    number = sizes(3000, 50)
+    given, references = read_references(files, sizes(10, 2), number, name)
+    contexts = [si.View(x.reshape(1, *shape)) for x in given]
+
+    def assess(problem):
+        draws = parameters(draws_of(problem, contexts, number))
+        accuracy = [si.diagnostics.c2st(r, x) for r, x in zip(references, draws, strict=True)]
+        return [Figure("C2ST", float(np.mean(accuracy)), 0.5, (0.0, bar))]
+
+    return assess
+
+
+def read_references(
+    files: Path, observations: int, number: int, name: str
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The first observations, and so many samples of each one's posterior."""
     read = lambda path: np.loadtxt(path, np.float32, delimiter=",", skiprows=1, max_rows=number, ndmin=2)
     folders = [files / f"num_observation_{i + 1}" for i in range(observations)]
-    given = [read(x / "observation.csv") for x in folders]
+    given = [read(x / name) for x in folders]
     return given, [read(x / "reference_posterior_samples.csv.bz2") for x in folders]
 
 

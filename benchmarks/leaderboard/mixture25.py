@@ -71,9 +71,7 @@ def from_prior(rows: int, sizes: Sizes) -> tuple[si.StochasticInverseProblem, An
     matrix = jnp.asarray(given.matrix, jnp.float32)
     components = dist.MultivariateNormal(jnp.asarray(means(), jnp.float32), jnp.eye(SIZE))
     prior = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(WEIGHTS, jnp.float32)), components)
-    problem = si.StochasticInverseProblem(
-        lambda signal, params: matrix @ signal, noise=given.noise, signal=jax.ShapeDtypeStruct((SIZE,), jnp.float32)
-    )
+    problem = si.StochasticInverseProblem(lambda signal, params: matrix @ signal, noise=given.noise, signal=(SIZE,))
     return problem, si.data.Simulated(prior), si.View(jnp.asarray(given.observed[None], jnp.float32))
 
 
@@ -85,9 +83,7 @@ def from_measurements(rows: int, sizes: Sizes) -> tuple[si.StochasticInverseProb
     matrices = rng.normal(size=(number, 1, rows, SIZE)) * np.sqrt(np.mean(given.matrix**2))
     clean = np.einsum("nvij,nj->nvi", matrices, draw(rng, number))
     data = records(clean + given.noise * rng.normal(size=clean.shape), matrices)
-    problem = si.StochasticInverseProblem(
-        lambda signal, matrix: matrix @ signal, noise=given.noise, signal=jax.ShapeDtypeStruct((SIZE,), jnp.float32)
-    )
+    problem = si.StochasticInverseProblem(lambda signal, matrix: matrix @ signal, noise=given.noise, signal=(SIZE,))
     return problem, data, records(given.observed[None], given.matrix[None])
 
 

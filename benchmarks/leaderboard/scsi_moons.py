@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
@@ -74,9 +72,7 @@ def fit(sizes: Sizes, number: int, seconds: float | None = None) -> tuple[np.nda
     """Points of the law that was found from noisy measurements, and the processor time of all cores."""
     rng = np.random.default_rng(sizes.seed)
     data = records(measure(rng, moons(rng, sizes(20_000, 128)))[:, None])
-    problem = si.StochasticInverseProblem(
-        lambda signal, params: signal, noise=NOISE, signal=jax.ShapeDtypeStruct((2,), jnp.float32)
-    )
+    problem = si.StochasticInverseProblem(lambda signal, params: signal, noise=NOISE, signal=(2,))
     settings: dict[str, Any] = {"steps": 4, "rounds": 2, "batch_size": 32} if sizes.quick else {}
     start = time.process_time()
     trained = problem.fit(data, key=jr.key(sizes.seed), seconds=seconds, **settings).problem

@@ -69,9 +69,9 @@ DATA = [
     ),
     case(lambda: fit(with_target(lambda: 0)), OBSERVATION + "` is <function", id="function"),
     case(
-        lambda: fit(with_target(target(dtype=int))),
-        r"`target.observation` is int\d+, .*astype\(jnp.float32\)",
-        id="ints",
+        lambda: fit(with_target(target(dtype=bool))),
+        r"`target.observation` is bool, .*astype\(jnp.float32\)",
+        id="booleans",
     ),
     case(lambda: fit(with_target(target(dtype=bool))), "`target.observation` is bool, .* floating-point", id="bools"),
     case(

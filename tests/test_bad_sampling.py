@@ -53,7 +53,7 @@ GIVEN = [
     case(lambda: posterior(si.View(context().observation)), UNLIKE, id="without-params"),
     case(lambda: posterior(record()), UNLIKE, id="example"),
     case(lambda: posterior(jax.tree.map(lambda x: x[None], context())), UNLIKE, id="batch"),
-    case(lambda: posterior(context(np.ones((1, 2), int))), UNLIKE, id="ints"),
+    case(lambda: posterior(context(np.ones((1, 2), bool))), UNLIKE, id="booleans"),
     case(lambda: posterior([[1.0, 2.0]] * 500), UNLIKE, id="lists"),
     case(lambda: posterior("clip.npz"), "`context` is 'clip.npz', but must be an array .* convert", id="string"),
     case(lambda: posterior(print), "`context` is <built-in function print>", id="function"),
@@ -230,7 +230,7 @@ LOADED = [
         r"`signal` is float32\[3\] in the file and float32\[4\] here; load it with",
         id="signal",
     ),
-    case({"signal": (3,)}, r"`signal` must be .* got \(3,\)", id="signal-tuple"),
+    case({"signal": (3.5,)}, r"`signal` must be .* got \(3.5,\)", id="signal-tuple"),
 ]
 
 

@@ -75,6 +75,7 @@ def test_it_is_printed_on_one_screen(checked):
     assert lines[0].startswith("Check: 60 held-out records, 32 draws each") and "residual" in lines[1]
 
 
+@pytest.mark.slow
 def test_noise_that_is_wrong_is_found(fitted):
     """Draws for half the noise that there is, by a network that was told so."""
     wrong = si.StochasticInverseProblem(measure, noise=0.5 * NOISE, signal=SIGNAL)

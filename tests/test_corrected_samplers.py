@@ -159,6 +159,7 @@ def test_guidance_by_a_denoiser_with_and_without_context(trained, weight):
     np.testing.assert_allclose(*draws, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_chain_forgets_where_it_started(trained):
     """Two fresh proposals a time, of a network that is told of thrice the noise, from signals far away."""
     rng = np.random.default_rng(0)

@@ -60,6 +60,7 @@ def test_modes_are_those_of_the_covariance(darcy):
     np.testing.assert_allclose(flat @ covariance, largest[:, None] * flat, atol=1e-4 * largest[0])
 
 
+@pytest.mark.slow
 def test_the_law_that_others_are_told(darcy):
     """Its density is SciPy's; its moments are those of 20,000 sites, and so is the noise, to 5 standard errors."""
     truth, data = darcy.measure(np.random.default_rng(0), 20_000, 1)

@@ -134,6 +134,7 @@ def whitened(weights, means, covariances):
     return weights, (means - mean) @ inverse.T, inverse @ covariances @ inverse.T
 
 
+@pytest.mark.slow
 def test_the_best_mixture_is_the_true_one():
     """From two noisy projections of each of 8,000 signals with two modes, which one projection does not show."""
     means = np.array([[1.0, 1.0, 0.0], [-1.0, -1.0, 0.0]])

@@ -272,6 +272,7 @@ def test_a_problem_on_the_grid(tmp_path):
     np.testing.assert_array_equal(loaded.posterior(view).sample(jr.key(1), 3), draws)
 
 
+@pytest.mark.slow
 def test_a_problem_off_the_grid():
     forward, data = records(positions(64 * 6).reshape(32, 2, 6, 2))
     problem = si.StochasticInverseProblem(forward, noise=0.1)

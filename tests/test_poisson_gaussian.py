@@ -125,6 +125,7 @@ def test_gradients_of_expectations_are_unbiased():
     assert slopes.std() / np.sqrt(number) < 0.05 * 6.5
 
 
+@pytest.mark.slow
 def test_a_fit_in_signal_space_is_saved_and_loaded(tmp_path):
     noise = si.PoissonGaussianNoise(gain=0.5, read_std=0.3)
     forward = lambda signal, exposure: exposure * jnp.exp(signal)

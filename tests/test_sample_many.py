@@ -63,6 +63,7 @@ def test_one_program_for_all_contexts(fitted):
     assert len(COMPILED) == before
 
 
+@pytest.mark.slow
 def test_numbers_of_draws_share_programs():
     """The forward model is traced when the sampler is: for none of many numbers of draws after the first few."""
     traces = []

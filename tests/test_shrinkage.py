@@ -105,6 +105,7 @@ def test_a_network_that_knows_its_signals_by_heart_does_new_ones_no_harm(by_hear
     assert mean_error(by_heart.problem) < 1.01 * gaussian
 
 
+@pytest.mark.slow
 def test_known_signals_are_left_out_for_it():
     signals, views = records(200)
     trained = fit(si.Pairs(signals, views), steps=400, rounds=1).problem
@@ -113,6 +114,7 @@ def test_known_signals_are_left_out_for_it():
     assert mean_error(trained) < 1.01 * gaussian
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_is_the_same_after_a_break(by_heart, tmp_path):
     by_heart.problem.save(tmp_path / "saved.stochinv")
     loaded = si.load(tmp_path / "saved.stochinv", forward=si.forward.Mask())

@@ -97,6 +97,7 @@ def test_posteriors_given_few_projections(of_projections, sampler):
     assert_posterior(of_projections.posterior(context, sampler=sampler), context, NOISE)
 
 
+@pytest.mark.slow
 def test_posteriors_under_another_instrument(of_projections):
     """One row a view, five of them, with more noise."""
     rng = np.random.default_rng(3)

@@ -390,7 +390,7 @@ BAD = [
         lambda: fit(si.View(np.ones((90, 2), np.float32), np.ones((90,), np.float32))),
         "leading \\(record, views\\) axes",
     ),
-    (lambda: fit(si.View(np.ones((90, 2, 2), int), records(90).params)), "must be floating-point arrays"),
+    (lambda: fit(si.View(np.ones((90, 2, 2), bool), records(90).params)), "must be floating-point arrays"),
     (lambda: problem(signal=None).fit(records(90), key=jr.key(0)), "`signal` is not known"),
     (
         lambda: problem(signal=jax.ShapeDtypeStruct((3000,), jnp.float32)).fit(records(90), key=jr.key(0)),

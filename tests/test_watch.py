@@ -140,6 +140,7 @@ def test_scores_and_coverage_of_exact_posteriors_are_theirs(monkeypatch):
     assert coverage is not None and coverage[-1] < 0.8
 
 
+@pytest.mark.slow
 def test_training_ends_where_nothing_is_gained(short_rounds, monkeypatch, tmp_path):
     """The Gaussian from which it starts is exact here: no two rounds gain as much."""
     monkeypatch.setattr(watch, "LEAST_LOG_GAIN", 0.5)

@@ -57,7 +57,7 @@ def write_report(
     ],
     forward: Annotated[str, tyro.conf.arg(metavar="FILE.py:NAME", help="The forward model. The file is run.")],
     out: Annotated[str, tyro.conf.arg(help="Where the page goes.")] = "report.html",
-):
+) -> None:
     """Tests whether posteriors can be trusted, and writes a page about it that anyone can read."""
     names, name = read_names("--forward", forward)
     try:

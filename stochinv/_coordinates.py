@@ -158,16 +158,20 @@ def as_support(support: Any) -> Any:
     if any(not is_bound(bound) for bound in bounds):
         raise ValueError(f"`support` must be a PyTree of constraints, got {shown(support)}; {REMEDY}.")
     for bound in bounds:
-        try:
-            if bound is not None and not bound.is_discrete:
-                numpyro.distributions.biject_to(bound)
-        except NotImplementedError:
-            unknown = True
-        else:
-            unknown = bound is not None and bound.is_discrete
-        if unknown:
+        if bound is not None and not has_bijection(bound):
             raise ValueError(f"`support` has {shown(bound)}, which no bijection leads to; {REMEDY}.")
     return support
+
+
+def has_bijection(bound: Any) -> bool:
+    """Whether NumPyro has a bijection between the real numbers and what satisfies a constraint."""
+    if bound.is_discrete:
+        return False
+    try:
+        numpyro.distributions.biject_to(bound)
+    except NotImplementedError:  # how NumPyro says that it has none
+        return False
+    return True
 
 
 def refuse_support(support: Any):

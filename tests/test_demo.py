@@ -3,11 +3,14 @@
 import base64
 import importlib
 import io
+import json
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SIZES = "--steps 2 --rounds 1 --batch-size 8 --train 64 --digits 2 --unseen 2 --samples 2"
 
 
@@ -19,6 +22,16 @@ def made(tmp_path_factory):
     quickstart.main([*SIZES.split(), "--save", str(problem), "--out", str(folder / "picture.png")])
     content = demo.main([str(problem), "--digits", "2", "--draws", "2", "--places", "3", "--out", str(out)])
     return content, out
+
+
+def test_the_page_of_the_documentation_is_made_of_the_template():
+    """All but its data, which take a trained problem to draw."""
+    template = importlib.import_module("demo").TEMPLATE.read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "_static" / "demo.html").read_text(encoding="utf-8")
+    before, after = template.split("__DATA__")
+    assert page.startswith(before) and page.endswith(after)
+    data = json.loads(page[len(before) : len(page) - len(after)])
+    assert set(data) == {"sheets", "corners", "draws", "size", "window"} and len(data["sheets"]) == 5
 
 
 @pytest.mark.slow

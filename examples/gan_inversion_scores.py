@@ -19,8 +19,8 @@ class Judge:
 
     def __init__(self, config, scene, images, contexts, key):
         self.config, self.scene = config, scene
-        self.programs, self.shown = {}, {}
-        self.classifier = self.truth = None
+        self.shown = {}
+        self.classifier = self.truth = self.rare = None
         self.images, self.contexts = take((images, contexts), slice(config.contexts))
         if config.preset != "digits":
             return
@@ -29,7 +29,7 @@ class Judge:
             config.cache, steps=config.classifier_steps, key=classifier_key
         )
         digits = jnp.asarray(digit_networks.load_digits()[1][0][: len(images)])
-        real = scene.patches(digits, real_key)
+        real = scene.measure(digits, real_key)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), contexts, real)
         posterior = self.brute_force(both, truth_key)
         p = np.asarray(posterior.mean)
@@ -37,25 +37,23 @@ class Judge:
         ambiguous = np.flatnonzero((entropy > ENTROPY) & (np.asarray(posterior.ess) > ESS))
         if len(ambiguous) == 0:
             print("No patch is ambiguous: figures are of arbitrary ones. Try more `--candidates`.")
-            ambiguous = np.arange(len(both[1]))
+            ambiguous = np.arange(len(p))
         fresh, real = (ambiguous[m][: config.contexts] for m in (ambiguous < len(images), ambiguous >= len(images)))
         self.images, self.contexts, self.truth = take((images, contexts, posterior_of(posterior)), fresh)
         self.real = take((both, p), real)
 
     def brute_force(self, contexts, key):
         """The posterior of latent codes and of classes, by reweighting draws of the prior."""
-        scene = self.scene
-        patches, corners = contexts
-        window = scene.window
-        if scene.corner is None:
-            forward, params = si.Composed(scene.generator, window), (None, corners[:, None])
-        else:  # known to be the same for all, it is cut out once
-            forward, params = lambda z, params: window(scene.generator(z, None), jnp.array(scene.corner)), None
+        scene, forward = self.scene, self.scene.forward
+        if scene.corner is not None:  # known to be the same for all, it is cut out once
+            fixed = jnp.array(scene.corner)
+            forward = lambda z, _: scene.window(scene.generator(z, None), fixed)
+            contexts = si.View(contexts.observation)
         return si.diagnostics.reweighted_posterior(
-            scene.prior,
+            scene.draw,
             forward,
             scene.noise,
-            si.View(patches[:, None], params),
+            contexts,
             summary=lambda z: jax.nn.one_hot(self.classify(scene.render(z)), 10),
             key=key,
             num_samples=self.config.reference,
@@ -66,66 +64,71 @@ class Judge:
     def classify(self, image):
         return jnp.argmax(self.classifier(image), -1)
 
-    def sample(self, problem, contexts, num_steps, num_samples, key):
+    def sample(self, problem, contexts, sampler, num_samples, key):
         """Latent codes of shape `(contexts, samples, ...)`, and the seconds that one took."""
-        arguments = problem, contexts, si.Ancestral(num_steps), num_samples, key
-        kind = jax.tree.structure(problem), num_steps, num_samples, len(contexts[0])
-        if kind not in self.programs:
-            self.programs[kind] = _sample.lower(*arguments).compile()
+        number = len(contexts.observation)
+        arguments = problem, contexts, sampler, num_samples, key
+        program = _sample.lower(*arguments).compile()
         start = time.perf_counter()
-        latents = jax.block_until_ready(self.programs[kind](*arguments))
-        return latents, (time.perf_counter() - start) / (len(contexts[0]) * num_samples)
+        latents = jax.block_until_ready(program(*arguments))
+        return latents, (time.perf_counter() - start) / (number * num_samples)
 
     def classes(self, latents):
         """The share of each class among samples, for every context."""
-        share = lambda z: jnp.mean(jax.nn.one_hot(jax.vmap(lambda s: self.classify(self.scene.render(s)))(z), 10), 0)
+        classify = lambda z: jax.nn.one_hot(self.classify(self.scene.render(z)), 10)
+        share = lambda z: jnp.mean(jax.lax.map(classify, z, batch_size=1000), 0)
         return np.asarray(jax.jit(lambda z: jax.lax.map(share, z))(latents))
 
-    def score(self, name, problem, key):
-        """The figures of one trained problem."""
-        config, scene = self.config, self.scene
-        steps = (1,) if name == "regressor" else config.sampler_steps
-        draws = 2 if name == "regressor" else config.samples
-        once = 1 if name == "regressor" else config.shown_steps
-        suffix = "" if name == "energy" else f"_{name}"
-        found = {f"seconds_per_sample{suffix}": {}, f"class_tv_{name}": {}}
-        for n in steps:
-            latents, seconds = self.sample(problem, self.contexts, n, draws, key)
+    def score(self, name, problem, samplers, key):
+        """The figures of draws by samplers, given by their number of steps."""
+        config = self.config
+        suffix = f"_{name}" if name else ""
+        shown = config.shown_steps if config.shown_steps in samplers else next(iter(samplers))
+        found = {f"seconds_per_sample{suffix}": {}, f"class_tv{suffix}": {}}
+        for n, sampler in samplers.items():
+            latents, seconds = self.sample(problem, self.contexts, sampler, config.samples, key)
             found[f"seconds_per_sample{suffix}"][n] = seconds
             if self.truth is not None:
-                found[f"class_tv_{name}"][n] = total_variation(self.classes(latents), self.truth["classes"])
-            if n == once:
+                found[f"class_tv{suffix}"][n] = total_variation(self.classes(latents), self.truth["classes"])
+            if n == shown:
                 self.shown[name] = latents
                 found |= self.score_images(suffix, latents)
         if self.truth is None:
-            del found[f"class_tv_{name}"]
+            del found[f"class_tv{suffix}"]
             return found
-        # The samples for patches of many images, one for each, are samples of the generator.
-        image_key, sample_key = jr.split(key)
-        others, contexts = scene.records(image_key, config.images)
-        latents, _ = self.sample(problem, contexts, once, 1, sample_key)
-        features = lambda x: np.asarray(jax.vmap(self.classifier.features)(x), np.float64)
-        found[f"frechet_{name}"] = frechet_distance(features(scene.render(latents[:, 0])), features(others))
-        if name != "energy":
+        found |= self.score_many(suffix, problem, samplers[shown], key)
+        if name:
             return found
         contexts, classes = self.real
-        latents, _ = self.sample(problem, contexts, once, draws, key)
-        found[f"class_tv_real_{name}"] = total_variation(self.classes(latents), classes)
+        latents, _ = self.sample(problem, contexts, samplers[shown], config.samples, key)
+        found["class_tv_real"] = total_variation(self.classes(latents), classes)
         return found
+
+    def score_many(self, suffix, problem, sampler, key):
+        """The samples for patches of many images, one for each, are samples of the generator."""
+        scene = self.scene
+        image_key, other_key, sample_key = jr.split(key, 3)
+        _, contexts = scene.records(image_key, self.config.images)
+        latents, _ = self.sample(problem, contexts, sampler, 1, sample_key)
+        others = jax.vmap(scene.draw)(jr.split(other_key, self.config.images))
+        features = lambda z: np.asarray(jax.vmap(self.classifier.features)(scene.render(z)), np.float64)
+        return {
+            f"frechet{suffix}": frechet_distance(features(latents[:, 0]), features(others)),
+            f"rare_class_share{suffix}": float(self.classes(latents[None, :, 0])[0, self.rare]),
+        }
 
     def score_images(self, suffix, latents):
         """How samples keep to the patch, how they differ, and how far from the truth they are."""
         scene = self.scene
-        patches, corners = self.contexts
 
         def one(inputs):
-            latents, patch, corner = inputs
+            latents, context = inputs
             images = scene.render(latents)
-            error = jax.vmap(lambda x: scene.window(x, corner))(images) - patch
-            return jnp.mean(error**2), mean_distance(images[:200])
+            cut = jax.vmap(jax.vmap(scene.window, (None, 0)), (0, None))(images, context.params[1])
+            return jnp.mean((cut - context.observation) ** 2), mean_distance(images[:200])
 
-        errors, distances = jax.jit(lambda x: jax.lax.map(one, x))((latents, patches, corners))
-        everything = mean_distance(scene.render(jax.vmap(scene.prior)(jr.split(jr.key(0), 200))))
+        errors, distances = jax.jit(lambda x: jax.lax.map(one, x))((latents, self.contexts))
+        everything = mean_distance(scene.render(jax.vmap(scene.draw)(jr.split(jr.key(0), 200))))
         found = {
             f"patch_rmse{suffix}": float(jnp.sqrt(jnp.mean(errors))),
             f"diversity{suffix}": float(jnp.mean(distances) / everything),
@@ -144,12 +147,15 @@ class Judge:
         rng = np.random.default_rng(np.asarray(jr.key_data(key)))
         drawn = np.stack([rng.multinomial(self.config.samples, p / p.sum()) for p in classes.astype(np.float64)])
         floor = total_variation(drawn / self.config.samples, classes)
-        prior = jax.vmap(self.scene.prior)(jr.split(key, 4000))
+        prior = jax.vmap(self.scene.draw)(jr.split(key, 200_000))
+        shares = self.classes(prior[None])[0]
+        self.rare = int(np.argmin(np.where(shares > 0.001, shares, 1)))
         images = self.score_images("_truth", self.truth["samples"])
         images.pop("energy_distance_truth")
         return images | {
             "class_tv_floor": {n: floor for n in self.config.sampler_steps},
-            "class_tv_prior": total_variation(self.classes(prior[None]), classes),
+            "class_tv_prior": total_variation(shares, classes),
+            "rare_class_share_truth": float(shares[self.rare]),
             "ess": [float(np.min(self.truth["ess"])), float(np.median(self.truth["ess"]))],
         }
 
@@ -164,7 +170,7 @@ def _sample(problem, contexts, sampler, num_samples, key):
         context, key = inputs
         return problem.sample(context, key=key, sampler=sampler, num_samples=num_samples).signal
 
-    number = len(contexts[0])
+    number = len(contexts.observation)
     at_once = max(1, min(512 // num_samples, number))
     return jax.lax.map(one, (contexts, jr.split(key, number)), batch_size=at_once)
 
@@ -204,11 +210,13 @@ def print_table(figures):
 
 def draw(config, scene, judge):
     """Writes the picture: in each row the patch, its image, eight samples, mean, spread, and for digits the classes."""
-    latents = judge.shown["energy"][:6]
+    latents = judge.shown[""][:6]
     images = scene.render(latents)
     given = np.full((len(latents), *scene.image_shape), np.nan)
-    for canvas, patch, (top, left) in zip(given, *map(np.asarray, judge.contexts), strict=False):
-        canvas[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
+    patches, (_, corners) = judge.contexts.observation, judge.contexts.params
+    for canvas, *several in zip(given, np.asarray(patches), np.asarray(corners), strict=False):
+        for patch, (top, left) in zip(*several, strict=True):
+            canvas[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
     columns = {
         "given": given,
         "its image": judge.images[: len(latents)],

@@ -41,7 +41,6 @@ from ._denoiser.network import (
     NetworkDenoiser as NetworkDenoiser,
 )
 from ._denoiser.prediction import PredictionDenoiser as PredictionDenoiser
-from ._denoiser.resampling import ResamplingDenoiser as ResamplingDenoiser
 from ._fit import Fit as Fit
 from ._forward.base import (
     AbstractForwardModel as AbstractForwardModel,
@@ -90,6 +89,7 @@ from ._sampler.base import (
     AbstractSampler as AbstractSampler,
     Sample as Sample,
 )
+from ._sampler.crank_nicolson import CrankNicolson as CrankNicolson
 from ._sampler.exponential_adams import ExponentialAdams as ExponentialAdams
 from ._sampler.grid import (
     AbstractTimeGrid as AbstractTimeGrid,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ._complex import view_as_parts
 from ._contexts import as_views
-from ._coordinates import Coordinates, coordinates_of
+from ._coordinates import Coordinates, RealForward, coordinates_of
 from ._custom_types import AnyCallable, Context, FloatScalar, Params, Signal, Structure
 from ._data_info import DataInfo
 from ._denoiser.base import AbstractDenoiser
@@ -38,13 +38,13 @@ class SignalProblem(AbstractProblem):
 
     **Arguments:**
 
-    - `measure`: the forward model, of real and imaginary parts where signals or measurements are complex.
+    - `measure`: the forward model, of the coordinates of a user's signals.
     - `measurement_noise`: the noise of measurements.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal, of its real and imaginary parts where it is complex.
     - `denoiser`, `schedule`, `objective`, `data_info`: as of the problem.
     """
 
-    measure: AbstractForwardModel
+    measure: RealForward
     measurement_noise: AbstractNoise
     denoiser: AbstractDenoiser | AnyCallable | None
     schedule: AbstractNoiseSchedule

@@ -241,6 +241,12 @@ SAMPLERS = [
     case(lambda: si.ExponentialAdams(num_draws=-1), "ExponentialAdams: `num_draws` .* got -1", id="adams-draws"),
     case(lambda: si.Karras(0.0), "Karras: `rho` must be positive and finite, got 0.0", id="rho-0"),
     case(lambda: si.Karras(NAN), "Karras: `rho` .* got nan", id="rho-nan"),
+    case(lambda: si.CrankNicolson("normal"), "CrankNicolson: `prior` must be a NumPyro", id="chain-string"),
+    case(lambda: si.CrankNicolson({}), "CrankNicolson: `prior` must be a NumPyro", id="chain-empty"),
+    case(lambda: si.CrankNicolson(dist.Poisson(3.0)), "CrankNicolson: `prior` must be", id="chain-counts"),
+    case(lambda: si.CrankNicolson(None, "adams"), "CrankNicolson: `sampler` must be a sampler", id="chain-sampler"),
+    case(lambda: si.CrankNicolson(num_moves=0), "CrankNicolson: `num_moves` must be", id="chain-moves"),
+    case(lambda: si.CrankNicolson(num_steps=1.5), "CrankNicolson: `num_steps` must be", id="chain-steps"),
     case(lambda: si.Autoregressive(si.Ancestral), "Autoregressive: `sampler` is the class", id="autoregressive-class"),
     case(lambda: si.Autoregressive(lambda: 0), "Autoregressive: `sampler` must be", id="autoregressive-function"),
     case(

@@ -25,6 +25,7 @@ LEVELS = [
         "_structure",
         "_pareto",
         "_mixture",
+        "_normal",
     ],
     ["_tracker"],
     ["_view", "_schedule", "_forward.base"],

@@ -10,6 +10,7 @@ whatever the schedule, since a denoiser is told the log-SNR alone. Along it `d l
 2021, equation 39).
 """
 
+from functools import partial
 from typing import Any, final
 
 import equinox as eqx
@@ -240,14 +241,8 @@ def flow(
         def stage(carry, inputs):
             slope, derivative = carry
             share, weight = inputs
-            angle = here + share * step
-            level = NoiseLevel(jnp.cos(angle), jnp.sin(angle))
-
-            def field(z):
-                denoised = ravel_pytree(problem.denoise(unravel(z), level, context, None).observation)[0]
-                return (level.alpha * z - denoised) / level.sigma
-
-            slope, linear = jax.linearize(field, z + share * step * slope)
+            ahead = partial(field, problem, context, unravel, here + share * step)
+            slope, linear = jax.linearize(ahead, z + share * step * slope)
             local = jax.vmap(linear, out_axes=1)(identity)
             derivative = local @ (identity + share * step * derivative)
             return (slope, derivative), (weight * slope, weight * derivative, weight * jnp.trace(local))
@@ -260,3 +255,32 @@ def flow(
 
     from_here = (start, jnp.zeros(2, start.dtype))
     return jax.lax.scan(advance, from_here, (angles[:-1], angles[1:]))[0]
+
+
+def transport(
+    problem: Any, context: Context, unravel: AnyCallable, start: Float[Array, " n"], angles: Float[Array, " steps"]
+) -> Float[Array, " n"]:
+    """Takes a raveled standardised signal from the first angle to the last, as `flow` does, and tells nothing else."""
+
+    def advance(z, angles):
+        here, there = angles
+        step = there - here
+
+        def stage(slope, inputs):
+            share, weight = inputs
+            slope = field(problem, context, unravel, here + share * step, z + share * step * slope)
+            return slope, weight * slope
+
+        slopes = jax.lax.scan(stage, jnp.zeros_like(z), (SHARES, WEIGHTS))[1]
+        return z + step * jnp.sum(slopes, 0), None
+
+    return jax.lax.scan(advance, start, (angles[:-1], angles[1:]))[0]
+
+
+def field(
+    problem: Any, context: Context, unravel: AnyCallable, angle: FloatScalar, z: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """`dz_θ/dθ` of the probability-flow ODE."""
+    level = NoiseLevel(jnp.cos(angle), jnp.sin(angle))
+    denoised = ravel_pytree(problem.denoise(unravel(z), level, context, None).observation)[0]
+    return jnp.asarray((level.alpha * z - denoised) / level.sigma)

@@ -1,0 +1,89 @@
+r"""Laws as maps of standard normal numbers: `s = T(z)`, `z ~ N(0, I)`, one to one.
+
+NumPyro's distributions tell such a map by their location and scale, by the transforms they are made of, or, of one
+variable, by their quantiles: `T(z) = F⁻¹(Φ(z))`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._checks import shown
+from ._custom_types import PyTree, Signal, Structure
+from ._lazy import is_distribution, numpyro
+
+WANTED = (
+    "a NumPyro distribution of the signal that is normal, uniform, has `cdf` and `icdf`, or is made of such by "
+    "transforms, or a PyTree of these like the signal"
+)
+
+
+def check_law(name: str, law: PyTree) -> None:
+    """Raises a `ValueError` if a law is no map of normal numbers.
+
+    **Arguments:**
+
+    - `name`: what it is, for the error.
+    - `law`: a PyTree of NumPyro distributions.
+    """
+    parts = jax.tree.leaves(law, is_leaf=is_distribution)
+    if not parts or not all(is_distribution(x) for x in parts):
+        raise ValueError(f"{name} must be {WANTED}, got {shown(law)}.")
+    for part in parts:
+        try:
+            like = jax.ShapeDtypeStruct(part.shape(), jnp.result_type(float))
+            back = jax.eval_shape(lambda z, part=part: _to_normal(part, _from_normal(part, z)), like)
+        except (NotImplementedError, AttributeError, TypeError, ImportError) as error:
+            why = f": {error}" if str(error) else ""
+            raise ValueError(f"{name} must be {WANTED}, got {shown(part)}{why}.") from error
+        if back.shape != like.shape:
+            raise ValueError(f"{name} must be {WANTED}, but {shown(part)} has fewer free numbers than entries.")
+
+
+def normal_structure(law: PyTree) -> Structure:
+    """The `jax.ShapeDtypeStruct`s of the normal numbers behind one signal, which are those of the signal too."""
+    shape = lambda part: jax.ShapeDtypeStruct(part.shape(), jnp.result_type(float))
+    return jax.tree.map(shape, law, is_leaf=is_distribution)
+
+
+def from_normal(law: PyTree, z: PyTree) -> Signal:
+    """The signal that normal numbers make."""
+    return jax.tree.map(_from_normal, law, z, is_leaf=is_distribution)
+
+
+def to_normal(law: PyTree, signal: Signal) -> PyTree:
+    """The normal numbers behind a signal; not finite where the law excludes it."""
+    return jax.tree.map(_to_normal, law, signal, is_leaf=is_distribution)
+
+
+def _from_normal(law: Any, z: Any) -> Any:
+    d: Any = numpyro.distributions
+    if isinstance(law, d.Independent | d.ExpandedDistribution):
+        return _from_normal(law.base_dist, z)
+    if isinstance(law, d.Normal):
+        return law.loc + law.scale * z
+    if isinstance(law, d.MultivariateNormal):
+        return law.loc + jnp.squeeze(law.scale_tril @ z[..., None], -1)
+    if isinstance(law, d.TransformedDistribution):
+        x = _from_normal(law.base_dist, z)
+        for transform in law.transforms:
+            x = transform(x)
+        return x
+    return law.icdf(jax.scipy.special.ndtr(z))
+
+
+def _to_normal(law: Any, x: Any) -> Any:
+    d: Any = numpyro.distributions
+    if isinstance(law, d.Independent | d.ExpandedDistribution):
+        return _to_normal(law.base_dist, x)
+    if isinstance(law, d.Normal):
+        return (x - law.loc) / law.scale
+    if isinstance(law, d.MultivariateNormal):
+        offset = (x - law.loc)[..., None]
+        return jnp.squeeze(jax.scipy.linalg.solve_triangular(law.scale_tril, offset, lower=True), -1)
+    if isinstance(law, d.TransformedDistribution):
+        for transform in reversed(law.transforms):
+            x = transform.inv(x)
+        return _to_normal(law.base_dist, x)
+    return jax.scipy.special.ndtri(law.cdf(x))

@@ -71,13 +71,13 @@ class Config:
     width: int = 512
     """Features of the networks for StyleGAN2."""
     moves: int | None = None
-    """Moves by which the likelihood corrects a draw: 200 for digits, 1000 for faces; for StyleGAN2 there are none."""
-    contexts: int = 48
-    """Patches in the figures: for digits ambiguous ones, whose classes have an entropy above 0.8 nats."""
+    """Moves by which the likelihood corrects a draw: 300 for digits, 1000 for faces; for StyleGAN2 there are none."""
+    contexts: int | None = None
+    """Patches in the figures: 48 ambiguous ones of digits (entropy of the class above 0.8 nats), 8 of others."""
     candidates: int = 96
     """Patches from which the ambiguous ones are chosen."""
     samples: int | None = None
-    """Samples per patch: 500 for digits, 64 for others by default."""
+    """Samples per patch: 500 for digits, 32 for others by default."""
     sampler_steps: tuple[int, ...] = (1, 4, 16)
     """Noise levels that a draw of the network goes through; figures are given for each."""
     shown_steps: int = 4
@@ -131,8 +131,9 @@ def with_defaults(config):
         "patch": ((6, 6, 8, 8), (0, 0, size, size // 2), (0, 0, size, size // 2))[index],
         "noise": (1.5, 0.5, 0.5)[index],
         "steps": (500, 500, 20_000)[index],
-        "moves": (200, 1000, None)[index],
-        "samples": (500, 64, 64)[index],
+        "moves": (300, 1000, None)[index],
+        "contexts": (48, 8, 8)[index],
+        "samples": (500, 32, 32)[index],
     }
     config = replace(config, **{k: v if getattr(config, k) is None else getattr(config, k) for k, v in values.items()})
     if config.preset == "stylegan2":

@@ -166,13 +166,7 @@ def posterior_of(posterior):
 
 @eqx.filter_jit
 def _sample(problem, contexts, sampler, num_samples, key):
-    def one(inputs):
-        context, key = inputs
-        return problem.sample(context, key=key, sampler=sampler, num_samples=num_samples).signal
-
-    number = len(contexts.observation)
-    at_once = max(1, min(512 // num_samples, number))
-    return jax.lax.map(one, (contexts, jr.split(key, number)), batch_size=at_once)
+    return problem.sample_many(contexts, key=key, num_samples=num_samples, sampler=sampler).signal
 
 
 def take(tree, index):

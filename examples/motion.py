@@ -51,13 +51,13 @@ class Config:
     """Height and width in pixels of the cells that move as one."""
     held_out: float = 0.25
     """Share of each shot, its end, that is held out."""
-    records: int = 4000
+    records: int = 20_000
     """Pairs of crops to train on."""
-    steps: int = 300
+    steps: int = 1500
     """Training steps."""
     batch_size: int = 32
     """Pairs per training step."""
-    draws: int = 4
+    draws: int = 8
     """Draws per pair and step, for the energy score."""
     fair: float = 1.0
     """Share of the unbiased estimate of the score among draws, the rest is that of the draws themselves."""
@@ -71,6 +71,8 @@ class Config:
     """Largest displacement matched with the noisy frame; 0 trains and samples from pure noise alone, in one step."""
     sampler_steps: int = 1
     """Noise levels that a sample goes through."""
+    noise: float = 0.01
+    """Standard deviation of what no motion explains, in grey values from 0 to 1."""
     smoothness: float = 0.002
     """Weight of the smoothness of displacements."""
     pairs: int = 96
@@ -118,7 +120,7 @@ def main(argv=None):
 
     # How good they are, beside simpler answers, and one that was shown both frames.
     objective = si.SquaredError(sample_time=si.pure_noise, regulariser=problem.objective.regulariser)
-    regressor = si.StochasticInverseProblem(problem.forward, problem.denoiser, objective=objective)
+    regressor = replace(problem, objective=objective)
     regressor = train(config, regressor, data, key=keys[1])
     flows = {
         "": samples.signal,
@@ -129,7 +131,8 @@ def main(argv=None):
     std = float(np.std(data.observation))
     figures = {}
     for name, flow in flows.items():
-        figures |= {key + name: x for key, x in evaluate(problem.forward, flow, test, reference, std).items()}
+        noise = 0.0 if name else config.noise
+        figures |= {key + name: x for key, x in evaluate(problem.forward, flow, test, reference, std, noise).items()}
     full = si.forward.Warp(margin=config.margin)
     figures |= {f"{key}_tvl1": x for key, x in evaluate(full, reference[:, None], test, None, std).items()}
     found, elsewhere = photometric_optima(config, test, flows["_regressor"])
@@ -186,7 +189,7 @@ def make_problem(config, data, *, key):
         sample_time=si.mostly_noise if config.radius else si.pure_noise,
         regulariser=si.forward.FlowSmoothness(config.smoothness, margin=config.margin),
     )
-    return si.StochasticInverseProblem(forward, denoiser, objective=objective)
+    return si.StochasticInverseProblem(forward, denoiser, noise=config.noise, objective=objective)
 
 
 def train(config, problem, data, *, key):
@@ -222,9 +225,10 @@ def optical_flow(config, test):
 
 
 @eqx.filter_jit
-def scores(forward, flows, source, observed, reference, std):
-    """All figures of one pair of frames."""
+def scores(forward, flows, source, observed, reference, std, noise, key):
+    """All figures of one pair of frames; what is predicted has noise, if there is any."""
     warped = jax.vmap(forward, (0, None))(flows, source)
+    predicted = warped + noise * jr.normal(key, warped.shape)
     fine = jax.vmap(forward.displacement, (0, None))(flows, source)
     number = len(flows)
     pairs = max(number * (number - 1), 1)
@@ -233,15 +237,15 @@ def scores(forward, flows, source, observed, reference, std):
     others = lambda measure, x: jnp.sum(jax.lax.map(lambda one: jnp.sum(measure(x - one)), x)) / pairs
     psnr = -20 * jnp.log10(jnp.maximum(norm(warped - observed), 1e-3))
     found = {
-        "energy_score": si.diagnostics.energy_score(warped, observed) / std,
-        "crps": si.diagnostics.crps(warped, observed) / std,
+        "energy_score": si.diagnostics.energy_score(predicted, observed) / std,
+        "crps": si.diagnostics.crps(predicted, observed) / std,
         "psnr_mean": jnp.mean(psnr),
     }
     if reference is not None:
         found["epe_to_tvl1"] = jnp.mean(length(fine - reference))
     if number > 1:
         found["psnr_best_of_16"] = jnp.max(psnr[:BEST_OF])
-        found["coverage_90"] = coverage(warped, observed)
+        found["coverage_90"] = coverage(predicted, observed)
         found["diversity"] = others(length, fine)
     if reference is not None and number > 1:
         # Directions where something moves, in degrees.
@@ -291,14 +295,15 @@ def coverage(samples, observed):
     return jnp.mean(jnp.abs(ranks - 0.5) <= 0.45)
 
 
-def evaluate(forward, flows, test, reference, std):
+def evaluate(forward, flows, test, reference, std, noise=0.0):
     """The means of all figures over pairs of frames."""
 
     def one(inputs):
-        flow, source, observed, reference = inputs
-        return scores(forward, flow, source, observed, reference, std)
+        flow, source, observed, reference, key = inputs
+        return scores(forward, flow, source, observed, reference, std, noise, key)
 
-    found = jax.device_get(jax.lax.map(one, (flows, test.params, test.observation, reference)))
+    keys = jr.split(jr.key(0), len(flows))
+    found = jax.device_get(jax.lax.map(one, (flows, test.params, test.observation, reference, keys)))
     moves = found.pop("moves", None)
     means = {}
     for name, x in found.items():

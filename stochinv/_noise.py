@@ -182,7 +182,10 @@ class GaussianNoise(AbstractNoise):
         return from_parts(_where_noisy(scales, noisy, parts), clean)
 
     def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
-        log = lambda o, c, n: jnp.sum(-0.5 * ((o - c) / n) ** 2 - jnp.log(n) - 0.5 * math.log(2 * math.pi))
+        # Raveled: a sum over several axes, short ones among them, takes a processor thirty times as long.
+        log = lambda o, c, n: jnp.sum(
+            -0.5 * ((jnp.ravel(o) - jnp.ravel(c)) / n) ** 2 - jnp.log(n) - 0.5 * math.log(2 * math.pi)
+        )
         logs = jax.tree.map(log, as_parts(observation), as_parts(clean), self.gaussian_scale(clean))
         return sum(jax.tree.leaves(logs), jnp.zeros(()))
 

@@ -92,7 +92,9 @@ class PoissonGaussianNoise(AbstractNoise):
 
     def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
         read = self.read_std / self.gain
-        log = lambda o, rate: jnp.sum(_log_density(o / self.gain, rate, read) - jnp.log(self.gain))
+        log = lambda o, rate: jnp.sum(
+            _log_density(jnp.ravel(o) / self.gain, jnp.ravel(rate), read) - jnp.log(self.gain)
+        )
         logs = jax.tree.map(log, observation, self._rates(clean))
         return sum(jax.tree.leaves(logs), jnp.zeros(()))
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import scipy.linalg
 
@@ -20,17 +21,19 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = "--steps 2 --batch-size 8 --width 16 --contexts 3 --candidates 4 --samples 5 --images 20 --sampler-steps 1 2"
 KEYS = {"patch_rmse", "noise_level", "diversity", "train_seconds", "seconds_per_sample"}
 CLASS_KEYS = {
-    "class_tv_energy",
-    "class_tv_squared",
+    "class_tv",
+    "class_tv_network",
     "class_tv_regressor",
     "class_tv_floor",
     "class_tv_prior",
-    "class_tv_real_energy",
+    "class_tv_real",
     "energy_distance",
-    "frechet_energy",
-    "frechet_squared",
+    "frechet",
+    "frechet_network",
     "frechet_regressor",
-    "seconds_per_sample_squared",
+    "rare_class_share",
+    "rare_class_share_truth",
+    "seconds_per_sample_network",
 }
 
 
@@ -62,10 +65,10 @@ def run(example, tmp_path, arguments):
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 def test_digits_at_tiny_sizes(example, tmp_path):
-    options = f"{TINY} --generator-steps 2 --classifier-steps 2 --reference 200 --memory 32"
+    options = f"{TINY} --generator-steps 2 --classifier-steps 2 --reference 200 --moves 3"
     figures = run(example, tmp_path, options)
     assert set(figures) >= KEYS | CLASS_KEYS
-    assert set(figures["class_tv_energy"]) == {1, 2} and set(figures["class_tv_regressor"]) == {1}
+    assert set(figures["class_tv"]) == {1, 2} and set(figures["class_tv_regressor"]) == {1}
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
@@ -74,7 +77,7 @@ def test_digits_at_tiny_sizes(example, tmp_path):
 def test_faces_at_tiny_sizes(example, tmp_path):
     generator = si.nn.DCGANGenerator(100, example.FACES, use_bias=True, key=jr.key(0))
     random_file(tmp_path / "faces.npz", generator)
-    options = f"faces {TINY} --no-baselines --anywhere --generator {tmp_path / 'faces.npz'}"
+    options = f"faces {TINY} --patch 0 0 8 8 --patches 2 --moves 3 --generator {tmp_path / 'faces.npz'}"
     figures = run(example, tmp_path, options)
     assert set(figures) >= KEYS and figures["noise_level"] == 0.5
 
@@ -84,7 +87,7 @@ def test_faces_at_tiny_sizes(example, tmp_path):
 def test_stylegan2_takes_a_step_of_training_and_of_sampling(example, tmp_path):
     options = TINY.replace("--steps 2", "--steps 1").replace("--batch-size 8", "--batch-size 2")
     options = options.replace("--sampler-steps 1 2", "--sampler-steps 1").replace("--samples 5", "--samples 2")
-    figures = run(example, tmp_path, f"stylegan2 {options} --size 32 --channels 8 --no-baselines")
+    figures = run(example, tmp_path, f"stylegan2 {options} --size 32 --channels 8")
     assert set(figures) >= KEYS
 
 
@@ -94,31 +97,18 @@ def test_faces_need_weights(example, tmp_path):
 
 
 def test_records_are_patches_of_images(example):
-    """Noise of the right size around the patch of the same image, and fresh images in every batch."""
+    """Noise of the right size around the patches of the same image, and fresh images."""
     generator = si.forward.Generator(si.nn.MLPGenerator(key=jr.key(0)))
     window = si.forward.Window((28, 28, 1), (8, 8))
-    prior = lambda key: jr.normal(key, (64,))
-    scene = example.Scene(generator, prior, (28, 28, 1), window, None, 0.5)
-    first, second = (batch for batch, _ in zip(example.Records(scene, 200, jr.key(1)), range(2), strict=False))
-    patches, corners = first.context
-    clean = jax.vmap(window)(first.target.observation, corners)
-    residual = np.asarray(patches - clean)
+    prior = dist.Normal(jnp.zeros(64), 1.0).to_event(1)
+    scene = example.Scene(generator, prior, (28, 28, 1), window, None, 0.5, patches=2)
+    images, contexts = scene.records(jr.key(1), 200)
+    corners = contexts.params[1]
+    clean = jax.vmap(jax.vmap(window, (None, 0)))(images, corners)
+    residual = np.asarray(contexts.observation - clean)
     assert abs(residual.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * residual.size)
-    assert corners.min() == 0 and corners.max() == 20
-    assert jnp.all(jnp.any(first.target.observation != second.target.observation, (1, 2, 3)))
-
-
-def test_remembered_images_are_weighed_by_their_likelihood(example):
-    """With all principal components, by that of all pixels of the noisy image and of the patch."""
-    images = jr.normal(jr.key(0), (50, 4, 6, 1)) + 1
-    likelihood = example.PatchLikelihood(images, images[:, 1:3, 2:5], 0.7)
-    noisy, level = jr.normal(jr.key(1), (4, 6, 1)), si.NoiseLevel(jnp.asarray(0.6), jnp.asarray(0.8))
-    patch, corner = jr.normal(jr.key(2), (2, 3, 1)), jnp.array([1, 2])
-    of_target = jnp.sum((noisy - 0.6 * images) ** 2, (1, 2, 3)) / 0.8**2
-    of_patch = jnp.sum((images[:, 1:3, 2:5] - patch) ** 2, (1, 2, 3)) / 0.7**2
-    expected = -0.5 * (of_target + of_patch)
-    got = likelihood(noisy, level, (patch, corner), None)
-    np.testing.assert_allclose(got - got[0], expected - expected[0], rtol=1e-3, atol=1e-3)
+    assert corners.shape == (200, 2, 2) and corners.min() == 0 and corners.max() == 20
+    assert jnp.all(jnp.any(images[1:] != images[:-1], (1, 2, 3)))
 
 
 def test_frechet_distance_is_that_of_gaussians(scores):
@@ -141,8 +131,10 @@ def test_mean_distance_and_total_variation(scores):
 
 @pytest.mark.guarantee
 def test_classes_follow_brute_force(example, tmp_path):
-    """With pretrained digits: at most 0.15 in total variation, and below half of what a squared error does."""
+    """With pretrained digits: the shares of classes, the patch, and the rarest class, for any number of steps."""
     figures = run(example, tmp_path, f"--generator {data_file('mnist_gan_mlp.npz')}")
     assert figures["contexts"] >= 40
-    assert min(figures["class_tv_energy"].values()) <= 0.15
-    assert min(figures["class_tv_energy"].values()) < 0.5 * min(figures["class_tv_squared"].values())
+    assert set(figures["class_tv"]) == {1, 4, 16} and max(figures["class_tv"].values()) <= 0.07
+    assert min(figures["class_tv_network"].values()) > 0.12
+    assert abs(figures["patch_rmse"] / figures["patch_rmse_truth"] - 1) < 0.02
+    assert abs(figures["rare_class_share"] - figures["rare_class_share_truth"]) <= 0.01

@@ -87,7 +87,7 @@ def test_scores_of_known_predictions(motion):
     flows = jnp.stack([jnp.zeros((8, 8, 2)).at[..., 1].set(2.0), jnp.zeros((8, 8, 2)).at[..., 0].set(2.0)])
     forward = Warp(scale=4, margin=4)
     reference = jnp.zeros((32, 32, 2)).at[..., 1].set(2.0)
-    found = motion.scores(forward, flows, source, observed, reference, 0.5)
+    found = motion.scores(forward, flows, source, observed, reference, 0.5, 0.0, jr.key(0))
     difference = np.asarray(forward(flows[1], source) - observed)
     root = np.sqrt(np.mean(difference**2))
     # mean error: half of the difference; minus half the distance of the one pair: 0 in all, as one of two is right.
@@ -99,7 +99,7 @@ def test_scores_of_known_predictions(motion):
     np.testing.assert_allclose(found["diversity"], np.sqrt(8), rtol=1e-4)
     np.testing.assert_allclose(found["direction_error"], 45, rtol=1e-4)
     np.testing.assert_allclose(found["direction_spread"], 90, rtol=1e-4)
-    alone = motion.scores(forward, flows[1:], source, observed, reference, 0.5)
+    alone = motion.scores(forward, flows[1:], source, observed, reference, 0.5, 0.0, jr.key(0))
     np.testing.assert_allclose(alone["energy_score"], root / 0.5, rtol=1e-5)
     np.testing.assert_allclose(alone["crps"], np.mean(np.abs(difference)) / 0.5, rtol=1e-5)
 

@@ -38,7 +38,7 @@ def test_loss_and_gradient_are_finite_and_parts_add_up(name, tree):
         np.testing.assert_allclose(value, parts["target"] + parts["novel"], rtol=1e-6)
 
 
-def gradients_around_the_exact_denoiser(objective, noise, number):
+def gradients_around_the_exact_denoiser(objective, noise, number, *, with_novel=True):
     """Gradients of the loss of `number` records, as a function of the `G` of `D + G (o_t, 1, D - E[D])`."""
     case = helpers.linear_gaussian(0, num_context=1, noise=noise)
     exact, root = case.problem.denoiser, np.linalg.cholesky(case.covariance + 1e-12 * np.eye(6))
@@ -49,7 +49,8 @@ def gradients_around_the_exact_denoiser(objective, noise, number):
         signal = jnp.asarray(case.mean, jnp.float32) + jnp.asarray(root, jnp.float32) @ jr.normal(signal_key, (6,))
         target = case.params @ signal + noise * jr.normal(target_key, (2,))
         novel = novel_params @ signal + noise * jr.normal(novel_key, (2, 2))
-        example = si.Example(case.context, si.View(target, case.params), si.View(novel, novel_params))
+        novel = si.View(novel, novel_params) if with_novel else None
+        example = si.Example(case.context, si.View(target, case.params), novel)
 
         def denoiser(noisy, level, context, params, *, key=None):
             draw, mean = (exact(noisy, level, context, params, key=k) for k in (key, None))
@@ -95,6 +96,22 @@ def test_the_exact_denoiser_is_stationary(objective, noise):
     assert np.all(np.abs(gradients.mean(0)) < 5 * error + 1e-5)
     elsewhere = np.asarray(gradients_at(jnp.full((6, 9), 0.1)), np.float64)
     assert np.any(np.abs(elsewhere.mean(0)) > 10 * elsewhere.std(0) / np.sqrt(number))
+
+
+def test_a_noisy_target_that_is_seen_as_pure_noise_is_scored_like_a_novel_one():
+    """Without a novel measurement the exact denoiser is stationary there, and one that knows no noise is not."""
+    number = 40000
+    objective = si.ProperScore(sample_time=si.pure_noise)
+    gradients_at = gradients_around_the_exact_denoiser(objective, 0.6, number, with_novel=False)
+    for size, stationary in ((0.0, True), (0.1, False)):
+        gradients = np.asarray(gradients_at(jnp.full((6, 9), size)), np.float64)
+        error = gradients.std(0) / np.sqrt(number)
+        assert np.all(np.abs(gradients.mean(0)) < 5 * error + 1e-5) == stationary
+    case = helpers.linear_gaussian(0, noise=0.6)
+    example = si.Example(None, si.View(jnp.zeros(2), case.params))
+    objective.check(case.problem, example)
+    with pytest.raises(ValueError, match="novel measurements are needed"):
+        si.ProperScore(sample_time=si.mostly_noise).check(case.problem, example)
 
 
 def fixed_draws(case, values):

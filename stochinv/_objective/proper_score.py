@@ -14,7 +14,7 @@ from .._chunks import over_draws
 from .._custom_types import AnyCallable, FloatScalar, Key, Observation, PyTree
 from .._denoiser.base import components
 from .._forward.base import as_multi_view
-from .._noising import noise_target, uniform_log_snr
+from .._noising import noise_target, pure_noise, uniform_log_snr
 from .._view import Example, View, view_mask
 from .base import AbstractObjective, check_functions, check_novel, left_open
 from .rules import AbstractScoringRule, EnergyRule, check_rule
@@ -29,7 +29,8 @@ class ProperScore(AbstractObjective):
     predictions follow the true *joint* law of `v` given `(o_t, c)`, for any forward model.
 
     Where the noise of measurements is not Gaussian, novel views alone are scored, with simulated noise and a target
-    that is pure noise.
+    that is pure noise. With Gaussian noise novel views are needed too, unless `sample_time` is
+    [`stochinv.pure_noise`][], where a target's own noise is not seen.
 
     **Arguments:**
 
@@ -68,7 +69,10 @@ class ProperScore(AbstractObjective):
         check_functions("ProperScore", self)
 
     def check(self, problem: Any, example: Example) -> None:
-        check_novel(problem, example)
+        # Of a target that is seen as pure noise its own noise is not seen: it is as good as a novel measurement.
+        unseen = self.score_target and self.sample_time is pure_noise and problem.noise.every_level
+        if not unseen:
+            check_novel(problem, example)
         if example.novel is None and not self.score_target:
             raise ValueError(
                 "ProperScore: with `score_target=False` novel measurements are needed (`Example.novel`, or `roles` "

@@ -120,7 +120,7 @@ def main(argv=None):
 
     # How good they are, beside simpler answers, and one that was shown both frames.
     objective = si.SquaredError(sample_time=si.pure_noise, regulariser=problem.objective.regulariser)
-    regressor = replace(problem, objective=objective)
+    regressor = si.StochasticInverseProblem(problem.forward, problem.denoiser, objective=objective)
     regressor = train(config, regressor, data, key=keys[1])
     flows = {
         "": samples.signal,

@@ -53,6 +53,7 @@ def exact_energy(data, number=400, seed=0):
     return scores.mean(), scores.std(ddof=1) / np.sqrt(len(scores))
 
 
+@pytest.mark.slow
 def test_exact_posteriors_pass(checked):
     """The network is the Gaussian, and all is as it should be for a right one, within four standard errors."""
     assert abs(checked.residual.value - 1) < 4 * checked.residual.error < 0.25
@@ -98,6 +99,7 @@ def test_one_view_is_held_out_at_random():
     assert abs(chosen[::3].mean() - 0.5) < 4 * 0.5 / np.sqrt(200)
 
 
+@pytest.mark.slow
 def test_single_views_are_predicted_from_nothing(fitted):
     """By the prior that was learned, which the prior's own law of measurements is compared with."""
     found = fitted.check(records(60, views=1, seed=3), num_samples=16)

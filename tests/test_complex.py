@@ -90,6 +90,7 @@ def test_residual_and_check(fitted):
         assert abs(coverage.value - level) < 4 * coverage.error
 
 
+@pytest.mark.slow
 def test_complex_is_the_same_as_its_parts(fitted):
     """To the last bit: a complex problem is one of real and imaginary parts."""
 
@@ -108,6 +109,7 @@ def test_complex_is_the_same_as_its_parts(fitted):
     np.testing.assert_array_equal(as_parts(draws), others)
 
 
+@pytest.mark.slow
 def test_density_and_summaries(fitted):
     view = jax.tree.map(lambda x: x[0], records(1, seed=1)[1])
     posterior = fitted.problem.posterior(view)

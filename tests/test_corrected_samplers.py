@@ -122,6 +122,7 @@ def test_samplers_draw_from_the_posterior(trained, name):
     check()
 
 
+@pytest.mark.slow
 def test_weights_make_up_for_a_network_that_is_wrong(trained):
     """It is told of noise of half again the size; draws that are not corrected are told apart."""
     plain = []

@@ -196,6 +196,7 @@ def test_records_with_sensors_of_their_own():
     np.testing.assert_allclose(si.MultiView(darcy)(signals[0], places)[1], darcy(signals[0], places[1]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fits_a_few_coefficients():
     """The composition of the documentation, with sensors at other places in each record."""
     wave = jnp.sin(2 * jnp.pi * (jnp.arange(8) + 0.5) / 8)

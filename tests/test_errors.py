@@ -207,6 +207,7 @@ def test_mixed_number_formats_in_double_precision(x64):
     refuse(lambda: fit(double, single), r"`forward` returns float32\[2\], but the data are float64\[2\]", compiles=True)
 
 
+@pytest.mark.slow
 def test_double_precision_trains(x64):
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), examples())
     denoiser = jax.tree.map(lambda x: x.astype(jnp.float64), training.LinearDenoiser(jr.key(0)))
@@ -231,6 +232,7 @@ def test_unusual_numbers():
     assert drawn.shape == (3, 3)
 
 
+@pytest.mark.slow
 def test_unusual_options(tmp_path):
     seen = []
     options = {

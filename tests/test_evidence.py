@@ -109,6 +109,7 @@ def bend(signal, params):
     return signal + params * signal**3
 
 
+@pytest.mark.slow
 def test_first_signals_are_those_of_the_posterior():
     """Laplace's approximation, chosen among by the likelihood: 4,000 draws of one record, by brute force."""
     view = si.View(jnp.array([[1.2], [0.2]]), jnp.array([[0.3], [0.8]]), jnp.ones(2, bool))

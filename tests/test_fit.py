@@ -136,6 +136,7 @@ def test_samples_are_in_raw_units():
     assert 800 < np.std(samples.signal) < 1200
 
 
+@pytest.mark.slow
 def test_validation_losses():
     held_out = training.examples(10, seed=9)
     options = {"optimizer": SGD, "steps": 7, "validation": held_out, "validation_every": 3}

@@ -61,6 +61,7 @@ def test_an_instrument_of_another_kind(fitted, views):
 
 
 @pytest.mark.parametrize(("factor", "noise"), [(1.0, 0.5), (1.0, 0.1), pytest.param(1.5, 1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_instrument_of_the_same_kind(fitted, factor, noise):
     """Noisier, less noisy, and measuring half as much again: half of the draws are those given the context."""
     context = given(2)
@@ -90,6 +91,7 @@ def flat_measure(signal, matrix):
     return matrix @ signal
 
 
+@pytest.mark.slow
 def test_predictions_are_of_the_new_instrument(fitted):
     posterior = fitted.posterior(si.View(np.float32([0.3]), np.float32([1, 0, 0])), forward=blurred, noise=0.4)
     row = np.float32([0, 1, 0])

@@ -86,6 +86,7 @@ def test_the_order_of_views_and_masked_ones_change_nothing():
     assert difference(field, none) > 1e-2
 
 
+@pytest.mark.slow
 def test_context_views_are_encoded_once_for_all_noise_levels_and_draws(monkeypatch):
     denoiser, context = make_denoiser(), views(0, 2, 1, mask=jnp.asarray([True, False, True]))
     encoded = denoiser.encode(context)

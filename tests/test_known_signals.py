@@ -128,7 +128,7 @@ def test_known_signals_stay_as_they_are():
     assert np.mean(np.any(before[:200] != rounds.signals[:200], 1)) > 0.5
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("known", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_goes_on_bit_for_bit(tmp_path, known):
     data, options = (records(100), {"known": pairs(100)}) if known else (pairs(100), {})
     whole = fit(data, **options)

@@ -106,7 +106,8 @@ def test_one_round_leaves_room_for_none():
     assert problem.denoiser.mixture.value is None and problem.data_info.mixture is None
 
 
-@pytest.mark.parametrize("stop", [16, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [16, 20])
 def test_a_run_goes_on_bit_for_bit(tmp_path, stop):
     """Before the last round, and within it, with the law that was found."""
     data = points()

@@ -266,6 +266,7 @@ def test_training_in_parts():
     np.testing.assert_allclose(whole.history.loss, parts.history.loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_networks_compute_in_bfloat16_and_nothing_else_does():
     rng = np.random.default_rng(0)
     seen = rng.random((64, 1, 20)) < 0.5

@@ -159,6 +159,7 @@ def test_the_best_mixture_is_the_true_one():
     assert abs(left - 0.3) < 4.5 * np.sqrt(0.21 / 7000) + 0.005
 
 
+@pytest.mark.slow
 def test_a_gaussian_is_no_mixture():
     rng = np.random.default_rng(4)
     assert best_mixture(*projections(rng, rng.normal(size=(4000, SIZE)), 0.5), jr.key(0)) is None
@@ -268,6 +269,7 @@ def test_densities_of_draws_are_exact_at_any_number_of_steps(trained):
     np.testing.assert_allclose(found, exact, atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_first_signals_are_drawn_from_the_mixture(problem):
     rng = np.random.default_rng(7)
     signals = two_modes(rng, 4000)

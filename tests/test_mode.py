@@ -50,6 +50,7 @@ def test_of_a_gaussian_it_is_the_mean(fitted):
     np.testing.assert_allclose(fitted.posterior(context).mode(jr.key(0)), expected, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_the_highest_of_several():
     """Of a standard normal prior and a measurement that two signals explain, by brute force."""
 

@@ -230,6 +230,7 @@ def test_parameters_decide_the_type(case):
     assert eqx.filter_eval_shape(cast(network, low), x, embedding).dtype == low
 
 
+@pytest.mark.slow
 def test_forward_mode_agrees_with_reverse_mode(case):
     network = perturbed(case)
     x, embedding = inputs(case)

@@ -145,6 +145,7 @@ def test_blocks_computed_twice_have_the_same_gradient():
     assert found[1][0] < 0.5 * found[0][0]
 
 
+@pytest.mark.slow
 def test_a_unet_that_computes_blocks_twice_keeps_less():
     """Of what the gradient needs, for the same gradient; the compiler of CPUs merges what is computed twice again."""
     x, embedding = jr.normal(jr.key(1), (8, 16, 16, 2)), jr.normal(jr.key(2), (8, 8))

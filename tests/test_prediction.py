@@ -68,6 +68,7 @@ class Network(eqx.Module):
         return self.linear(jnp.concatenate([noisy, seen.ravel()]))
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_saved(tmp_path):
     denoiser = si.PredictionDenoiser(Network(eqx.nn.Linear(7, 3, key=jr.key(3))), "velocity")
     problem = si.StochasticInverseProblem(measure, denoiser, noise=NOISE, signal=SIGNAL)

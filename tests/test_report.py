@@ -265,6 +265,7 @@ def test_what_is_wrong_on_the_command_line_is_said(tmp_path, capsys, monkeypatch
     assert sorted(read.view.observation) == ["a", "b"] and read.view.params is None and read.signal.shape == (1,)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said(fitted):
     data = pairs(20, 1)
     call = lambda problem, held_out, **options: si.diagnostics.report(problem, held_out, **{"key": jr.key(0)} | options)

@@ -102,6 +102,7 @@ def test_resampled_signals_are_shared_out_by_weight():
     assert np.all(np.abs(share - weights) < 5 * np.sqrt(weights * (1 - weights) / 20_000))
 
 
+@pytest.mark.slow
 def test_other_likelihoods_and_views_without_parameters():
     """One Poisson count, for a Gamma prior: the posterior is Gamma again."""
     shape, rate, count = 2.0, 1.0, 3.0

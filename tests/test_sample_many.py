@@ -42,6 +42,7 @@ def test_chunks_do_not_matter(fitted, chunk_size):
     np.testing.assert_allclose(draw(chunk_size), draw(1024), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_draws_have_the_law_of_each_context(fitted):
     many = contexts(20)
     number = 200
@@ -96,6 +97,7 @@ def test_numbers_of_draws_share_programs():
     assert len(traces) == before
 
 
+@pytest.mark.slow
 def test_more_draws_than_at_once_inside_of_a_program(fitted):
     posterior = fitted.posterior(jax.tree.map(lambda x: x[1], contexts()), sampler=si.ExponentialAdams(6))
     expected = posterior.sample(jr.key(1), 10)

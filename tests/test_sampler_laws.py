@@ -67,7 +67,7 @@ SAMPLERS_AND_SCHEDULES = [
     for schedule in helpers.schedules()
 ]
 EXACT_STEPS_AND_SCHEDULES = [
-    slow_but_for(schedule == "cosine" or (num_steps, eta) == (2, 0.0), num_steps, eta, schedule)
+    slow_but_for(schedule == "cosine" and num_steps > 1 and eta != 0.5, num_steps, eta, schedule)
     for num_steps, eta in [(1, 1.0), (2, 0.0), (5, 1.0), (5, 0.5)]
     for schedule in helpers.schedules()
 ]

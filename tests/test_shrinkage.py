@@ -79,6 +79,7 @@ def mean_error(problem, *, factor=None):
     return float(jnp.mean(error(signals, jax.tree.map(jnp.asarray, views), jr.split(jr.key(3), 256))))
 
 
+@pytest.mark.slow
 def test_the_factor_is_the_one_that_makes_the_error_least():
     trained = fit(records(256)[1], steps=1, rounds=1).problem
     units, measured = trained.data_info.units, trained.denoiser.known.value[1]
@@ -98,6 +99,7 @@ def test_the_factor_is_the_one_that_makes_the_error_least():
         np.testing.assert_allclose(np.asarray(factors)[told], kept, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_network_that_knows_its_signals_by_heart_does_new_ones_no_harm(by_heart):
     """White signals are Gaussian: there is nothing to be learned of them but the 200 that were drawn."""
     gaussian = mean_error(by_heart.problem, factor=0.0)

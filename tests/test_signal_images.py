@@ -91,6 +91,7 @@ def assert_posterior(posterior, context, noise):
 
 
 @pytest.mark.parametrize("sampler", [None, si.Guidance(si.ExponentialAdams(12), num_iterations=1)])
+@pytest.mark.slow
 def test_posteriors_given_few_projections(of_projections, sampler):
     assert of_projections.data_info.form == "dense"
     context = first(projected(np.random.default_rng(1), 1))
@@ -189,6 +190,7 @@ def test_saved_and_loaded(request, which, tmp_path):
     np.testing.assert_array_equal(draw(loaded), draw(problem))
 
 
+@pytest.mark.slow
 def test_the_gaussian_where_as_many_entries_are_measured_as_there_are(monkeypatch):
     """Online, and never by rounds over all records. 600 records of noisy images, through a basis of their own each."""
     monkeypatch.setattr(gaussian_start, "best_gaussian", None)

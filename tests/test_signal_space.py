@@ -101,6 +101,7 @@ def test_the_density_is_that_of_the_signal():
     assert law.sample(jr.key(0), (4,)).shape == (4, 3)
 
 
+@pytest.mark.slow
 def test_the_score_is_that_of_the_signal():
     """In raw units, of the noised signal given two views, where the network is as it was made."""
     start, context = fit(steps=1, rounds=1).problem, given(2)
@@ -303,6 +304,7 @@ def test_draws_explain_what_was_measured(fitted):
     assert "2 rounds, residual" in repr(fitted)
 
 
+@pytest.mark.slow
 def test_a_round_draws_what_it_has_time_for(fitted):
     """Signals of those records whose turn it is; the others keep theirs, and all are learned from."""
     data, noised = records(2000), fitted.problem.noised
@@ -359,6 +361,7 @@ def test_only_draws_given_something_are_corrected(fitted):
     np.testing.assert_array_equal(prior.sample(jr.key(0), 4), plain.sample(jr.key(0), 4))
 
 
+@pytest.mark.slow
 def test_training_goes_on(fitted):
     """In the coordinates of before, from signals that the trained denoiser draws."""
     data = records(300, seed=3)

@@ -32,6 +32,7 @@ def fitted():
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.slow
 def test_posteriors_of_a_gaussian_prior(fitted, number):
     context = given(number) if number else None
     mean, covariance = posterior_of(context) if number else (MEAN, COVARIANCE)

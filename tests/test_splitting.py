@@ -88,6 +88,7 @@ def test_complex_parts_and_a_wrong_standard_deviation():
             assert abs(np.cov(x)[0, 1] - covariance) < 5 * np.sqrt(2 * 64 / NUMBER)
 
 
+@pytest.mark.slow
 def test_one_exposure_is_several_views():
     """A fit in signal space of two steps takes the parts of one exposure for views of their share."""
     keys = jr.split(jr.key(0), 3)

@@ -97,6 +97,7 @@ def test_posterior_is_log_normal(fitted):
     assert_gaussian(z, mean, np.linalg.inv(precision), bias=0.08)
 
 
+@pytest.mark.slow
 def test_it_is_the_problem_of_coordinates(fitted, unbounded):
     """The same bits are drawn, and densities differ by the volume."""
     view = context()
@@ -115,6 +116,7 @@ def test_it_is_the_problem_of_coordinates(fitted, unbounded):
     assert many["rates"].shape == (1, 4, 2) and bool(jnp.all(many["rates"] > 0))
 
 
+@pytest.mark.slow
 def test_mode_is_that_of_the_signal(fitted):
     """A log-normal law has its mode below its median, by its variance."""
     view = context()
@@ -171,6 +173,7 @@ def test_simplex_from_a_prior_with_everything_around_it():
     np.testing.assert_allclose(known.problem.posterior().sample(jr.key(5)).sum(), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_start_is_a_law_of_signals():
     start = lambda key: {"level": jr.normal(key), "rates": jnp.exp(jr.normal(jr.fold_in(key, 1), (2,)))}
     fit = problem().fit(records(256)[1], start=start, **SETTINGS | {"steps": 8, "rounds": 2})

@@ -124,6 +124,7 @@ def test_the_batch_size_of_an_iterable_is_that_of_its_batches():
     assert tracker.params["batch_size"] == 5
 
 
+@pytest.mark.slow
 def test_a_run_in_signal_space_that_goes_on(short_rounds, tmp_path):
     tracker = Recorder()
     fit_signals(tracker, checkpoint=tmp_path, callbacks=[lambda progress: progress.step == 8])

@@ -98,6 +98,7 @@ def exact_log_evidence(views):
     return np.array([law.logpdf(o) for law, o in zip(laws, views.observation, strict=True)])
 
 
+@pytest.mark.slow
 def test_how_likely_held_out_records_are():
     """One step leaves the network as it was made: the exact denoiser of the best Gaussian, which 2,000 records tell."""
     trained, held_out = fit(steps=1, rounds=1).problem, records(256, seed=1)

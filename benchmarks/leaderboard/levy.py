@@ -168,6 +168,10 @@ def run(cell: str, options: Options) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     options = tyro.cli(Options, args=argv)
     print(f"stochinv {si.__version__}, jax {jax.__version__}, {jax.default_backend()}")
+    for cell in options.cells:
+        operator, _, law = cell.partition("/")
+        if operator not in OPERATORS or law not in LAWS:
+            raise ValueError(f"--cells has {cell}; write OPERATOR/LAW of {', '.join(OPERATORS)} and {', '.join(LAWS)}.")
     path, rows = options.json, []
     if path is not None and path.exists():
         rows = load(path)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ._checks import shown
-from ._custom_types import PyTree, Signal, Structure
+from ._custom_types import AnyCallable, PyTree, Signal, Structure
 from ._lazy import is_distribution, numpyro
 
 WANTED = (
@@ -33,7 +33,8 @@ def check_law(name: str, law: PyTree) -> None:
     for part in parts:
         try:
             like = jax.ShapeDtypeStruct(part.shape(), jnp.result_type(float))
-            back = jax.eval_shape(lambda z, part=part: _to_normal(part, _from_normal(part, z)), like)
+            there, back_again = as_map(part)
+            back = jax.eval_shape(lambda z, a=there, b=back_again: b(a(z)), like)
         except (NotImplementedError, AttributeError, TypeError, ImportError) as error:
             why = f": {error}" if str(error) else ""
             raise ValueError(f"{name} must be {WANTED}, got {shown(part)}{why}.") from error
@@ -49,41 +50,29 @@ def normal_structure(law: PyTree) -> Structure:
 
 def from_normal(law: PyTree, z: PyTree) -> Signal:
     """The signal that normal numbers make."""
-    return jax.tree.map(_from_normal, law, z, is_leaf=is_distribution)
+    return jax.tree.map(lambda part, z: as_map(part)[0](z), law, z, is_leaf=is_distribution)
 
 
 def to_normal(law: PyTree, signal: Signal) -> PyTree:
     """The normal numbers behind a signal; not finite where the law excludes it."""
-    return jax.tree.map(_to_normal, law, signal, is_leaf=is_distribution)
+    return jax.tree.map(lambda part, x: as_map(part)[1](x), law, signal, is_leaf=is_distribution)
 
 
-def _from_normal(law: Any, z: Any) -> Any:
+def as_map(law: Any) -> tuple[AnyCallable, AnyCallable]:
+    """A NumPyro distribution as the map from normal numbers to its draws, and the map back."""
     d: Any = numpyro.distributions
     if isinstance(law, d.Independent | d.ExpandedDistribution):
-        return _from_normal(law.base_dist, z)
+        return as_map(law.base_dist)
     if isinstance(law, d.Normal):
-        return law.loc + law.scale * z
+        return (lambda z: law.loc + law.scale * z), (lambda x: (x - law.loc) / law.scale)
     if isinstance(law, d.MultivariateNormal):
-        return law.loc + jnp.squeeze(law.scale_tril @ z[..., None], -1)
+        solve = lambda y: jax.scipy.linalg.solve_triangular(law.scale_tril, y[..., None], lower=True)
+        return (
+            lambda z: law.loc + jnp.squeeze(law.scale_tril @ z[..., None], -1),
+            lambda x: jnp.squeeze(solve(x - law.loc), -1),
+        )
     if isinstance(law, d.TransformedDistribution):
-        x = _from_normal(law.base_dist, z)
-        for transform in law.transforms:
-            x = transform(x)
-        return x
-    return law.icdf(jax.scipy.special.ndtr(z))
-
-
-def _to_normal(law: Any, x: Any) -> Any:
-    d: Any = numpyro.distributions
-    if isinstance(law, d.Independent | d.ExpandedDistribution):
-        return _to_normal(law.base_dist, x)
-    if isinstance(law, d.Normal):
-        return (x - law.loc) / law.scale
-    if isinstance(law, d.MultivariateNormal):
-        offset = (x - law.loc)[..., None]
-        return jnp.squeeze(jax.scipy.linalg.solve_triangular(law.scale_tril, offset, lower=True), -1)
-    if isinstance(law, d.TransformedDistribution):
-        for transform in reversed(law.transforms):
-            x = transform.inv(x)
-        return _to_normal(law.base_dist, x)
-    return jax.scipy.special.ndtri(law.cdf(x))
+        to_base, from_base = as_map(law.base_dist)
+        transform = d.transforms.ComposeTransform(law.transforms)
+        return (lambda z: transform(to_base(z))), (lambda x: from_base(transform.inv(x)))
+    return (lambda z: law.icdf(jax.scipy.special.ndtr(z))), (lambda x: jax.scipy.special.ndtri(law.cdf(x)))

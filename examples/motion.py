@@ -359,7 +359,7 @@ def draw(config, forward, test, samples):
         disc = np.concatenate([colours(-np.stack([down, right], -1), 1.0), (np.hypot(down, right) <= 1)[..., None]], -1)
         wheel.imshow(disc)
         wheel.axis("off")
-    figure.savefig(config.out, dpi=96, pil_kwargs={"optimize": True})
+    figure.savefig(config.out, dpi=88, pil_kwargs={"optimize": True})
 
 
 def two_rows(config, forward, test, samples, index):

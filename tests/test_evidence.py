@@ -8,7 +8,7 @@ import pytest
 
 import stochinv as si
 from stochinv._denoiser.evidence import LEAST_NOISE, Measured, as_rows
-from stochinv._denoiser.least_squares import levenberg_marquardt
+from stochinv._denoiser.least_squares import is_dear, levenberg_marquardt
 from stochinv._training.gaussian import (
     best_gaussian,
     condition_entries,
@@ -86,6 +86,13 @@ def test_exact_measurements_are_repeated():
 
 def turn(signal, params):
     return jnp.stack([jnp.cos(signal), jnp.sin(signal)])
+
+
+def test_answers_that_take_too_long_are_left():
+    """By the count of operations: of products of large matrices, but not of small ones."""
+    for size, dear in ((16, False), (2048, True)):
+        weights = jnp.ones((size, size))
+        assert is_dear(lambda z, w=weights: jnp.sum(w @ (w @ w), 1)[:3] * z[:3], jnp.zeros(8)) == dear
 
 
 @pytest.mark.parametrize(("centre", "form"), [(3.0, "nothing"), (0.0, "laplace")])

@@ -6,9 +6,21 @@ from jaxtyping import Array, Float
 
 from .._custom_types import AnyCallable
 
+NUM_STEPS = 12
+# Training solves one problem for each pair. A second of a processor's core is some 10¹⁰ operations.
+MOST_OPERATIONS = 1e10
+
+
+def is_dear(misfit: AnyCallable, start: Float[Array, " n"]) -> bool:
+    """Whether `levenberg_marquardt` takes too long to be called for every record: by the compiler's count of
+    operations, in which a loop whose end depends on its values counts once."""
+    counted = jax.jit(misfit).lower(start).cost_analysis()
+    operations = 0.0 if counted is None else counted.get("flops", 0.0)
+    return (NUM_STEPS + 1) * (2 * start.size + 1) * operations > MOST_OPERATIONS
+
 
 def levenberg_marquardt(
-    misfit: AnyCallable, start: Float[Array, " n"], *, num_steps: int = 12, step: float = 0.01
+    misfit: AnyCallable, start: Float[Array, " n"], *, num_steps: int = NUM_STEPS, step: float = 0.01
 ) -> tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, "m n"]]:
     """The least squares of a misfit and of a standard normal's: `‖r(z)‖² + ‖z‖²`, by damped Gauss-Newton steps.
 

@@ -14,7 +14,7 @@ from .._chunks import in_chunks
 from .._custom_types import AnyCallable, FloatScalarLike, Key, Signal, Structure
 from .._data_info import AbstractUnits, Units, standardise_view
 from .._denoiser.evidence import LEAST_NOISE, Form, Measured, as_rows
-from .._denoiser.least_squares import levenberg_marquardt
+from .._denoiser.least_squares import is_dear, levenberg_marquardt
 from .._denoiser.network import is_image, signal_scale
 from .._mixture import Mixture
 from .._sampling import LARGEST_CORRECTED, LARGEST_VECTOR
@@ -48,7 +48,7 @@ LEAST_NOISE_OF_START = 0.1
 START_PROPOSALS = 16
 # From how many other places signals are sought that explain a record, of how many records, how many at once; and from
 # which share of records with several such signals on none of them is taken for the answer.
-OTHER_STARTS, MOST_ASKED, CHUNK_ASKED, SHARE_OF_SEVERAL = 4, 64, 32, 0.1
+OTHER_STARTS, MOST_ASKED, CHUNK_ASKED, SHARE_OF_SEVERAL = 4, 64, 16, 0.1
 
 
 class Start(eqx.Module):
@@ -116,7 +116,7 @@ def find_start(
         gaussian = gaussian_of_signals(records.signals)
     else:
         gaussian = standard_normal(signal)
-    if form == "laplace" and _has_several_answers(measured, gaussian, signal, data, key):
+    if form == "laplace" and _tells_nothing(measured, gaussian, signal, data, key):
         form = "nothing"
     coordinates = _scalar_units(gaussian, signal) if form == "diagonal" else gaussian
     bounds = _range(measured, signal, scale, data) if form == "diagonal" else None
@@ -331,17 +331,23 @@ def _single_entries(measured: Measured, signal: Structure, scale: float, data: V
     return bool(jnp.all(jax.lax.map(lambda x: look(measured, jnp.asarray(scale), *x), (take_views(data, most), keys))))
 
 
-def _has_several_answers(measured: Measured, gaussian: Whitening, signal: Structure, data: View, key: Key) -> bool:
-    """Whether records are explained about as well by signals that are far apart: then none of them says what a record
-    tells, as its neighbourhood does of one answer."""
+def _tells_nothing(measured: Measured, gaussian: Whitening, signal: Structure, data: View, key: Key) -> bool:
+    """Whether the signal that explains a record best does not say what the record tells: it takes too long to find, or
+    others far from it explain many records about as well."""
     flat, unravel = zeros_of(signal)
-    first = jax.tree.map(lambda x: x[0, 0], data.observation)
-    if measured.noise.std(first) is None:
+    first = jax.tree.map(lambda x: x[0], data)
+    if measured.noise.std(jax.tree.map(lambda x: x[0], first.observation)) is None:
         return False
 
-    def several(measured, gaussian, view, key):
+    def misfit_of(measured, gaussian, view):
         view = standardise_view(measured.units, view)
-        misfit = lambda z: jnp.ravel(measured.misfit(lambda z: gaussian.destandardise(unravel(z)), view)(z))
+        return lambda z: jnp.ravel(measured.misfit(lambda z: gaussian.destandardise(unravel(z)), view)(z))
+
+    if is_dear(misfit_of(measured, gaussian, first), flat):
+        return True
+
+    def several(measured, gaussian, view, key):
+        misfit = misfit_of(measured, gaussian, view)
         starts = jnp.concatenate([flat[None], 2 * jr.normal(key, (OTHER_STARTS, flat.size), flat.dtype)])
         found, rest, matrix = jax.lax.map(lambda start: levenberg_marquardt(misfit, start), starts)
         cost = jnp.sum(rest**2, 1) + jnp.sum(found**2, 1)
@@ -349,15 +355,21 @@ def _has_several_answers(measured: Measured, gaussian: Whitening, signal: Struct
         # Signals five standard deviations apart, whose probabilities differ by a factor of 20 at most.
         return jnp.any((apart > 25) & (jnp.abs(cost - cost[0]) < 6))
 
-    number = min(MOST_ASKED, count(data))
-    few = jax.tree.map(lambda x: x[:number], data)
-
     @eqx.filter_jit
     def ask(measured, gaussian, few, keys):
-        return in_chunks(lambda x: several(measured, gaussian, *x), (few, keys), CHUNK_ASKED)
+        return jnp.sum(jax.vmap(lambda *x: several(measured, gaussian, *x))(few, keys))
 
-    found = ask(measured, gaussian, few, jr.split(key, number))
-    return bool(jnp.mean(found) > SHARE_OF_SEVERAL)
+    # A few at a time: where each has several answers, and the forward model is dear, the first say enough.
+    number = min(MOST_ASKED, count(data))
+    chunk = min(CHUNK_ASKED, number)
+    number -= number % chunk
+    keys, found = jr.split(key, number), 0
+    for start in range(0, number, chunk):
+        part = slice(start, start + chunk)
+        found += int(ask(measured, gaussian, jax.tree.map(lambda x, part=part: x[part], data), keys[part]))
+        if found > SHARE_OF_SEVERAL * number:
+            return True
+    return False
 
 
 def _scalar_units(gaussian: Whitening, signal: Structure) -> Units:

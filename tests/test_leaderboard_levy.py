@@ -138,17 +138,19 @@ def test_total_variation(part):
         assert loss(np.concatenate([np.maximum(jumps, 0), np.maximum(-jumps, 0)])) < best + 1e-5
 
 
-def test_rolls(part):
-    """Without a roll the forward model is the operator; with one, all jumps are rolled."""
+def test_orders(part):
+    """In their own order the forward model is the operator; in another, all jumps are in it."""
     levy = part("levy")
     operator = part("levy_problem").OPERATORS["imputation"](64)
     signal = np.cumsum(np.random.default_rng(0).normal(size=64)).astype(np.float32)
-    view = levy.records(np.zeros((5, 33)), 64, told=True, rolled=True)
-    assert len(set(np.ravel(view.params))) == 5
-    rolled = np.cumsum(np.roll(np.diff(signal, prepend=0), round(64 * float(view.params[0, 0]))))
+    view = levy.records(np.zeros((5, 33)), 64, told=True, reordered=True)
+    assert len({tuple(order) for order in view.params[:, 0]}) == 5
+    order = np.round(64 * view.params[0, 0]).astype(int)
+    assert sorted(order) == list(range(64)) and list(order) != sorted(order)
+    reordered = np.cumsum(np.diff(signal, prepend=0)[order])
     told, untold = levy.forward_of(operator, True), levy.forward_of(operator, False)
-    assert np.allclose(told(signal, view.params[0, 0]), operator @ rolled, atol=1e-4)
-    still = levy.records(np.zeros((1, 33)), 64, told=True, rolled=False)
+    assert np.allclose(told(signal, view.params[0, 0]), operator @ reordered, atol=1e-4)
+    still = levy.records(np.zeros((1, 33)), 64, told=True, reordered=False)
     assert np.allclose(told(signal, still.params[0, 0]), operator @ signal, atol=1e-4)
     assert np.allclose(untold(signal, None), operator @ signal, atol=1e-4)
 

@@ -18,9 +18,9 @@ each signal, all by the one operator, and no signal is shown to it. Exact poster
 
 What one fixed operator never sees of any signal, no method can learn from its measurements alone. Where the operator
 has such a null space, or nearly, one thing more is told: that jumps are exchangeable, which all Lévy processes have.
-The forward model tells it. The measurement of a signal is taken for one of another, whose jumps are rolled by a known
-number of places, drawn at random: since both signals have the same law, it is as good a measurement of that one, and
-places that were never seen are seen at some rolls. Tests are not rolled. `--untold` leaves that out.
+The forward model tells it. The measurement of a signal is taken for one of another, whose jumps are the same in a known
+order, drawn at random: since both signals have the same law, it is as good a measurement of that one, and what is
+never seen of one order is seen of others. Tests are not reordered. `--untold` leaves that out.
 """
 
 import time
@@ -93,24 +93,26 @@ def full(options: Options) -> Sizes:
 
 
 def forward_of(operator: np.ndarray, told: bool):
-    """What measures a signal; where it is told that jumps are exchangeable, after a roll by a share of all places."""
+    """What measures a signal; where it is told that jumps are exchangeable, after these took an order."""
     matrix, size = jnp.asarray(operator, jnp.float32), operator.shape[1]
     if not told:
         return lambda signal, params: matrix @ signal
 
-    def forward(signal, shift):
-        places = jnp.round(size * shift).astype(int)
-        return matrix @ jnp.cumsum(jnp.roll(jnp.diff(signal, prepend=0.0), places))
+    def forward(signal, order):
+        places = jnp.round(size * order).astype(int)
+        return matrix @ jnp.cumsum(jnp.diff(signal, prepend=0.0)[places])
 
     return forward
 
 
-def records(measured: np.ndarray, size: int, told: bool, rolled: bool) -> si.View:
-    """One measurement each, after rolls by random numbers of places or by none."""
+def records(measured: np.ndarray, size: int, told: bool, reordered: bool) -> si.View:
+    """One measurement each, of jumps in random orders, as shares of all places, or in their own."""
     observation = np.asarray(measured[:, None], np.float32)
     if not told:
         return si.View(observation)
-    places = np.random.default_rng(1).integers(0, size if rolled else 1, (len(measured), 1))
+    places = np.tile(np.arange(size), (len(measured), 1, 1))
+    if reordered:
+        places = np.random.default_rng(1).permuted(places, axis=-1)
     return si.View(observation, np.asarray(places / size, np.float32))
 
 
@@ -125,10 +127,10 @@ def draw(problem: Problem, options: Options, sizes: Sizes) -> tuple[np.ndarray, 
     if options.quick:
         settings = {"steps": 4, "rounds": 2, "batch_size": 32}
     cpu = time.process_time()
-    data = records(problem.measured["training"], size, told, rolled=True)
+    data = records(problem.measured["training"], size, told, reordered=True)
     trained = untrained.fit(data, key=jr.key(options.seed), **settings).problem
     seconds = time.process_time() - cpu
-    tests = records(problem.measured["test"], size, told, rolled=False)
+    tests = records(problem.measured["test"], size, told, reordered=False)
     drawn = trained.sample_many(tests, key=jr.key(options.seed + 1), num_samples=sizes.draws).signal
     given = "measurements, exchangeable jumps" if told else "measurements"
     return np.asarray(drawn, np.float64), seconds, given

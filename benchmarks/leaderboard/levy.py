@@ -93,14 +93,15 @@ def full(options: Options) -> Sizes:
 
 
 def forward_of(operator: np.ndarray, told: bool):
-    """What measures a signal; where it is told that jumps are exchangeable, after these took an order."""
+    """What measures jumps, of which a signal is the running sum; where it is told that they are exchangeable, after
+    these took an order."""
     matrix, size = jnp.asarray(operator, jnp.float32), operator.shape[1]
     if not told:
-        return lambda signal, params: matrix @ signal
+        return lambda jumps, params: matrix @ jnp.cumsum(jumps)
 
-    def forward(signal, order):
+    def forward(jumps, order):
         places = jnp.round(size * order).astype(int)
-        return matrix @ jnp.cumsum(jnp.diff(signal, prepend=0.0)[places])
+        return matrix @ jnp.cumsum(jumps[places])
 
     return forward
 
@@ -131,9 +132,9 @@ def draw(problem: Problem, options: Options, sizes: Sizes) -> tuple[np.ndarray, 
     trained = untrained.fit(data, key=jr.key(options.seed), **settings).problem
     seconds = time.process_time() - cpu
     tests = records(problem.measured["test"], size, told, reordered=False)
-    drawn = trained.sample_many(tests, key=jr.key(options.seed + 1), num_samples=sizes.draws).signal
+    jumps = trained.sample_many(tests, key=jr.key(options.seed + 1), num_samples=sizes.draws).signal
     given = "measurements, exchangeable jumps" if told else "measurements"
-    return np.asarray(drawn, np.float64), seconds, given
+    return np.cumsum(np.asarray(jumps, np.float64), -1), seconds, given
 
 
 def run(cell: str, options: Options) -> list[Row]:

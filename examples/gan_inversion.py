@@ -253,12 +253,18 @@ class Reader(eqx.Module):
         # The best linear guess of the image: where it is all noise, nothing is left to read.
         guess = noisy * level.alpha / (level.alpha**2 + level.sigma**2)
         shown = [guess]
-        for patch, corner in zip(context.observation / self.spread, context.params[1], strict=True):
+        patches, corners = context
+        for patch, corner in zip(patches / self.spread, corners, strict=True):
             place = lambda x, corner=corner: jax.lax.dynamic_update_slice(
                 jnp.zeros_like(guess[..., : x.shape[-1]]), x, (*corner, 0)
             )
             shown += [place(patch), place(jnp.ones_like(patch[..., :1]))]
         return self.network(jnp.concatenate(shown, -1), self.embedding(level.log_snr))
+
+
+def as_arrays(context):
+    """Patches and their corners: in measurement space a view as a context would be one of whole images."""
+    return context.observation, context.params[1]
 
 
 def train_codes_of_any_size(config, scene, key):
@@ -273,7 +279,7 @@ def train_codes_of_any_size(config, scene, key):
     @jax.jit
     def make(number):
         images, context = scene.records(jr.fold_in(data_key, number), config.batch_size)
-        return si.Example(context, si.View(images))
+        return si.Example(as_arrays(context), si.View(images))
 
     rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, config.steps // 50 + 1, config.steps + 1, 1e-5)
     batches = map(make, range(config.steps))

@@ -67,6 +67,8 @@ class Judge:
     def sample(self, problem, contexts, sampler, num_samples, key):
         """Latent codes of shape `(contexts, samples, ...)`, and the seconds that one took."""
         number = len(contexts.observation)
+        if self.config.moves is None:  # in measurement space
+            contexts = contexts.observation, contexts.params[1]
         arguments = problem, contexts, sampler, num_samples, key
         program = _sample.lower(*arguments).compile()
         start = time.perf_counter()

@@ -16,6 +16,9 @@ each signal, all by the one operator, and no signal is shown to it. Exact poster
   compared as seen with the noise of measurements: to those of truth and draws alike normal noise is added, and the
   density is that of such jumps. The region of exact draws has nine true signals in ten in either case.
 
+What is drawn are the jumps, of which a signal is the running sum: they are all alike, as is the Gaussian from which
+training starts, and the values of a signal are not.
+
 What one fixed operator never sees of any signal, no method can learn from its measurements alone. Where the operator
 has such a null space, or nearly, one thing more is told: that jumps are exchangeable, which all Lévy processes have.
 The forward model tells it. The measurement of a signal is taken for one of another, whose jumps are the same in a known

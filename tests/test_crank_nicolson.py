@@ -1,5 +1,7 @@
 """Chains in the normal numbers behind signals: against closed forms, quadrature, and SciPy's tests of laws."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -135,6 +137,13 @@ def test_chains_leave_where_nothing_is_possible(ring):
     draws = posterior.sample(jr.key(0), 200)
     assert np.all(np.asarray((draws >= inside.base_dist.low) & (draws <= inside.base_dist.high)))
     assert np.all(np.abs(np.linalg.norm(draws, axis=1) - 2) < 1.5)
+
+
+def test_without_noise_no_chain_is_taken_for_the_posterior(ring):
+    exact = dataclasses.replace(ring[0], noise=si.GaussianNoise(0.0))
+    posterior = exact.posterior(si.View(jnp.array(2.0)), sampler=si.CrankNicolson(ring[1], None, num_moves=20))
+    with pytest.raises(Exception, match="the likelihood of the context is 0 wherever a chain went"):
+        posterior.sample(jr.key(0), 8)
 
 
 def test_the_same_bits_from_the_same_key(ring):

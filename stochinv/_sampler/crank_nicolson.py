@@ -12,6 +12,7 @@ fall as the signal is resolved more finely.
 
 from typing import Any, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -55,7 +56,8 @@ class CrankNicolson(AbstractIndependentSampler):
 
     **Raises:**
 
-    `ValueError` if `prior` is not made of normal numbers.
+    `ValueError` if `prior` is not made of normal numbers; an error if a chain ends where the likelihood is 0, as it is
+    everywhere without noise.
 
     ??? cite "Source"
 
@@ -112,7 +114,13 @@ class CrankNicolson(AbstractIndependentSampler):
 
         first = (z, log_likelihood(z), jnp.log(jnp.asarray(FIRST, z.dtype)))
         indices = jnp.arange(self.num_moves, dtype=jnp.uint32)
-        (z, _, _), _ = jax.lax.scan(move, first, indices)
+        (z, log, _), _ = jax.lax.scan(move, first, indices)
+        z = eqx.error_if(
+            z,
+            jnp.isneginf(log),
+            "CrankNicolson: the likelihood of the context is 0 wherever a chain went; give the problem a `noise` "
+            "that is not 0, or more `num_moves`.",
+        )
         signal = to_signal(unravel(z))
         return Sample(signal, problem.forward(signal, params))
 

@@ -303,6 +303,7 @@ def test_denoisers(make, message, request):
     refuse(lambda: fit(problem=make()), message, compiles=request.node.callspec.id not in TRACED)
 
 
+@pytest.mark.thorough
 def test_complex_params_of_the_default_network():
     """Their real and imaginary parts are two numbers each."""
     data = jax.tree.map(lambda x: x.astype(complex) if x.shape[-1] == 3 else x, examples())

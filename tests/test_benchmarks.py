@@ -45,6 +45,7 @@ def test_samplers(run):
     assert "ExponentialAdams" in printed
 
 
+@pytest.mark.thorough
 def test_importing(run):
     figures, printed = run("importing")
     assert figures["ratio"] > 0 and "stochinv" in figures["added"]

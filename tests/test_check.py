@@ -173,6 +173,7 @@ def test_what_is_wrong_is_said(fitted, call, message):
         call(fitted)
 
 
+@pytest.mark.thorough
 def test_in_measurement_space():
     trained = training.fit(training.problem(), jax.tree.map(jnp.asarray, training.examples()))
     with pytest.raises(ValueError, match="`check` is for signal space, .* use `si.diagnostics.measurement_calibration"):

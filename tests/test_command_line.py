@@ -128,6 +128,7 @@ def checked(name, capsys, *options):
     return fit, rows, printed
 
 
+@pytest.mark.thorough
 def test_a_linear_forward_model_is_fit(folder, capsys):
     fit, rows, printed = checked("linear", capsys)
     assert fit and "\nFit for the library.\n" in printed
@@ -146,6 +147,7 @@ def test_a_curved_forward_model_of_a_view_is_fit(folder, capsys):
     assert rows["derivative, backwards"].startswith("as differences, to ")
 
 
+@pytest.mark.thorough
 def test_a_problem_of_complex_signals_is_looked_at(folder, capsys):
     fit, rows, printed = checked("problem", capsys, None, "scans")
     assert fit and rows["measurement"].startswith("complex64[1, 2, 4]")
@@ -175,6 +177,7 @@ def test_what_is_unfit_is_told_with_a_remedy(name, folder, capsys):
     assert remedy in line and line.endswith(".")
 
 
+@pytest.mark.thorough
 def test_a_forward_model_without_derivatives_is_fit_for_signal_space(folder, capsys):
     for name, found in (("rounded", "zero"), ("kinked", "not finite")):
         fit, rows, printed = checked(name, capsys)
@@ -291,6 +294,7 @@ def test_scripts_to_start_from_run(field, folder, capsys):
         sys.modules.pop(field, None)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("field", FIELDS)
 def test_scripts_to_start_from_make_up_what_they_measure(field, folder):
     Path("script.py").write_text(new.starter(field))
@@ -309,6 +313,7 @@ def test_scripts_say_what_they_print(field):
     assert new.about(field).endswith(".") and len(new.about(field)) < 100
 
 
+@pytest.mark.thorough
 def test_the_program_starts():
     options = {"capture_output": True, "text": True, "check": True}
     said = subprocess.run([sys.executable, "-m", "stochinv", "--help"], **options).stdout

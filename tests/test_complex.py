@@ -68,6 +68,7 @@ def test_parts_and_back():
         assert x.dtype == tree[name].dtype
 
 
+@pytest.mark.slow
 def test_draws_have_the_law_of_the_posterior(fitted):
     _, held_out = records(1, seed=1)
     view = jax.tree.map(lambda x: x[0, 0], held_out)
@@ -145,6 +146,7 @@ def test_saved_and_loaded(fitted, tmp_path):
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 def test_known_signals_and_simulators():
     signals, views = records(256)
     draw = lambda key: jax.lax.complex(*jr.normal(key, (2, 2)))
@@ -155,6 +157,7 @@ def test_known_signals_and_simulators():
     assert fit.problem.signal == SIGNAL
 
 
+@pytest.mark.slow
 def test_a_real_signal_of_complex_measurements():
     """The Fourier coefficients of a real signal."""
     rng = np.random.default_rng(0)

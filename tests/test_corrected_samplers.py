@@ -110,6 +110,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_draw_from_the_posterior(trained, name):
     sampler, bias = SAMPLERS[name]
@@ -147,6 +148,7 @@ def test_weights_make_up_for_a_network_that_is_wrong(trained):
     assert wrong >= len(plain) / 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_guidance_by_a_denoiser_with_and_without_context(trained, weight):
     """Once it is the posterior's denoiser, not at all it is the prior's."""

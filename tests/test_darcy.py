@@ -59,6 +59,7 @@ def relative_error(got, expected):
     return np.abs(np.asarray(got) - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("field", [smooth, two_kinds])
 @pytest.mark.parametrize("shape", [(16, 16), (9, 20), (20, 9), (1, 7), (7, 1), (1, 1), (64, 64)])
 def test_equals_scipy(field, shape):
@@ -185,6 +186,7 @@ def test_a_derivative_eliminates_once():
         assert str(jax.make_jaxpr(function)(signal)).count("= cholesky ") == 1
 
 
+@pytest.mark.thorough
 def test_records_with_sensors_of_their_own():
     rng = np.random.default_rng(5)
     signals = jnp.asarray([two_kinds(rng, (8, 11)) for _ in range(3)], jnp.float32)

@@ -75,6 +75,7 @@ def test_the_law_that_others_are_told(darcy):
     assert abs(float(jnp.std(misfit)) / darcy.NOISE - 1) < 5 / np.sqrt(2 * len(truth))
 
 
+@pytest.mark.thorough
 def test_gaussian_inversion_is_that_of_scipy(darcy):
     """The most likely modes, in white coordinates, and the covariance of draws about them from differences in double
     precision; 4,000 draws tell a variance to 2 %."""

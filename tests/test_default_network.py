@@ -213,6 +213,7 @@ def test_a_default_image_network_is_trained_by_fit():
     assert np.all(np.isfinite(seen.history.loss))
 
 
+@pytest.mark.thorough
 def test_a_signal_without_a_slope_at_zero_is_left():
     """Intensities are squares: at a signal of zeros their derivative is zero, where no network would learn."""
     forward = lambda signal, mask: (mask @ signal) ** 2

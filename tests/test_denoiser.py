@@ -19,6 +19,7 @@ def posterior_of_noised(case, level, noisy, noise):
     return helpers.condition(case.mean, case.covariance, alpha * case.matrix, noisy, spread)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("schedule", helpers.schedules())
 @pytest.mark.parametrize("noise", [0.0, 0.4])
 @pytest.mark.parametrize("standardised", [False, True])
@@ -73,6 +74,7 @@ def test_denoised_observation_is_the_forward_model_of_the_signal(standardised):
     np.testing.assert_allclose(sample.observation, (raw - 0.7) / 2.5 if standardised else raw, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tree", [False, True])
 @pytest.mark.parametrize("num_context", [0, 1, 2])
 @pytest.mark.parametrize("noise", [0.0, 0.4])
@@ -142,6 +144,7 @@ def test_guidance_moves_a_signal_along_what_the_context_says():
         si.GuidedDenoiser(exact, -1.0)
 
 
+@pytest.mark.thorough
 def test_guided_samples_agree_more_with_the_context():
     """Given that the first entry is 1, the second has mean 0.8; guidance goes beyond, with less spread."""
     forward = lambda signal, direction: direction @ signal

@@ -30,6 +30,7 @@ def most_alarms(repeats):
     return LEVEL * repeats + 4 * np.sqrt(LEVEL * (1 - LEVEL) * repeats)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("test", TESTS)
 def test_false_alarms_are_as_many_as_stated(test):
     rng, repeats = np.random.default_rng(0), 200
@@ -133,6 +134,7 @@ def test_faults_at_one_context_are_found(fault):
     assert local_p_value(np.random.default_rng(0), 300, jr.key(0), **fault) == 0.01
 
 
+@pytest.mark.thorough
 def test_a_fault_elsewhere_shows_elsewhere():
     rng, fault = np.random.default_rng(0), {"shift": 1.0, "where": 0.5}
     assert local_p_value(rng, 300, jr.key(0), at=2.0, **fault) == 0.01

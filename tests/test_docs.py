@@ -159,6 +159,7 @@ def test_notebooks_are_the_pages(monkeypatch):
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", PAGES)
 def test_code_of_page(page, monkeypatch, tmp_path):
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -135,6 +135,7 @@ def stiff(s, p):
     return solution.ys[-1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "forward, message",
     [(checked(0.0), "the signal is too bright"), (stiff, "maximum number of solver steps")],

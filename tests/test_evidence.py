@@ -46,6 +46,7 @@ def cases():
     yield "diagonal", mask, kept, kept[:, :, None] * np.eye(SIZE)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("counts", [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize(("form", "forward", "params", "matrices"), list(cases()), ids=["dense", "laplace", "diagonal"])
 def test_what_a_context_says(form, forward, params, matrices, counts):
@@ -95,6 +96,7 @@ def test_answers_that_take_too_long_are_left():
         assert is_dear(lambda z, w=weights: jnp.sum(w @ (w @ w), 1)[:3] * z[:3], jnp.zeros(8)) == dear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("centre", "form"), [(3.0, "nothing"), (0.0, "laplace")])
 def test_several_answers_are_none(centre, form):
     """Directions near that of -1 are those of two angles within reach, and directions near that of 1 are not."""
@@ -243,6 +245,7 @@ def test_moments_of_entries_that_were_measured_together():
     np.testing.assert_allclose(found, covariance, atol=4 * np.sqrt(2 / 7200) + 0.003)
 
 
+@pytest.mark.thorough
 def test_a_kink_at_the_mean_is_not_affine():
     fold = lambda signal, params: jnp.stack([jnp.abs(signal[0] + signal[1]), signal[1]])
     signal = jax.ShapeDtypeStruct((2,), jnp.float32)
@@ -250,6 +253,7 @@ def test_a_kink_at_the_mean_is_not_affine():
     assert is_affine(lambda signal, params: 3 * signal + 1, signal, None, jr.key(0))
 
 
+@pytest.mark.thorough
 def test_the_most_likely_signal_is_found_among_many_valleys():
     """A frequency: Gauss-Newton steps from the best of 16 signals end in the wrong valley for a quarter of the
     records."""

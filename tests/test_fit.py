@@ -26,6 +26,7 @@ def average_loss(problem):
     return jnp.mean(jax.vmap(losses)(jr.split(jr.key(7), 20)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["example", "views", "random_number_of_views", "list", "generator", "grain"])
 def test_loss_falls_for_every_kind_of_data(kind):
     data, options = training.examples(), {"optimizer": optax.adam(0.05), "steps": 60}
@@ -178,6 +179,7 @@ def test_no_progress_bar_off_a_terminal(capsys):
     assert "6/6" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_step_is_traced_once():
     traces = []
 
@@ -222,6 +224,7 @@ def test_forward_and_frozen_parts_are_not_trained():
     assert np.abs(trained.denoiser.inner.target - problem.denoiser.inner.target).max() > 0.01
 
 
+@pytest.mark.thorough
 def test_the_given_problem_survives_donation():
     problem = training.problem()
     before = np.array(problem.denoiser.target)

@@ -20,6 +20,7 @@ def structure(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LINEAR)
 def test_adjoint(name):
     """`⟨A s, o⟩ = ⟨s, Aᴴ o⟩`, and `Aᴴ` is the conjugate transpose of the dense Jacobian."""
@@ -120,6 +121,7 @@ def test_multi_view_stacks_the_views():
     np.testing.assert_array_equal(forward(signal, params), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", helpers.forward_models())
 def test_jit_vmap_and_gradients(name):
     forward, signal, params = helpers.forward_models()[name]

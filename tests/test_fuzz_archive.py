@@ -250,6 +250,7 @@ def test_a_file_that_shrinks_while_it_is_read(path, monkeypatch):
     assert "it ends early" in refuse(path)
 
 
+@pytest.mark.thorough
 def test_hostile_descriptions_run_nothing(path):
     kinds = {"Cosine": si.CosineSchedule, "View": si.View}
     here = describe({"a": si.CosineSchedule(), "b": [1, 2.5, np.arange(3)], "c": None}, kinds)
@@ -288,6 +289,7 @@ def mutated(rng, node):
     return {k: v for k, v in node.items() if k != key} | {new: mutated(rng, part)}
 
 
+@pytest.mark.thorough
 def test_random_descriptions():
     rng = np.random.default_rng(3)
     kinds = {"Cosine": si.CosineSchedule, "View": si.View, "Roles": si.RandomViews}

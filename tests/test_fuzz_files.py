@@ -94,6 +94,7 @@ def put(tree, path, value):
     return tree
 
 
+@pytest.mark.thorough
 def test_edited_headers_with_right_checksums(trained, tmp_path):
     """Every value of the configuration replaced by hostile ones, one after the other."""
     path = tmp_path / "problem.si"

@@ -48,6 +48,7 @@ def blurred(signal, row):
     return (row @ signal)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_instrument_of_another_kind(fitted, views):
     """Draws of the prior, weighted; with more views than any record of training had, too."""
@@ -72,6 +73,7 @@ def test_an_instrument_of_the_same_kind(fitted, factor, noise):
     assert_posterior(posterior, *posterior_of(fitted, matrix, observed, noise), least=100)
 
 
+@pytest.mark.thorough
 def test_informed_draws_are_worth_more(fitted):
     """Of a measurement that tells much, by the noise of training: draws given it, and draws of the prior alone."""
     context = given(2)
@@ -103,6 +105,7 @@ def test_predictions_are_of_the_new_instrument(fitted):
     np.testing.assert_allclose(predicted.std(), spread, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_any_law_of_noise(fitted):
     """Laplace noise, by brute force over draws of the prior that was learned."""
     row = np.float32([1, 0, 0])
@@ -120,6 +123,7 @@ def test_any_law_of_noise(fitted):
     np.testing.assert_allclose(draws.std(), spread, rtol=0.1)
 
 
+@pytest.mark.thorough
 def test_few_draws_that_fit_are_warned_of(fitted):
     far = si.View(np.float32([40.0]), np.float32([1, 0, 0]))
     with pytest.warns(UserWarning, match="Of 16384 signals .* only 1.0 effectively explain"):
@@ -130,6 +134,7 @@ def test_few_draws_that_fit_are_warned_of(fitted):
         fitted.posterior(near, forward=blurred, noise=0.5).sample(jr.key(0), 10)
 
 
+@pytest.mark.thorough
 def test_shapes_and_masks(fitted):
     rows, observed = np.float32(np.eye(3)[:2]), np.float32([[0.5], [np.nan]])
     context = si.View(observed, rows, np.array([True, False]))

@@ -44,6 +44,7 @@ def assert_posterior(trained, context, mean, covariance, *, bias):
     np.testing.assert_allclose(draws.std(0), spread, rtol=4 / np.sqrt(2000) + bias)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_posteriors_of_known_signals_are_those_of_a_gaussian(labelled, number):
     context = given(number) if number else None
@@ -114,6 +115,7 @@ def test_known_signals_tell_what_measurements_never_see():
     assert abs(np.cov(alone.T)[1, 2]) < 0.2 < COVARIANCE[1, 2] - 0.2
 
 
+@pytest.mark.thorough
 def test_known_signals_stay_as_they_are():
     data, known = records(200), pairs(100)
     prepared = dataclasses.replace(problem(), space=si.SignalSpace())
@@ -128,6 +130,7 @@ def test_known_signals_stay_as_they_are():
     assert np.mean(np.any(before[:200] != rounds.signals[:200], 1)) > 0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("known", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_goes_on_bit_for_bit(tmp_path, known):
     data, options = (records(100), {"known": pairs(100)}) if known else (pairs(100), {})

@@ -47,6 +47,7 @@ def log_density(x):
     return np.logaddexp.reduce(np.log(SHARES)[:, None] + norm.logpdf(x, MODES[:, None], STD))
 
 
+@pytest.mark.slow
 def test_the_law_of_signals_is_found_in_the_coordinates_of_the_denoiser(fitted):
     signals = angles()
     found = find_law(fitted.problem.noised, jnp.float32(signals), jr.key(1))
@@ -73,6 +74,7 @@ def test_signals_of_one_gaussian_have_no_mixture(fitted):
     assert with_law(noised, found) is noised
 
 
+@pytest.mark.thorough
 def test_it_is_what_the_network_corrects_in_the_last_round(fitted):
     """An untrained network then draws it."""
     problem = with_law(fitted.problem.noised, find_law(fitted.problem.noised, jnp.float32(angles()), jr.key(1)))
@@ -96,10 +98,12 @@ def test_fit_finds_it_and_saves_it(fitted, tmp_path):
     np.testing.assert_array_equal(draw(loaded), draw(fitted.problem))
 
 
+@pytest.mark.slow
 def test_few_records_tell_none():
     assert fit(points(300)).problem.denoiser.mixture.value is None
 
 
+@pytest.mark.thorough
 def test_one_round_leaves_room_for_none():
     """What is saved is as of before."""
     problem = fit(points(), rounds=1, steps=4).problem

@@ -36,6 +36,7 @@ def observation_of(case, flat):
     return unravel(jnp.asarray(flat, jax.tree.leaves(struct)[0].dtype))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,6 +97,7 @@ def test_probes_are_unbiased():
     np.testing.assert_array_equal(value(jr.key(5)), value(jr.key(5)))
 
 
+@pytest.mark.thorough
 def test_gradient_is_the_score(x64):
     case = helpers.linear_gaussian(4, noise=0.4, dtype=jnp.float64)
     mean, covariance = gaussian_law(case, 0.4)

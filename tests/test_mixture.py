@@ -196,6 +196,7 @@ def trained(problem):
     return problem.fit(measure(rng, two_modes(rng, 900)), key=jr.key(0), steps=1, batch_size=16).problem
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_the_mixtures_exact_denoiser(trained):
     noised, rng = trained.noised, np.random.default_rng(6)
     mixture, units = trained.data_info.mixture, trained.data_info.units
@@ -238,6 +239,7 @@ def three_narrow_modes(trained):
     return weights, means, densities
 
 
+@pytest.mark.thorough
 def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
     number = 5000
     weights, means, densities = three_narrow_modes(trained)
@@ -285,6 +287,7 @@ def test_the_first_signals_are_drawn_from_the_mixture(problem):
     assert abs(np.mean(drawn[:, 0] < 0) - np.mean(signals[:, 0] < 0)) < 0.02
 
 
+@pytest.mark.thorough
 def test_a_mixture_is_saved(trained, tmp_path):
     trained.save(tmp_path / "problem")
     loaded = si.load(tmp_path / "problem", forward=project)

@@ -40,6 +40,7 @@ def gaussian_of(problem):
     return np.asarray(problem.units.mean, float), np.asarray(problem.units.root @ problem.units.root.T, float)
 
 
+@pytest.mark.slow
 def test_of_a_gaussian_it_is_the_mean(fitted):
     mean, covariance = gaussian_of(fitted)
     np.testing.assert_allclose(fitted.posterior().mode(jr.key(0)), mean, atol=5e-3)

@@ -256,6 +256,7 @@ def records(samples, number=32):
     return forward, si.View(np.asarray(clean) + 0.1 * complex_normal(*clean.shape, seed=1), scans)
 
 
+@pytest.mark.thorough
 def test_a_problem_on_the_grid(tmp_path):
     keys = jr.split(jr.key(0), (32, 2))
     lines = jax.vmap(jax.vmap(lambda key: si.forward.random_lines(4, 2, key=key)))(keys)

@@ -115,6 +115,7 @@ def loss(network, x, embedding, target):
 # Laws of all networks
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape_case", SHAPE_CASES.values(), ids=SHAPE_CASES.keys())
 def test_shape_and_finite(shape_case):
     network = perturbed(shape_case)
@@ -125,6 +126,7 @@ def test_shape_and_finite(shape_case):
     assert np.any(np.asarray(y) != 0)
 
 
+@pytest.mark.thorough
 def test_fresh_network_returns_zeros(case):
     y = call(case.network(), *inputs(case))
     np.testing.assert_array_equal(y, np.zeros(case.y_shape))
@@ -137,6 +139,7 @@ def test_same_key_same_network(case):
     assert np.any(first != other)
 
 
+@pytest.mark.thorough
 def test_every_parameter_gets_a_gradient(case):
     network = perturbed(case)
     _, gradient = loss(network, *inputs(case, batch=(2,)), jnp.ones(case.y_shape))
@@ -175,12 +178,14 @@ def test_embedding_conditions(case):
     assert np.max(np.abs(effect - other_effect)) > 1e-2 * scale
 
 
+@pytest.mark.thorough
 def test_every_input_matters(case):
     """Every pixel, those beside the inner padding too, and all of the embedding."""
     for gradient in energy_gradients(perturbed(case), *inputs(case)):
         assert np.all(gradient != 0)
 
 
+@pytest.mark.thorough
 def test_vmap_equals_loop(case):
     network = perturbed(case)
     x, embedding = inputs(case, batch=(3,))
@@ -189,6 +194,7 @@ def test_vmap_equals_loop(case):
     np.testing.assert_allclose(batched, looped, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_vmap_over_networks(case):
     """An ensemble: parameters with a leading axis."""
     networks = [perturbed(case, seed) for seed in (0, 1)]
@@ -199,6 +205,7 @@ def test_vmap_over_networks(case):
     np.testing.assert_allclose(batched, looped, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_bfloat16(case):
     network = perturbed(case)
     x, embedding = inputs(case)
@@ -210,6 +217,7 @@ def test_bfloat16(case):
     assert error < 0.1
 
 
+@pytest.mark.thorough
 def test_float64(case):
     low = call(perturbed(case), *inputs(case))
     with jax.enable_x64(True):
@@ -304,6 +312,7 @@ def test_image_size_that_is_no_pair_is_refused():
     refuses(lambda: transformer((8, 8), image_size=(8, 8, 1)).network(), "image_size")
 
 
+@pytest.mark.thorough
 def test_the_way_up_of_a_unet_has_an_embedding_of_its_own():
     """The same one changes nothing, another changes the output; several share the convolutions on the way down."""
     network = perturbed(unet((8, 8)))

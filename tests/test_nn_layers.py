@@ -127,6 +127,7 @@ def test_initial_variance_is_kept():
     np.testing.assert_allclose(np.var(y), 1, atol=0.08)
 
 
+@pytest.mark.thorough
 def test_blocks_computed_twice_have_the_same_gradient():
     """And a step that keeps what is inside of none of them plans less than half of the memory."""
     x, embedding = jr.normal(jr.key(1), (8, 16, 16, 2)), jr.normal(jr.key(2), (8, 8))

@@ -97,6 +97,7 @@ def test_masked_novel_views_do_not_count():
     assert first != gradient(si.View(observation.at[0].set(9.0), params, mask))
 
 
+@pytest.mark.thorough
 def test_one_step_is_the_default_and_everything_else_is_refused():
     data = counts(np.random.default_rng(0), 16)
     problem = problem_of(dist.Poisson)
@@ -151,6 +152,7 @@ def test_errors(message, noise, settings):
 CLEAN = {"a": jnp.asarray([3.0, 5.0]), "b": jnp.asarray([[2.0]])}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", helpers.noises())
 def test_moments_of_draws(name):
     """The mean is the noise-free measurement plus the background, the deviation what `std` says."""
@@ -167,6 +169,7 @@ def test_moments_of_draws(name):
     assert noise.exact == (name == "none")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [x for x in helpers.noises() if x != "none"])
 def test_log_probabilities_sum_to_one(name):
     noise = helpers.noises()[name]
@@ -180,6 +183,7 @@ def test_log_probabilities_sum_to_one(name):
     np.testing.assert_allclose(pair, sum(each), rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", helpers.noises())
 def test_draws_to_differentiate(name):
     """Along a path the derivative of a draw is that of its mean; without one, that of its log-probability is."""

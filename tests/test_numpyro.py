@@ -61,6 +61,7 @@ def test_signal_law_in_a_model_under_jit():
     assert draws["s"].shape == (3, 6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tree", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_observation_law_has_density_and_draws(tree):
     posterior, mean, covariance = observation_law(tree=tree)

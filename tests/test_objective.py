@@ -19,6 +19,7 @@ ENERGY = si.EnergyRule()
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", helpers.objectives())
 @pytest.mark.parametrize("tree", [False, True])
 def test_loss_and_gradient_are_finite_and_parts_add_up(name, tree):
@@ -67,6 +68,7 @@ def gradients_around_the_exact_denoiser(objective, noise, number, *, with_novel=
 
 
 # Not of each measurement without noise: the novel one repeats the context, and a norm has a kink where it is exact.
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("objective", "noise"),
     [
@@ -194,6 +196,7 @@ def test_every_other_denoiser_has_one_component():
     np.testing.assert_array_equal(logs, [0.0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("noise", [0.0, 0.7, dist.Poisson])
 def test_weighting_the_choices_changes_no_expectation(noise):
     """The score of draws and the one weighted by shares have the same mean, and so have their gradients by signals."""

@@ -137,6 +137,7 @@ def test_every_record_has_its_own_parameters(name):
         np.testing.assert_allclose(one, forward(signal, phi), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coded", pytest.param("ptychography", marks=pytest.mark.slow)])
 def test_a_problem(name):
     """A complex image from counts behind three masks, and from noisy intensities at three places."""

@@ -68,6 +68,7 @@ def test_intensities_are_those_of_numpy(example, beacon):
     np.testing.assert_allclose(example.low_frequencies(jnp.float32(modes), beacon), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_hybrid_input_output_finds_the_digit_or_its_twin(example):
     """Without noise, to 0.05 of a mode's standard deviation, for four of five digits: it may stagnate."""
     truth = example.law_of_digits().sample(jr.key(2), (5,))
@@ -84,6 +85,7 @@ def test_share_upright_counts_by_the_distance(example):
     np.testing.assert_allclose(example.share_upright(draws, truth), expected, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_law_is_that_of_real_digits(example):
     """Mean and covariance of a fitted mixture are those of what it was fitted to, but for its regularisation."""
     law = example.law_of_digits()

@@ -42,6 +42,7 @@ def trained():
     return fit(steps=1, rounds=1).problem
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_draws_are_in_raw_units(trained, name):
     """The exact prediction of a standard normal signal, which whitened signals are."""

@@ -221,6 +221,7 @@ def test_a_width_that_is_known_while_a_function_is_traced():
         jax.jit(lambda image: Blur()(image, moffat_psf(below, 3.0, 5)))(image)
 
 
+@pytest.mark.thorough
 def test_a_point_spread_function_is_inferred():
     """A fit in signal space of two steps draws both."""
     blur = Blur()

@@ -103,6 +103,7 @@ def test_draws_that_miss_the_data_are_found():
     )
 
 
+@pytest.mark.thorough
 def test_a_forward_model_that_is_wrong_is_warned_of():
     offset = np.zeros((VIEWS, ENTRIES))
     offset[1, 3] = 0.5
@@ -178,6 +179,7 @@ class Parsed(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, {"known": False, "width": 1.2, "records": 40}], ids=["right", "wrong"])
 def test_a_page_needs_nothing_beside_it(options, tmp_path):
     report = made(**options)

@@ -78,6 +78,7 @@ def stored(folder):
         return manager.restore(STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind, how",
     [
@@ -101,6 +102,7 @@ def test_resume_equals_an_uninterrupted_run(kind, how, tmp_path):
     assert_same_run(whole, train(kind, tmp_path / "halves", **options))
 
 
+@pytest.mark.thorough
 def test_an_iterator_continues_after_the_batches_already_used(tmp_path):
     whole = train("iterable")
     train("iterable", tmp_path, callbacks=[stop_at(3, "callback")])
@@ -176,6 +178,7 @@ class Trouble(Exception):
     """Somebody's own exception."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_exception_of_a_callback_is_passed_on_and_nothing_is_lost(kept, tmp_path):
     def callback(progress):
@@ -220,6 +223,7 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     assert steps_in(tmp_path) == [4, 6]
 
 
+@pytest.mark.thorough
 def test_without_resume_a_run_starts_anew(tmp_path):
     train("arrays", tmp_path, checkpoint_every=1)
     options = {"resume": False, "steps": 2, "optimizer": optax.sgd(0.1)}
@@ -252,6 +256,7 @@ def test_a_checkpoint_of_another_run_is_refused(options, message, tmp_path):
         train("arrays", tmp_path, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", ["state", "record"])
 def test_a_damaged_checkpoint_is_refused(part, tmp_path):
     train("arrays", tmp_path, callbacks=[stop_at(3, "callback")], checkpoint_every=2)
@@ -266,6 +271,7 @@ def test_a_damaged_checkpoint_is_refused(part, tmp_path):
     assert_same_run(train("arrays"), train("arrays", tmp_path))
 
 
+@pytest.mark.thorough
 def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     """The loss is finite and its gradient is not: the square root has no slope where the signal is zero."""
     zero = jax.tree.map(jnp.zeros_like, training.LinearDenoiser(jr.key(0)))

@@ -121,6 +121,7 @@ def test_other_likelihoods_and_views_without_parameters():
     assert posterior.samples.shape == (1, 1000)
 
 
+@pytest.mark.thorough
 def test_the_generator_runs_once_for_all_contexts():
     """Contexts that differ in their window share the image."""
     calls = []

@@ -19,6 +19,7 @@ def some(key, *leading):
     return jr.normal(first, (*leading, 1, 5, 4, 2)), jr.normal(second, (*leading, 2, 5, 4, 2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RULES)
 def test_a_distance_is_symmetric_and_zero_for_equal_ones(name):
     rule, a, b = RULES[name], some(jr.key(0)), some(jr.key(1))
@@ -30,6 +31,7 @@ def test_a_distance_is_symmetric_and_zero_for_equal_ones(name):
     assert np.isnan(distance(jax.tree.map(lambda x: x.at[0, 0].set(jnp.nan), a), b))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RULES)
 def test_terms_are_means_over_draws_and_pairs(name):
     rule, draws, observed = RULES[name], some(jr.key(0), 4), some(jr.key(1))
@@ -41,6 +43,7 @@ def test_terms_are_means_over_draws_and_pairs(name):
     np.testing.assert_allclose(jax.jit(rule)(draws, observed), error - spread, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_terms_are_means_over_all_choices_of_components():
     rng = np.random.default_rng(0)
     predicted, observed = rng.normal(size=(3, 2, 1, 4)), rng.normal(size=(1, 4))
@@ -57,6 +60,7 @@ def test_terms_are_means_over_all_choices_of_components():
     np.testing.assert_allclose(ENERGY.terms((predicted,), (observed,), shares), (error, spread), rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RULES)
 def test_the_expected_score_is_least_at_the_truth(name):
     """`v ~ N(0, 1)` in every pixel; the expected score of `N(μ, s²)` has its least value at `μ = 0`, `s = 1`."""
@@ -79,6 +83,7 @@ def test_the_energy_and_kernel_distances():
     np.testing.assert_allclose(si.KernelRule(2.0).distance(a, b), 1 - np.exp(-12.5 / 8), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_patches_are_cut_from_each_view():
     """Of images whose sides the patch does not divide: what is left at the ends is filled with zeros."""
     a, b = some(jr.key(0)), some(jr.key(1))

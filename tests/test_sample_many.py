@@ -26,6 +26,7 @@ def contexts(number=5, seed=7):
     return si.View(np.where(mask[..., None], views.observation, np.nan), views.params, mask)
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_one_context_after_the_other(fitted):
     many = contexts()
     drawn = fitted.sample_many(many, key=jr.key(1), num_samples=4).signal
@@ -35,6 +36,7 @@ def test_draws_are_those_of_one_context_after_the_other(fitted):
         np.testing.assert_allclose(drawn[index], fitted.posterior(one).sample(key, 4), atol=2e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chunk_size", [3, 8, 11])
 def test_chunks_do_not_matter(fitted, chunk_size):
     """Fewer than one context's draws at once, and those of two contexts, whose last chunk is filled up."""
@@ -56,6 +58,7 @@ def test_draws_have_the_law_of_each_context(fitted):
     assert np.sqrt(np.mean(np.square(scores))) < 1 + 4 / np.sqrt(2 * 60) + 0.05 * np.sqrt(number)
 
 
+@pytest.mark.thorough
 def test_one_program_for_all_contexts(fitted):
     draw = lambda seed: fitted.sample_many(contexts(seed=seed), key=jr.key(1), num_samples=4).signal
     draw(7)
@@ -112,6 +115,7 @@ def test_widths_waste_little(number, width):
     assert all(n <= rounded(n) <= 1.25 * n and rounded(rounded(n)) == rounded(n) for n in range(1, 3000))
 
 
+@pytest.mark.thorough
 def test_in_measurement_space():
     data = jax.tree.map(np.asarray, training.examples())
     trained = training.fit(training.problem(), data).problem

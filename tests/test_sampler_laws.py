@@ -73,6 +73,7 @@ EXACT_STEPS_AND_SCHEDULES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "schedule"), SAMPLERS_AND_SCHEDULES)
 def test_measurement_and_determined_signal(name, schedule):
     sampler, noise_schedule = helpers.samplers()[name], helpers.schedules()[schedule]
@@ -92,6 +93,7 @@ def test_measurement_and_determined_signal(name, schedule):
     check()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("num_steps", "eta", "schedule"), EXACT_STEPS_AND_SCHEDULES)
 def test_ancestral_with_exact_draws_is_exact_at_any_number_of_steps(num_steps, eta, schedule):
     sampler, noise_schedule = si.Ancestral(num_steps=num_steps, eta=eta), helpers.schedules()[schedule]
@@ -142,6 +144,7 @@ def test_mean_denoiser_under_measurement_noise(name):
     check()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["exponential_adams", "sde_shark", "ancestral_ddpm"])
 def test_pytrees(name):
     case = helpers.linear_gaussian(3, tree=True)
@@ -151,6 +154,7 @@ def test_pytrees(name):
     assert_signal(sample, case, START_BIAS + DISCRETISATION_BIAS[name])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("exact_draws", [False, True])
 def test_several_targets(joint, exact_draws):
@@ -212,6 +216,7 @@ def test_adaptive_sde():
     assert_measurement(draw(case, sampler, 0, 500), case, START_BIAS + 0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grid", [si.UniformTime(), si.UniformLogSNR(), si.Karras()], ids=lambda g: type(g).__name__)
 @pytest.mark.parametrize("schedule", helpers.schedules())
 def test_grids_fall_from_one_to_zero(grid, schedule):
@@ -240,6 +245,7 @@ DIFFERENTIABLE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [slow_but_for(name not in ("sde", "flow"), name) for name in DIFFERENTIABLE])
 def test_gradient_by_the_context_equals_finite_differences(name, x64):
     case = helpers.linear_gaussian(0, dtype=jnp.float64)
@@ -274,6 +280,7 @@ def test_forward_mode_through_an_unsafe_brownian_path(x64):
     np.testing.assert_allclose(tangent, difference, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("levy_area", [dfx.BrownianIncrement, dfx.SpaceTimeLevyArea, dfx.SpaceTimeTimeLevyArea])
 def test_increments_of_the_fixed_step_path(levy_area, dtype, x64):
@@ -295,6 +302,7 @@ def test_increments_of_the_fixed_step_path(levy_area, dtype, x64):
     helpers.assert_gaussian(flat, np.zeros(4 * kinds), np.diag(np.repeat(variances, 2)), bias=0.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", [slow_but_for(x == "flow_heun", x) for x in ("exponential_adams", "flow_heun", "sde_shark")]
 )
@@ -306,6 +314,7 @@ def test_score_based_samplers_average_a_stochastic_denoiser(name):
     assert_measurement(sample, case, START_BIAS + DISCRETISATION_BIAS[name] + 1 / 16)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -328,6 +337,7 @@ def test_jit_vmap_and_chunks_change_nothing(sampler):
     np.testing.assert_allclose(expected.observation, measured, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("sampler", "expected"),
     [
@@ -357,6 +367,7 @@ def test_number_of_evaluations(sampler, expected):
     assert len(calls) == expected
 
 
+@pytest.mark.thorough
 def test_second_call_compiles_nothing():
     compiled = []
 

@@ -67,6 +67,7 @@ def trained():
     return training.fit(training.problem(), training.views(), roles=training.ROLES).problem
 
 
+@pytest.mark.thorough
 def test_arrays_and_samples_come_back(path, trained):
     trained.save(path)
     loaded = si.load(path, training.measure, training.LinearDenoiser(jr.key(0)))
@@ -81,6 +82,7 @@ def test_arrays_and_samples_come_back(path, trained):
         loaded.posterior(None, data.params[0, 1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "objective", [pytest.param(si.SquaredError(), marks=pytest.mark.slow), si.ProperScore(num_draws=2)]
 )

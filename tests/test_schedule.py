@@ -70,6 +70,7 @@ def test_inverse(name, x64):
     np.testing.assert_allclose(slope, 1.0, rtol=1e-8)
 
 
+@pytest.mark.thorough
 @every_schedule
 def test_single_precision_near_both_ends(name):
     schedule = helpers.schedules()[name]
@@ -93,6 +94,7 @@ def test_single_precision_near_both_ends(name):
 EULER_BIAS = 0.02
 
 
+@pytest.mark.thorough
 @every_schedule
 def test_simulated_noising_has_the_moments_of_the_schedule(name):
     """`do = a o dt + g dw` from `o_0` at time 0 has mean `α(t)/α(0) o_0`, variance `σ(t)² − α(t)²σ(0)²/α(0)²`."""
@@ -136,6 +138,7 @@ def test_impossible_settings(make, words):
         make()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("law", "share"), [(si.uniform_log_snr, 0), (si.middle_log_snr, 1), (si.half_middle_log_snr, 0.5)]
 )

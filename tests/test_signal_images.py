@@ -114,6 +114,7 @@ def test_posteriors_under_another_instrument(of_projections):
         posterior.log_prob(jnp.zeros(IMAGE.shape))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", [None, si.Guidance(si.ExponentialAdams(12), num_iterations=1)])
 def test_measurements_without_noise_are_repeated(of_projections, sampler):
     """They are taken to have noise of a thousandth of their standard deviation."""
@@ -145,6 +146,7 @@ def test_the_gaussian_of_few_projections_is_near_the_true_one(of_projections):
     assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_masks_are_told_pixel_by_pixel_and_what_is_given_is_repeated(of_masks):
     assert of_masks.data_info.form == "diagonal"
     context = first(masked(np.random.default_rng(1), 1))
@@ -160,6 +162,7 @@ def test_masks_are_told_pixel_by_pixel_and_what_is_given_is_repeated(of_masks):
     np.testing.assert_allclose(draws[:, context.params.sum(0) == 0].std(), np.sqrt(1.05), rtol=0.2)
 
 
+@pytest.mark.slow
 def test_what_the_network_drew_itself_hardly_counts(of_masks):
     """Errors of pixels that were measured count in full, whichever record's signal a step learns from."""
     data = jax.tree.map(jnp.asarray, masked(np.random.default_rng(2), 40))
@@ -181,6 +184,7 @@ def test_what_the_network_drew_itself_hardly_counts(of_masks):
     np.testing.assert_allclose(loss(0.5 * np.ones_like(weights)), 0.5 * plain, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["of_masks", "of_projections"])
 def test_saved_and_loaded(request, which, tmp_path):
     problem = request.getfixturevalue(which)

@@ -68,6 +68,7 @@ def given(number, seed=5):
     return si.View(one.observation[0, :number], one.params[0, :number])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [1, 2])
 def test_posteriors_are_those_of_a_gaussian(fitted, number):
     context = given(number)
@@ -85,6 +86,7 @@ def test_nothing_given_is_the_prior(fitted):
     np.testing.assert_allclose(np.cov(draws.T), COVARIANCE, atol=4 * np.sqrt(2 / 1000) + 0.05)
 
 
+@pytest.mark.slow
 def test_the_density_is_that_of_the_signal():
     """One step of the warm-up leaves the network as it was made: the exact denoiser of the best Gaussian."""
     start, context = fit(steps=1, rounds=1).problem, given(2)
@@ -144,6 +146,7 @@ def test_effective_sample_size(fitted):
         exact.posterior(given(2)).effective_sample_size(jr.key(0))
 
 
+@pytest.mark.slow
 def test_weights_correct_a_network_that_is_wrong(fitted):
     """A network of another law of signals as the proposal: weights are for its own prior, with the known likelihood."""
     context = given(2)
@@ -283,6 +286,7 @@ def test_saved_and_loaded(fitted, tmp_path):
         si.load(tmp_path / "signals.stochinv", lambda s, p: 2 * (p @ s))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "stop", [12, pytest.param(7, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)]
 )
@@ -328,6 +332,7 @@ def test_a_round_draws_what_it_has_time_for(fitted):
     np.testing.assert_allclose(np.cov(drawn.T), COVARIANCE, atol=4 * np.sqrt(2 / 2000) + 0.05)
 
 
+@pytest.mark.thorough
 def test_draws_that_are_not_weighted_are_many(fitted):
     """All are learned from while they are few."""
     data, noised = records(2000), fitted.problem.noised

@@ -56,6 +56,7 @@ def rounds_of(length=10):
     return KnownSignals(noised, made, jr.key(1), Plan(length, 0, length))
 
 
+@pytest.mark.thorough
 def test_every_round_has_signals_of_its_own_and_of_the_prior():
     rounds, noised = rounds_of(), si.SignalSpace().problem(problem())
     first, second, again = (rounds.records(noised, number) for number in (0, 1, 0))
@@ -115,6 +116,7 @@ def fit_with_a_stop(simulated, folder):
     return whole
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(tmp_path):
     fit_with_a_stop(si.data.Simulated(PRIOR, PARAMS), tmp_path)
     with pytest.raises(ValueError, match="is of another run"):

@@ -46,6 +46,7 @@ def test_the_joint_law_of_two_thinned_counts():
     assert stats.chisquare(table.ravel(), NUMBER * np.outer(tail(0.8), tail(1.2)).ravel()).pvalue > 0.01
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("counts", [0, 1, 7, 1_000_000])
 def test_thinning_loses_no_count(counts):
     """Given their sum, parts are binomial."""

@@ -129,6 +129,7 @@ def test_mapping(loaded):
     np.testing.assert_allclose(gan.mapping(jnp.asarray(z, jnp.float32)), w, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_synthesis_by_the_formulas(loaded):
     """Styles of their own for every layer, constant noise, and the images of all resolutions added up."""
     gan, state = loaded

@@ -68,6 +68,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BOUNDS)
 def test_coordinates_come_back_and_tell_their_volume(name):
     bound, shape = BOUNDS[name]
@@ -84,6 +85,7 @@ def test_coordinates_come_back_and_tell_their_volume(name):
     np.testing.assert_allclose(coordinates.to_signal(many)[1], signal, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_posterior_is_log_normal(fitted):
     """From one measurement of each record, and nothing else."""
     view = context()

@@ -118,6 +118,7 @@ def test_a_fan_from_far_away_is_parallel(distance, bin_width):
 BEAMS = {"parallel": ParallelBeam((24, 17), 29), "fan": FanBeam((24, 17), 30, 40.0, 30.0, 1.5)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 @pytest.mark.parametrize("name", BEAMS)

@@ -55,6 +55,7 @@ def losses_of(name, unit):
     return losses(unit, forward_of, signal, make(), roles)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["vectors", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nonlinear", "images"))]
 )

@@ -41,6 +41,7 @@ def test_equals_scikit_image():
         np.testing.assert_allclose(got[..., channel], expected, atol=2e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2)])
 @pytest.mark.parametrize(("boundary", "mode"), [("edge", "nearest"), ("reflect", "mirror"), ("mask", "grid-constant")])
 def test_smallest_images(shape, boundary, mode):
@@ -50,6 +51,7 @@ def test_smallest_images(shape, boundary, mode):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", WARPS)
 def test_gradients_are_those_of_finite_differences(name, x64):
     forward, signal, params = WARPS[name]

@@ -116,6 +116,7 @@ def test_how_likely_held_out_records_are():
     assert look(wrong) > exact + 10 * watch.LEAST_LOG_GAIN
 
 
+@pytest.mark.thorough
 def test_scores_and_coverage_of_exact_posteriors_are_theirs(monkeypatch):
     """As above, where no weights are known."""
     monkeypatch.setattr(watch, "corrects", lambda problem: False)
@@ -248,6 +249,7 @@ def test_how_much_time_is_left():
     assert [plan.Plan(100, 900, 900).next(100, x, 3.0, 1.0) for x in (2.9, 3.1)] == [None, 100]
 
 
+@pytest.mark.slow
 def test_nothing_is_held_out_of_signals_that_are_known(short_rounds, monkeypatch):
     monkeypatch.setattr(signals, "MOST_EPOCHS", 2)
     history = fit(pairs(640)).history
@@ -255,6 +257,7 @@ def test_nothing_is_held_out_of_signals_that_are_known(short_rounds, monkeypatch
     assert len(history.loss) == 20
 
 
+@pytest.mark.slow
 def test_few_records_are_all_trained_on(short_rounds):
     history = fit(records(100)).history
     assert history.score == []
@@ -319,6 +322,7 @@ def test_draws_that_were_never_near_the_data_are_warned_of():
         warn_never_close([3.0, 2.5])
 
 
+@pytest.mark.slow
 def test_rounds_whose_number_was_given_are_watched_too(monkeypatch):
     """Without held-out records residuals are all that there is to see."""
     monkeypatch.setattr(loop, "lost_track", lambda residual, coverage: "wrong" if residual and not coverage else None)

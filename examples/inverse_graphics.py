@@ -6,13 +6,13 @@ rendered from anywhere without a network.
 
     python examples/inverse_graphics.py                     # scenes with a hidden side that is red or blue
     python examples/inverse_graphics.py random              # several solids that hide one another
-    python examples/inverse_graphics.py gpu --photos FOLDER # RealEstate10K, or with --category CO3D, at 64 pixels
+    python examples/inverse_graphics.py gpu                 # these at 64 pixels, minutes on one GPU
+    python examples/inverse_graphics.py full --photos FOLDER # RealEstate10K, or with --category CO3D, on 8 GPUs
     python examples/inverse_graphics.py --chair FOLDER      # fits one scene to many views, and does nothing else
     python examples/inverse_graphics.py --saved FILE.npz    # turns around scenes that a run has saved
 
 The views are rendered by Mitsuba at the first run, which takes some minutes, and kept (see `scenes.py`). `main` below
-is the whole story; `--help` lists sizes and files, `random --help` and `gpu --help` those of the
-other presets.
+is the whole story; `--help` lists sizes and files, `random --help` and so on those of the other presets.
 """
 
 import json
@@ -67,10 +67,12 @@ class Config:
     """Height and width of the views, in pixels."""
     ray_samples: int = 32
     """Samples of a field on each ray."""
-    steps: int = 1900
+    steps: int = 1000
     """Training steps."""
     minutes: float = 15.0
     """Training ends after so many minutes at the latest."""
+    sharding: Literal["none", "data", "fsdp"] = "none"
+    """Over which devices training is laid out, as in `fit`."""
     optimizer: Literal["adam", "muon"] = "adam"
     """Adam with a rate of 1e-3, or optax's Muon with one of 4e-3, in which all directions of a matrix learn alike."""
     batch_size: int = 4
@@ -83,10 +85,12 @@ class Config:
     """Features of the transformer."""
     depth: int = 4
     """Blocks of the transformer."""
-    components: int = 4
+    components: int = 2
     """Fields that each draw chooses from."""
-    latent: int = 0
+    latent: int = 8
     """Length of a code that varies each of them."""
+    noise: float = 0.03
+    """Standard deviation of what no field explains, in colours and opacities from 0 to 1."""
     train: int = 600
     """Training scenes; of photographs at most so many, which are kept in memory."""
     held_out: int = 20
@@ -139,8 +143,12 @@ PRESETS = {
     "cpu": Config(),
     "random": replace(Config(), family="random", steps=1800, optimizer="muon", draws=4, components=1, latent=16),
     "gpu": replace(
-        Config(), family="photos", size=64, ray_samples=64, steps=100_000, minutes=24 * 60.0, batch_size=8, draws=4,
-        resolution=48, width=384, depth=8, components=1, latent=16, train=2000,
+        Config(), family="random", size=64, ray_samples=64, steps=20_000, minutes=7.0, batch_size=16, draws=4,
+        resolution=40, width=288, depth=6, components=1, latent=16, train=2000,
+    ),
+    "full": replace(
+        Config(), family="photos", size=64, ray_samples=64, steps=100_000, minutes=24 * 60.0, batch_size=64, draws=4,
+        resolution=48, width=384, depth=8, components=1, latent=16, train=2000, sharding="data",
     ),
 }  # fmt: skip
 
@@ -183,7 +191,7 @@ def fit_family(config):
     fields = [sample(config, fit.problem, scene, number, jr.fold_in(keys[2], i)) for i, scene in enumerate(held_out)]
     jax.block_until_ready(fields)
     figures = {"train_seconds": fit.history.seconds, "sample_seconds": time.perf_counter() - start}
-    figures |= evaluate(config.forward, fields, held_out)
+    figures |= evaluate(config.forward, fields, held_out, config.noise)
     if config.family == "hidden":
         figures |= hidden_shares(config.forward, fields, config.size, float(np.mean(red)))
     if config.regressor:
@@ -215,6 +223,7 @@ def make_problem(config, key):
             latent_size=config.latent,
             key=key,
         ),
+        noise=config.noise,
         objective=si.ProperScore(RULE, num_draws=config.draws, score_target=False, sample_time=si.mostly_noise),
     )
 
@@ -225,7 +234,8 @@ def train(config, problem, data, key):
         rate = lambda peak: optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, 1e-5)
         optimizer = optax.contrib.muon(rate(4e-3), consistent_rms=0.2, adam_learning_rate=rate(1e-3))
     in_time = lambda progress: progress.history.seconds > 60 * config.minutes  # `True` ends training
-    return problem.fit(data, steps=config.steps, optimizer=optimizer, key=key, callbacks=[in_time])
+    sharding = None if config.sharding == "none" else config.sharding
+    return problem.fit(data, steps=config.steps, optimizer=optimizer, key=key, callbacks=[in_time], sharding=sharding)
 
 
 def load_scenes(config):

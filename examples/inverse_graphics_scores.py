@@ -38,25 +38,31 @@ def on_white(rgba):
     return rgba[..., :3] + 1 - rgba[..., 3:]
 
 
-def evaluate(forward, fields, held_out):
-    """How the first 16 fields of each held-out scene compare with its other views, by the angle from the given one."""
-    predictions = [
-        on_white(np.asarray(render(forward, take(f, slice(16)), scene.cameras)))
-        for f, scene in zip(fields, held_out, strict=True)
-    ]
-    return compare(predictions, held_out)
+def evaluate(forward, fields, held_out, noise=0.0):
+    """How the first 16 fields of each held-out scene compare with its other views, by the angle from the given one.
+
+    Scores and intervals are of measurements, which have noise, if there is any.
+    """
+    clean, noisy, residuals = [], [], []
+    for number, (draws, scene) in enumerate(zip(fields, held_out, strict=True)):
+        views = np.asarray(render(forward, take(draws, slice(16)), scene.cameras))
+        clean.append(on_white(views))
+        noisy.append(on_white(views + noise * np.asarray(jr.normal(jr.key(number), views.shape))))
+        residuals.append(np.square(views[:, 0] - scene.views().observation[0]).mean())
+    figures = compare(clean, held_out, noisy)
+    return figures | ({"context_residual": float(np.sqrt(np.mean(residuals)) / noise)} if noise else {})
 
 
-def compare(predictions, held_out):
+def compare(predictions, held_out, noisy=None):
     """Figures of predicted views, shape (draws, views, height, width, 3) per scene, against the true ones."""
     rows = []
-    for predicted, scene in zip(predictions, held_out, strict=True):
+    for predicted, measured, scene in zip(predictions, noisy or predictions, held_out, strict=True):
         rgba = np.asarray(scene.views().observation)
         truth, foreground = on_white(rgba), rgba[..., 3] > 0.5
         errors = np.mean((predicted - truth) ** 2, axis=(2, 3, 4))
-        scores = jax.jit(jax.vmap(si.diagnostics.energy_score, (1, 0)))(predicted, truth)
+        scores = jax.jit(jax.vmap(si.diagnostics.energy_score, (1, 0)))(measured, truth)
         grey = lambda x: jnp.round(255 * jnp.asarray(x))
-        ranks = si.diagnostics.fractional_ranks(grey(predicted), grey(truth), key=jr.key(len(rows)))
+        ranks = si.diagnostics.fractional_ranks(grey(measured), grey(truth), key=jr.key(len(rows)))
         inside = np.abs(np.asarray(ranks) - 0.5) <= 0.45
         for view in range(len(truth)):
             psnr = -10 * np.log10(np.maximum(errors[:, view], 1e-10))
@@ -75,7 +81,7 @@ def compare(predictions, held_out):
     figures = {"context_psnr": mean_of(rows, "psnr_mean", -2, 0)}
     for name in ("energy_score", "psnr_mean", "psnr_best_of_16", "ssim", "gmsd", "coverage_90", "diversity"):
         figures[name] = mean_of(rows, name, 0, 181)
-        if name in ("psnr_mean", "psnr_best_of_16", "diversity"):
+        if name in ("energy_score", "psnr_mean", "psnr_best_of_16", "diversity"):
             for low, high in zip(ANGLES, ANGLES[1:], strict=False):
                 figures[f"{name}_{low}_to_{high}"] = mean_of(rows, name, low, high + 0.01)
     return figures

@@ -202,6 +202,16 @@ def test_gpu_parts_fail_alone(tmp_path):
     assert {(x["figure"], x["value"]) for x in figures} == {("failed", 3)}
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="`timeout` is of GNU")
+def test_gpu_applications(tmp_path):
+    status, figures = run_on_gpu(tmp_path, sys.executable, "--quick", "--applications")
+    assert status == 0
+    assert {x["part"] for x in figures} == {"device", "motion", "generators", "scenes"}
+    for name in ("motion", "generators", "scenes"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_gpu_requirements_are_the_projects():
     """Those of the library but JAX, which the machine has, and some of the examples'."""
     project = tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]

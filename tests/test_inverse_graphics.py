@@ -278,7 +278,7 @@ def test_photographs_and_saved_scenes_at_tiny_sizes(example, tmp_path):
         "--size 16 --held-out 1 --steps 2 --batch-size 2 --draws 2 --resolution 8 --ray-samples 8 --width 48 --depth 1"
     )
     figures = example.main(
-        f"gpu --photos {tmp_path / 'clips'} {sizes} --no-regressor --out {tmp_path / 'picture.png'}".split()
+        f"full --photos {tmp_path / 'clips'} {sizes} --no-regressor --out {tmp_path / 'picture.png'}".split()
     )
     assert math.isfinite(figures["energy_score"]) and math.isfinite(figures["energy_score_nearest"])
     saved = f"--saved {tmp_path / 'picture.npz'} --size 16 --ray-samples 8"

@@ -3,8 +3,11 @@
 import importlib
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import equinox as eqx
+import imageio.v3 as imageio
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 import skimage.data
+from skimage.transform import resize
 
 import stochinv as si
 from stochinv.forward import Warp
@@ -193,6 +197,38 @@ def test_two_directions_are_found_with_their_weights():
         print("median", middle, "width", 0.7413 * (high - low))
         assert abs(middle - sign * DISTANCE) < 0.1
         assert abs(0.7413 * (high - low) / SPREAD - 1) < 0.15
+
+
+def stereo_pair(height):
+    """The left and the right view of a scene by two cameras side by side, as two frames of a film."""
+    folder = Path(skimage.data.__file__).parent
+    views = [imageio.imread(folder / f"motorcycle_{side}.png")[..., :3] for side in ("left", "right")]
+    size = height, round(height * views[0].shape[1] / views[0].shape[0])
+    return np.stack([np.uint8(np.round(255 * resize(x, size, anti_aliasing=True))) for x in views])
+
+
+@pytest.mark.slow
+def test_a_direction_that_is_known_is_drawn(motion):
+    """Seen by the right eye everything is further left, by as much as it is near: on a part of the scene that training
+    has not seen, draws agree on where things go, and not on how far."""
+    pair = stereo_pair(68)
+    config = replace(motion.Config(), crop=24, margin=8, steps=500, noise=0.03)
+    crops = lambda frames, number, seed: si.data.random_crops([frames], number, size=(24, 24), margin=8, seed=seed)
+    data = crops(pair[:, :, :-42], 8000, 0)
+    test = jax.tree.map(jnp.asarray, crops(pair[:, :, -42:], 48, 1))
+    problem = motion.make_problem(config, data, key=jr.key(0))
+    fit = motion.train(config, problem, data, key=jr.key(1))
+    draws = motion.sample(fit.problem, test.params, si.Ancestral(1), 32, jr.key(2)).signal
+    std = float(np.std(data.observation))
+    score = lambda flows, noise: motion.evaluate(problem.forward, flows, test, None, std, noise)["energy_score"]
+    scores = score(draws, config.noise), score(0 * draws[:, :1], 0.0)
+    # Displacements lead back to the left eye's view.
+    error = np.rad2deg(np.abs(np.arctan2(draws[..., 0], draws[..., 1])))
+    far = np.linalg.norm(draws, axis=-1)
+    print("degrees", error.mean(), "pixels", far.mean(), "of draws", far.std(1).mean(), "energy scores", scores)
+    assert error.mean() < 20
+    assert far.std(1).mean() > 0.2
+    assert scores[0] < 0.7 * scores[1]
 
 
 @pytest.mark.guarantee

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Measures the library on one NVIDIA GPU, in 8 minutes at most and without network.
 #
-#     benchmarks/gpu/run.sh [--quick] [WHEELS_FOLDER]
+#     benchmarks/gpu/run.sh [--quick] [--applications] [WHEELS_FOLDER]
+#
+# With `--applications` it trains the examples of films, generators and scenes at the sizes of a GPU, and otherwise
+# measures speed and small problems.
 #
 # The machine needs Python 3.12 and JAX with CUDA. What else is missing is installed from WHEELS_FOLDER, which another
 # machine fills; add `--no-deps` and names of further packages if only those are missing:
@@ -19,10 +22,11 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
 python="${PYTHON:-python3}"
 OUT="${OUT:-gpu-results}"
-quick=() scale=1 wheels="" deadline=0 failed=0 child=""
+quick=() scale=1 applications=0 wheels="" deadline=0 failed=0 child=""
 for argument in "$@"; do
     case "$argument" in
     --quick) quick=(--quick) scale=5 ;;
+    --applications) applications=1 ;;
     -*)
         echo "run.sh: unknown option $argument" >&2
         exit 2
@@ -92,13 +96,19 @@ if ! "$python" -c 'import importlib.metadata as m; m.version("stochinv")' 2>/dev
 fi
 
 part "device" 30 device
-part "transformer, float32" 65 transformer --precision float32
-part "transformer, bf16" 45 transformer --precision bf16
-part "transformer, in 4 parts" 50 transformer --accumulate 4
-part "rays" 20 rays
-part "unet" 50 unet
-part "quickstart, float32" 70 learned --problem quickstart --precision float32
-part "quickstart, bf16" 50 learned --problem quickstart --precision bf16
-part "jumps" 60 learned --problem jumps
+if ((applications)); then
+    part "scenes" 210 applications --problem scenes
+    part "motion" 120 applications --problem motion
+    part "generators" 95 applications --problem generators
+else
+    part "transformer, float32" 65 transformer --precision float32
+    part "transformer, bf16" 45 transformer --precision bf16
+    part "transformer, in 4 parts" 50 transformer --accumulate 4
+    part "rays" 20 rays
+    part "unet" 50 unet
+    part "quickstart, float32" 70 learned --problem quickstart --precision float32
+    part "quickstart, bf16" 50 learned --problem quickstart --precision bf16
+    part "jumps" 60 learned --problem jumps
+fi
 echo "== finished after $SECONDS s: $OUT/figures.md"
 exit "$failed"

@@ -59,6 +59,7 @@ def test_held_out_galaxies_are_of_another_part_of_the_sky(astronomy):
     assert not any(x.tobytes() in seen for x in held_out)
 
 
+@pytest.mark.thorough
 def test_noise_is_standard_normal(astronomy, exposures):
     """With each pixel's standard deviation estimated from the counts around it."""
     _, galaxies, view = exposures
@@ -79,6 +80,7 @@ def test_a_dithered_camera_sees_a_moved_sky(astronomy):
     assert np.max(np.abs(pointed - astronomy.camera(sky, 1.5, jnp.array([0, 0])))) > 0.05
 
 
+@pytest.mark.thorough
 def test_richardson_lucy_keeps_the_light_and_gains_likelihood(astronomy, exposures):
     """Each step leaves the sum of what is seen that of what was counted, and makes the counts likelier."""
     config, _, view = exposures
@@ -94,6 +96,7 @@ def test_richardson_lucy_keeps_the_light_and_gains_likelihood(astronomy, exposur
     assert np.all(np.diff(likelihoods) > 0)
 
 
+@pytest.mark.thorough
 def test_classical_estimates_are_nearer_than_exposures(astronomy):
     """Both are pictures of the galaxies: nearer than exposures whose pixels are split."""
     config = astronomy.Config(train=1, galaxies=12)

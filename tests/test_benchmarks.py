@@ -108,6 +108,7 @@ def test_simulators(run, tmp_path):
         run("posterior_accuracy", "--problems", "two_moons")
 
 
+@pytest.mark.thorough
 def test_noise_of_simulators(monkeypatch):
     """The crescent's density integrates to 1 and is that of its NumPy simulator, as is the density of four points."""
     monkeypatch.syspath_prepend(BENCHMARKS)

@@ -70,6 +70,7 @@ def test_exact_posteriors_pass(checked):
     assert checked.verdict == "Nothing is wrong that 60 records can tell."
 
 
+@pytest.mark.thorough
 def test_it_is_printed_on_one_screen(checked):
     lines = repr(checked).splitlines()
     assert len(lines) == 11 and lines[-1] == checked.verdict and max(map(len, lines)) <= 100
@@ -87,6 +88,7 @@ def test_noise_that_is_wrong_is_found(fitted):
     assert "Draws miss the measurements" in found.verdict
 
 
+@pytest.mark.thorough
 def test_one_view_is_held_out_at_random():
     mask = np.array([[True, True], [True, False], [False, True]] * 200)
     views = as_masked(si.View(HELD_OUT.observation[[0, 1, 2] * 200], HELD_OUT.params[[0, 1, 2] * 200], mask))
@@ -129,6 +131,7 @@ RIGHT = si.Check(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
@@ -167,6 +170,7 @@ BAD = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_what_is_wrong_is_said(fitted, call, message):
     with without_annotations(), pytest.raises(ValueError, match=message):

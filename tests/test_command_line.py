@@ -139,6 +139,7 @@ def test_a_linear_forward_model_is_fit(folder, capsys):
     assert "µs a measurement" in rows["time"]
 
 
+@pytest.mark.thorough
 def test_a_curved_forward_model_of_a_view_is_fit(folder, capsys):
     fit, rows, _ = checked("curved", capsys, None, "view")
     assert fit and rows["affine"].startswith("no") and "'sine'" not in rows["measurement"]

@@ -59,6 +59,7 @@ def posterior_of(view):
     return np.linalg.solve(precision, shift), np.linalg.inv(precision)
 
 
+@pytest.mark.thorough
 def test_parts_and_back():
     tree = {"a": jnp.array([1 + 2j, 3 - 1j]), "b": jnp.array([1.0, 2.0])}
     parts = as_parts(tree)
@@ -128,6 +129,7 @@ def test_density_and_summaries(fitted):
     assert drawn.signal.shape == (5, 2, 2) and drawn.signal.dtype == jnp.complex64
 
 
+@pytest.mark.thorough
 def test_another_instrument(fitted):
     """A sum of both entries, through the learned prior."""
     posterior = fitted.problem.posterior(
@@ -138,6 +140,7 @@ def test_another_instrument(fitted):
     np.testing.assert_allclose(np.mean(np.sum(np.asarray(draws), 1)), 1 + 1j, atol=0.05)
 
 
+@pytest.mark.thorough
 def test_saved_and_loaded(fitted, tmp_path):
     fitted.problem.save(tmp_path / "problem")
     loaded = si.load(tmp_path / "problem", measure)
@@ -174,6 +177,7 @@ def test_a_real_signal_of_complex_measurements():
     np.testing.assert_allclose(np.mean(draws, 0), [1.0, 2.0, -1.0, 0.1], atol=0.1)
 
 
+@pytest.mark.thorough
 def test_measurement_space_refuses_complex_signals():
     view = si.View(np.zeros((64, 2), np.float32), np.zeros((64, 1), np.float32))
     data = si.Example(jax.tree.map(lambda x: x[:, None], view), view, None)
@@ -181,6 +185,7 @@ def test_measurement_space_refuses_complex_signals():
         problem(lambda s, p: jnp.real(s), noise=0.0).fit(data, key=jr.key(0), steps=1)
 
 
+@pytest.mark.thorough
 def test_noise_of_each_part():
     noise, clean = si.GaussianNoise(0.5), jnp.zeros(20000, jnp.complex64)
     for noisy in (noise.sample(jr.key(0), clean), add_noise(noise, clean, key=jr.key(0), stacked=False)):

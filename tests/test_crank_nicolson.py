@@ -32,6 +32,7 @@ LAWS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LAWS)
 def test_maps_of_normal_numbers_have_the_law(name):
     law = LAWS[name]
@@ -50,6 +51,7 @@ def trained():
     return fit(records(64), steps=1, rounds=1, batch_size=8).problem
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("learned", [pytest.param(True, marks=pytest.mark.slow), False], ids=["learned", "given"])
 def test_chains_make_up_for_a_network_that_is_wrong(trained, learned):
     """It is told of three times the noise; draws that make one move are told apart."""
@@ -86,6 +88,7 @@ def ring():
     return problem.fit(si.data.Simulated(prior), key=jr.key(0), steps=2, rounds=1, progress=False).problem, prior
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", [si.ExponentialAdams(), None], ids=["network", "prior"])
 def test_a_forward_model_that_is_not_affine(ring, sampler):
     """Against quadrature: means, standard deviations, and the share of the smaller mode."""
@@ -109,6 +112,7 @@ def test_a_forward_model_that_is_not_affine(ring, sampler):
     assert abs(np.mean(draws[:, 0] < 0) - share) < 4.5 * (share * (1 - share) / number) ** 0.5
 
 
+@pytest.mark.thorough
 def test_signals_with_bounds_and_names():
     """Logarithms of rates are measured, and have Gaussian posteriors."""
     prior = {"rate": dist.LogNormal(0.5, 0.8).expand([2]), "level": dist.Normal(1.0, 2.0)}
@@ -129,6 +133,7 @@ def test_signals_with_bounds_and_names():
     assert np.all(np.abs(found.std(0) / std - 1) < 4.5 / 2000**0.5)
 
 
+@pytest.mark.thorough
 def test_chains_leave_where_nothing_is_possible(ring):
     """A start that the prior excludes is drawn anew, and one without likelihood is left."""
     problem, _ = ring
@@ -139,6 +144,7 @@ def test_chains_leave_where_nothing_is_possible(ring):
     assert np.all(np.abs(np.linalg.norm(draws, axis=1) - 2) < 1.5)
 
 
+@pytest.mark.thorough
 def test_without_noise_no_chain_is_taken_for_the_posterior(ring):
     exact = dataclasses.replace(ring[0], noise=si.GaussianNoise(0.0))
     posterior = exact.posterior(si.View(jnp.array(2.0)), sampler=si.CrankNicolson(ring[1], None, num_moves=20))
@@ -146,6 +152,7 @@ def test_without_noise_no_chain_is_taken_for_the_posterior(ring):
         posterior.sample(jr.key(0), 8)
 
 
+@pytest.mark.thorough
 def test_the_same_bits_from_the_same_key(ring):
     problem, prior = ring
     posterior = problem.posterior(si.View(jnp.array(2.0)), sampler=si.CrankNicolson(prior, num_moves=5))
@@ -153,6 +160,7 @@ def test_the_same_bits_from_the_same_key(ring):
     assert not np.any(posterior.sample(jr.key(0), 8) == posterior.sample(jr.key(1), 8))
 
 
+@pytest.mark.thorough
 def test_bad_problems(ring):
     posterior = ring[0].posterior(si.View(jnp.array(2.0)), sampler=si.CrankNicolson(LAWS["normal"]))
     with pytest.raises(ValueError, match=r"`prior` draws float32\[3\], but the problem's signal is float32\[2\]"):

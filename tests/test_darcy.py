@@ -143,6 +143,7 @@ def test_sensors_outside_give_nan_where_they_are_traced():
     assert jnp.isfinite(got[0]) and jnp.all(jnp.isnan(got[1:]))
 
 
+@pytest.mark.thorough
 def test_derivatives_are_finite_differences(x64):
     """Of first and of second order in the field; of first order in the places of the sensors and in the source."""
     signal, places = jnp.asarray(smooth(np.random.default_rng(4), (6, 7))), jnp.asarray(PLACES, jnp.float64) + 0.013

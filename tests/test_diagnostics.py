@@ -186,6 +186,7 @@ def test_measurements_of_an_exact_posterior():
     np.testing.assert_allclose(result.coverage, result.record_coverage.mean(0))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", [{"narrow": 0.8}, {"shift": 0.6}, {"narrow": 1.25}], ids=str)
 def test_faults_are_found_from_measurements_alone(fault):
     result = calibrate(measured_problem(0.1, **fault), held_out(0, 400, 0.1))

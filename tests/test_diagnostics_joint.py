@@ -57,6 +57,7 @@ def decide(arrays, key, num_simulations=399):
     return diagnostics.joint_calibration(draws, truths, contexts=observed, key=key, num_simulations=num_simulations)
 
 
+@pytest.mark.thorough
 def test_false_alarms_are_as_many_as_stated():
     """With few records, few draws and every tenth value tied; of each test by itself, too."""
     rng, repeats = np.random.default_rng(0), 200

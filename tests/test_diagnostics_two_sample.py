@@ -78,6 +78,7 @@ def test_samples_that_are_equal_are_not_told_apart():
         assert test(same, same[:39], jr.key(0), num_permutations=9).p_value == 1
 
 
+@pytest.mark.thorough
 def test_the_law_of_counts_in_cells():
     """With many samples in each cell Pearson's statistic has the χ² law, for each set of cells."""
     rng, repeats = np.random.default_rng(0), 100

@@ -58,6 +58,7 @@ def passed_on(call, kind=Unplugged, message="no power\nsince noon"):
     return caught.value
 
 
+@pytest.mark.thorough
 def test_exceptions_of_callbacks():
     late = lambda progress: unplug() if progress.step == 2 else None
     error = passed_on(lambda: fit(steps=4, log_every=1, callbacks=[late]))

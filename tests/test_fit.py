@@ -72,6 +72,7 @@ def trajectory(ema, steps=5):
     return np.stack(seen), np.asarray(averaged.problem.denoiser.target)
 
 
+@pytest.mark.thorough
 def test_power_ema():
     seen, averaged = trajectory(si.PowerEMA(2.0))
     expected = np.zeros_like(seen[0])
@@ -123,6 +124,7 @@ class Shifted(eqx.Module):
         return 3000.0 + 1000.0 * self.weight * noisy * level.alpha / (level.alpha**2 + level.sigma**2)
 
 
+@pytest.mark.thorough
 def test_samples_are_in_raw_units():
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(64, 2))

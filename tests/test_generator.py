@@ -217,6 +217,7 @@ class Inverter(si.AbstractDenoiser):
         return h + 0 * jnp.sum(self.forward(h, None))
 
 
+@pytest.mark.thorough
 def test_weights_are_neither_trained_nor_saved(tmp_path):
     generator = mlp()
     forward = si.forward.Generator(generator)

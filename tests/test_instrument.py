@@ -165,6 +165,7 @@ BAD = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_what_is_wrong_is_said(fitted, call, message):
     with without_annotations(), pytest.raises(ValueError, match=message):

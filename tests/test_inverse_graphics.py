@@ -102,6 +102,7 @@ def test_context_views_are_encoded_once_for_all_noise_levels_and_draws(monkeypat
     np.testing.assert_allclose(drawn, not_encoded, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_draws_differ_and_without_a_key_there_is_one_answer():
     denoiser = make_denoiser()
     first, second, fixed = (denoise(denoiser, views(0), key) for key in (jr.key(0), jr.key(1), None))
@@ -109,6 +110,7 @@ def test_draws_differ_and_without_a_key_there_is_one_answer():
     assert difference(fixed, denoise(denoiser, views(0), None)) == 0
 
 
+@pytest.mark.thorough
 def test_a_draw_is_one_of_the_components():
     denoiser = make_denoiser(num_components=3)
     weight = 3 * jr.normal(jr.key(4), denoiser.choice.weight.shape)
@@ -123,6 +125,7 @@ def test_a_draw_is_one_of_the_components():
     assert min(difference(drawn, take(fields, k)) for k in range(3)) < 1e-5
 
 
+@pytest.mark.thorough
 def test_without_a_code_a_draw_is_a_choice_and_nothing_else():
     denoiser = make_denoiser(num_components=2, latent_size=0)
     propose = eqx.filter_jit(lambda key: denoiser.components(*arguments_of(views(0)), key=key))

@@ -53,6 +53,7 @@ def test_posteriors_of_known_signals_are_those_of_a_gaussian(labelled, number):
     assert_posterior(labelled.problem, context, mean, covariance, bias=0.05)
 
 
+@pytest.mark.thorough
 def test_no_signal_is_drawn_where_all_are_known(labelled):
     assert labelled.history.residual == []
     assert labelled.problem.space == si.SignalSpace()
@@ -62,6 +63,7 @@ def test_no_signal_is_drawn_where_all_are_known(labelled):
     np.testing.assert_allclose(units.root @ units.root.T, np.cov(signals.T, bias=True), atol=3e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [20, 400])
 def test_the_gaussian_of_known_signals_is_that_of_ledoit_and_wolf(number):
     """Images of 100 pixels vary in few ways: to shrink their covariance as if in all blurs what they tell."""
@@ -74,6 +76,7 @@ def test_the_gaussian_of_known_signals_is_that_of_ledoit_and_wolf(number):
     np.testing.assert_allclose(found.root @ found.root.T, expected, atol=1e-4 * expected.max())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("signals", [np.ones((1, 3)), np.ones((50, 3)), np.array([[1.0, 2.0], [3.0, 2.0]])])
 def test_known_signals_that_do_not_vary_have_a_gaussian(signals):
     found = gaussian_of_signals(jnp.float32(signals))
@@ -81,6 +84,7 @@ def test_known_signals_that_do_not_vary_have_a_gaussian(signals):
     np.testing.assert_allclose(found.root @ found.inverse, np.eye(signals.shape[1]), atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_the_signal_need_not_be_named():
     unnamed = si.StochasticInverseProblem(measure, noise=NOISE)
     trained = unnamed.fit(pairs(100), key=jr.key(0), steps=2, rounds=1, batch_size=64, progress=False)
@@ -161,6 +165,7 @@ BAD = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_what_is_wrong_is_said(call, message):
     with without_annotations(), pytest.raises(ValueError, match=message):

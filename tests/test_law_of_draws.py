@@ -67,6 +67,7 @@ def test_the_law_of_signals_is_found_in_the_coordinates_of_the_denoiser(fitted):
     assert 0.5 * np.sum(np.abs(density - np.exp(log_density(x)))) * (x[1] - x[0]) < 0.05
 
 
+@pytest.mark.thorough
 def test_signals_of_one_gaussian_have_no_mixture(fitted):
     noised, normal = fitted.problem.noised, np.float32(np.random.default_rng(2).normal(size=NUMBER))
     found = find_law(noised, jnp.asarray(normal), jr.key(1))
@@ -88,6 +89,7 @@ def test_it_is_what_the_network_corrects_in_the_last_round(fitted):
     assert 0.5 * np.sum(np.abs(np.exp(found) - np.exp(log_density(np.asarray(x, float))))) * 0.05 < 0.06
 
 
+@pytest.mark.thorough
 def test_fit_finds_it_and_saves_it(fitted, tmp_path):
     mixture = fitted.problem.denoiser.mixture.value
     assert mixture.log_weights.size > 1 and np.all(np.isfinite(mixture.log_weights))

@@ -233,6 +233,7 @@ def test_draws_follow_the_mesh_that_is_set():
     )
 
 
+@pytest.mark.thorough
 def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     problem = training.problem()
     state = si.init(problem, training.examples(16), key=jr.key(0), steps=4)

@@ -67,6 +67,7 @@ def draw(rng, number, weights, means, covariances):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_solve(size):
     rng = np.random.default_rng(size)
@@ -82,6 +83,7 @@ def test_solve(size):
     np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], atol=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("noise", "entries"), [(1.0, 2), (1e-3, 1), (0.3, 0)])
 @pytest.mark.parametrize("variance", [1e4, 0.5, 1e-3])
 def test_what_measurements_make_of_a_mixture(noise, entries, variance):
@@ -103,6 +105,7 @@ def test_what_measurements_make_of_a_mixture(noise, entries, variance):
     np.testing.assert_allclose(found, covariances, atol=2e-3)
 
 
+@pytest.mark.thorough
 def test_draws_given_a_measurement():
     exact, rng = law(), np.random.default_rng(2)
     rows, rest = rng.normal(size=(1, SIZE)) / 0.2, np.array([1.5])
@@ -259,6 +262,7 @@ def test_densities_along_the_flow_tell_narrow_modes_apart(trained):
         assert 0.5 * np.mean(np.abs(np.exp(log - exact) - 1)) < 0.003
 
 
+@pytest.mark.thorough
 def test_densities_of_draws_are_exact_at_any_number_of_steps(trained):
     """They are those of the steps as taken, however coarsely these follow the flow."""
     densities = three_narrow_modes(trained)[2]

@@ -87,6 +87,7 @@ def test_of_a_large_signal_it_is_followed():
     np.testing.assert_allclose((found - expected) / spread, 0, atol=0.02)
 
 
+@pytest.mark.thorough
 def test_what_is_wrong_is_said(fitted):
     refuse(lambda: fitted.posterior().mode(None), "`key` must be", compiles=True)
     refuse(lambda: fitted.posterior().mode(jr.key(0), 0), "`num_samples` must be", compiles=True)

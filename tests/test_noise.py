@@ -57,6 +57,7 @@ def expected_gradients(values, laws, observed):
     return (score(0.4 + 1e-4) - score(0.4 - 1e-4)) / 2e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["counts", "normal"])
 def test_gradient_is_unbiased(name):
     observed = 3.0

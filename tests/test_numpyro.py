@@ -48,6 +48,7 @@ def test_signal_law_is_a_pytree_of_arrays():
     assert shifted.event_shape == (6,) and jax.tree.structure(shifted) == jax.tree.structure(distribution)
 
 
+@pytest.mark.thorough
 def test_signal_law_in_a_model_under_jit():
     posterior, _, _ = observation_law()
 
@@ -158,6 +159,7 @@ def test_simulate():
     assert not np.any(other.observation[0] == records.observation[0])
 
 
+@pytest.mark.thorough
 def test_simulated_records_can_be_fitted():
     records = simulate(simulator, 2.0, key=jr.key(0), num_records=64)
     shape = jax.ShapeDtypeStruct((3,), jnp.float32)

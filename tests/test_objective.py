@@ -100,6 +100,7 @@ def test_the_exact_denoiser_is_stationary(objective, noise):
     assert np.any(np.abs(elsewhere.mean(0)) > 10 * elsewhere.std(0) / np.sqrt(number))
 
 
+@pytest.mark.thorough
 def test_a_noisy_target_that_is_seen_as_pure_noise_is_scored_like_a_novel_one():
     """Without a novel measurement the exact denoiser is stationary there, and one that knows no noise is not."""
     number = 40000
@@ -128,6 +129,7 @@ def score_of(example, denoiser, case, **settings):
     return problem.loss(example, key=jr.key(0))
 
 
+@pytest.mark.thorough
 def test_target_and_masks_of_a_proper_score():
     """One draw: no spread, and the norm of the error of what counts."""
     case = helpers.linear_gaussian(0, num_context=2)

@@ -100,6 +100,7 @@ def test_derivatives_by_every_parameter():
     np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_dark_and_negative_measurements():
     """Read-outs of dark pixels are negative half of the time; a mean below 0 is none."""
     noise = si.PoissonGaussianNoise(2.0, 0.5)

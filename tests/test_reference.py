@@ -22,6 +22,7 @@ def gaussian_case(num_context):
     return case, prior
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_context", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_linear_gaussian(num_context):
     case, prior = gaussian_case(num_context)

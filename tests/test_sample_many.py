@@ -108,6 +108,7 @@ def test_more_draws_than_at_once_inside_of_a_program(fitted):
     np.testing.assert_allclose(posterior.sample(jr.key(1), 10, chunk_size=4), expected, atol=2e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("number", "width"), [(1, 1), (2, 2), (3, 2), (16, 16), (200, 128), (900, 1024), (5000, 1024)])
 def test_widths_waste_little(number, width):
     assert chunk_width(number, 1024) == width
@@ -145,6 +146,7 @@ BAD = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_what_is_wrong_is_said(fitted, call, message):
     with without_annotations(), pytest.raises(ValueError, match=message):

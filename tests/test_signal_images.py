@@ -133,6 +133,7 @@ def test_measurements_without_noise_are_repeated(of_projections, sampler):
     assert np.std(draws, 0).mean() > 0.5
 
 
+@pytest.mark.thorough
 def test_the_gaussian_of_few_projections_is_near_the_true_one(of_projections):
     """How much of the variance of fresh images it explains, by the expected log-likelihood of NumPy's law."""
     units = of_projections.data_info.units

@@ -80,6 +80,7 @@ def test_posteriors_are_those_of_a_gaussian(fitted, number):
     np.testing.assert_allclose(draws.std(0), spread, rtol=4 / np.sqrt(2000) + 0.05)
 
 
+@pytest.mark.thorough
 def test_nothing_given_is_the_prior(fitted):
     draws = np.asarray(fitted.problem.posterior().sample(jr.key(2), 1000), float)
     np.testing.assert_allclose(draws.mean(0), MEAN, atol=4 / np.sqrt(1000) + 0.05)
@@ -120,6 +121,7 @@ def test_the_score_is_that_of_the_signal():
     assert jnp.isfinite(start.loss(si.Example(start.noised.as_context(context), si.View(noisy)), key=jr.key(0))[0])
 
 
+@pytest.mark.thorough
 def test_one_view_needs_no_axis_and_masked_views_say_nothing(fitted):
     context = given(2)
     one = si.View(context.observation[0], context.params[0])
@@ -130,6 +132,7 @@ def test_one_view_needs_no_axis_and_masked_views_say_nothing(fitted):
     np.testing.assert_array_equal(draw(hidden), draw(stack))
 
 
+@pytest.mark.thorough
 def test_predictions_are_measurements(fitted):
     context = given(2)
     predicted = np.asarray(fitted.problem.posterior(context).predict(jr.key(3), context.params[0], 500))
@@ -380,6 +383,7 @@ def test_training_goes_on(fitted):
         fitted.problem.fit(three, key=jr.key(4), steps=8, rounds=2, progress=False)
 
 
+@pytest.mark.thorough
 def test_a_law_to_start_from():
     draw = lambda key: 3.0 + jr.normal(key, (3,))
     result = fit(records(200), start=draw)
@@ -435,6 +439,7 @@ CONTEXTS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("context", "message"), CONTEXTS)
 def test_contexts_that_are_none(fitted, context, message):
     with pytest.raises(ValueError, match=message):

@@ -43,6 +43,7 @@ def test_posteriors_of_a_gaussian_prior(fitted, number):
     np.testing.assert_allclose(draws.std(0), spread, rtol=4 / np.sqrt(2000) + 0.07)
 
 
+@pytest.mark.thorough
 def test_nothing_is_drawn_by_the_network(fitted):
     assert fitted.history.residual == []
     assert "Simulated(parameters of 200 records of 2 views)" == repr(si.data.Simulated(PRIOR, PARAMS))
@@ -123,6 +124,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
         fit(si.data.Simulated(PRIOR.expand((1,)).to_event(0).base_dist, PARAMS[:100]), checkpoint=tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_truncated_prior_is_drawn_from_by_rejection():
     """A box along turned axes: the draws are those of the prior that are in it."""
     units = si.Whitening(jnp.float32(MEAN), jnp.eye(3), jnp.eye(3))
@@ -141,6 +143,7 @@ def test_a_truncated_prior_is_drawn_from_by_rejection():
     assert np.all(np.isfinite(jax.jit(lambda key: draw_inside(prior, REAL, nowhere, key))(jr.key(0))))
 
 
+@pytest.mark.thorough
 def test_a_region_holds_what_it_is_made_of():
     units = si.Whitening(jnp.float32(MEAN), 2 * jnp.eye(3), jnp.eye(3) / 2)
     draws = np.random.default_rng(0).multivariate_normal(MEAN, COVARIANCE, size=200_000)
@@ -203,6 +206,7 @@ BAD = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_what_is_wrong_is_said(call, message):
     with without_annotations(), pytest.raises(ValueError, match=message):

@@ -152,6 +152,7 @@ def test_synthesis_by_the_formulas(loaded):
     np.testing.assert_allclose(np.moveaxis(got, -1, 0), image, rtol=1e-3, atol=1e-3 * np.abs(image).max())
 
 
+@pytest.mark.thorough
 def test_one_style_serves_all_layers_and_noise_is_fresh_with_a_key(loaded):
     gan, _ = loaded
     z = jr.normal(jr.key(1), (LATENT,))

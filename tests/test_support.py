@@ -137,6 +137,7 @@ def test_mode_is_that_of_the_signal(fitted):
     assert bool(jnp.all(found["rates"] < median))
 
 
+@pytest.mark.thorough
 def test_files_need_the_support(fitted, tmp_path):
     fitted.save(tmp_path / "problem")
     loaded = si.load(tmp_path / "problem", measure, support=SUPPORT)
@@ -192,6 +193,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name):
     signal, support, message = REFUSED[name]
@@ -199,6 +201,7 @@ def test_refuses(name):
         si.StochasticInverseProblem(lambda s, p: s, signal=signal, support=support)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", [-1.0, 0.0])
 def test_refuses_known_signals_outside(value):
     signals = np.ones((32, 2), np.float32)
@@ -212,6 +215,7 @@ def test_refuses_known_signals_outside(value):
         posed.fit(si.View(signals[:, None]), start=start, **SETTINGS | {"batch_size": 4})
 
 
+@pytest.mark.thorough
 def test_refuses_measurement_space():
     data = si.View(np.ones((32, 3, 2), np.float32), np.ones((32, 3, 1), np.float32))
     posed = si.StochasticInverseProblem(lambda s, p: s * p, signal=VECTOR, support=constraints.positive)

@@ -185,6 +185,7 @@ def test_smoothness():
     assert jnp.all(jnp.isfinite(jax.grad(lambda u: FlowSmoothness(1.0)(u, SOURCE))(jnp.zeros((4, 5, 2)))))
 
 
+@pytest.mark.thorough
 def test_smoothness_is_an_option_of_the_objectives():
     """It enters the loss with its weight, for one record."""
     source, flow = SOURCE[..., :1], jr.normal(jr.key(4), (16, 20, 2))

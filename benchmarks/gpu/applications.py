@@ -1,7 +1,7 @@
 """The GPU presets of the examples: motions of films, codes of a generator, scenes from one photograph.
 
-Each writes its picture into the folder `OUT`. The generator of digits is read from the folder `STOCHINV_DATA` where it is
-at hand, and trained otherwise.
+Each writes its picture into the folder `OUT`. The generator of digits is read from the folder `STOCHINV_DATA` where it
+is at hand, and trained otherwise.
 """
 
 import os

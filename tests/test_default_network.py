@@ -266,6 +266,7 @@ def test_a_trusted_context_is_repeated(context_snr, error):
     assert context_snr is not None or difference > 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [1e-3, 1e3])
 def test_signals_of_vectors_have_the_size_that_measurements_tell(size):
     rng = np.random.default_rng(0)

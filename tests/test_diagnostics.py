@@ -334,6 +334,7 @@ def test_identifiability_of_a_problem_uses_its_noise():
     np.testing.assert_allclose(result.singular_values, 2 * plain.singular_values, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_complex_draws_are_their_parts():
     rng = np.random.default_rng(0)
     draw = lambda *shape: np.complex64(rng.normal(size=shape) + 1j * rng.normal(size=shape))

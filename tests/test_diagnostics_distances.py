@@ -46,6 +46,7 @@ def test_energy_distance_of_gaussians():
     assert abs(diagnostics.energy_distance(x, y) - expected) < 5 * 2 * np.sqrt(2 / number)
 
 
+@pytest.mark.thorough
 def test_c2st():
     pytest.importorskip("sklearn")
     number = 400

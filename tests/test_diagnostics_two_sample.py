@@ -124,6 +124,7 @@ def local_p_value(rng, records, key, at=1.0, num_draws=100, **fault):
     ).p_value
 
 
+@pytest.mark.thorough
 def test_false_alarms_at_one_context():
     rng, repeats = np.random.default_rng(0), 200
     alarms = sum(local_p_value(rng, 30, jr.key(i)) <= LEVEL for i in range(repeats))

@@ -66,6 +66,7 @@ def test_exceptions_of_callbacks():
     assert np.any(error.trained_problem.denoiser.target != problem().denoiser.target)
 
 
+@pytest.mark.thorough
 def test_exceptions_with_a_checkpoint(tmp_path):
     late = lambda progress: unplug() if progress.step == 2 else None
     error = passed_on(lambda: fit(steps=4, log_every=1, callbacks=[late], checkpoint=tmp_path))

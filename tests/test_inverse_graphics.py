@@ -141,6 +141,7 @@ def test_without_a_code_a_draw_is_a_choice_and_nothing_else():
         make_denoiser(latent_size=-1)
 
 
+@pytest.mark.thorough
 def test_a_field_in_the_ball_is_empty_outside_and_the_same_inside():
     box, ball = (denoise(make_denoiser(support), views(0), jr.key(0)) for support in ("box", "ball"))
     radius = np.linalg.norm(np.asarray(box.grid_points()), axis=-1)
@@ -323,6 +324,7 @@ def test_photographs_are_found_and_read(example, tmp_path):
             photos(tmp_path / folder, 8, category)
 
 
+@pytest.mark.thorough
 def test_the_hidden_side_does_not_show(example):
     """From the front both colours give the very same image, from behind another."""
     pytest.importorskip("mitsuba")

@@ -33,6 +33,7 @@ def amortised(key=0):
     )
 
 
+@pytest.mark.thorough
 def test_a_fresh_amortised_gaussian_draws_from_the_prior():
     noisy, context = jnp.array([0.3, -1.0]), jnp.array([1.0, 2.0])
     draw = lambda key: amortised()(noisy, LEVEL, context, None, key=key)

@@ -260,6 +260,7 @@ def loss_of_parts(problem, records, keys):
     return jnp.mean(losses), jax.tree.map(jnp.mean, parts)
 
 
+@pytest.mark.thorough
 def test_training_in_parts():
     examples = training.examples(64)
     whole = training.fit(training.problem(), examples, batch_size=16)
@@ -282,6 +283,7 @@ def test_networks_compute_in_bfloat16_and_nothing_else_does():
     assert kinds(compute_dtype(eqx.filter(low.problem.denoiser.network, eqx.is_inexact_array), "bf16")) == {"bfloat16"}
 
 
+@pytest.mark.thorough
 def test_what_is_laid_out():
     run(
         """

@@ -43,6 +43,7 @@ def exact(observed):
     return mean, np.einsum("k,kij->ij", weights, covariances) + (means - mean).T @ np.diag(weights) @ (means - mean)
 
 
+@pytest.mark.thorough
 def test_draws_are_those_of_the_closed_form(reference):
     """4,000 draws with an effective size of 2,000 and more: moments to 5 standard errors."""
     contexts = si.View(jnp.asarray(OBSERVED[:, None], jnp.float32), jnp.zeros((2, 1)))

@@ -46,6 +46,7 @@ def frames(displacement):
     return source, Warp(scale=4, margin=4)(flow, source)
 
 
+@pytest.mark.thorough
 def test_denoiser_is_a_draw_with_a_key_and_fixed_without():
     source, after = frames([0.0, 1.0])
     network, level = denoiser(), si.CosineSchedule().level(jnp.asarray(1.0))

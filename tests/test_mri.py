@@ -127,6 +127,7 @@ def test_against_another_library():
     np.testing.assert_allclose(measured, expected, atol=5e-6 * np.abs(expected).max())
 
 
+@pytest.mark.thorough
 def test_adjoint_off_the_grid():
     """`⟨A s, o⟩ = ⟨s, Aᴴ o⟩`."""
     forward, scan, image = off_grid((7, 6), 3), Scan(positions(20)), complex_normal(7, 6)
@@ -138,6 +139,7 @@ def test_adjoint_off_the_grid():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cartesian", [False, True])
 def test_derivative(cartesian):
     """Of a quadratic function, of which central differences are exact."""
@@ -152,6 +154,7 @@ def test_derivative(cartesian):
     np.testing.assert_allclose(tangent, forward(step, scan), atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cartesian", [False, True])
 def test_every_record_has_its_own_scan(cartesian):
     """And draws of one record share theirs, as an adjoint of draws does."""

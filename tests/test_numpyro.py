@@ -82,6 +82,7 @@ def test_observation_law_has_density_and_draws(tree):
     assert all(x.shape[:2] == (20, 50) for x in jax.tree.leaves(unraveled))
 
 
+@pytest.mark.thorough
 def test_observation_law_as_a_likelihood():
     posterior, mean, covariance = observation_law()
     value = jnp.asarray(mean) + 0.2

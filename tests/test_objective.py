@@ -151,6 +151,7 @@ def test_target_and_masks_of_a_proper_score():
     np.testing.assert_allclose(again, score, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_unfair_share_shrinks_the_spread():
     """`fair=0` is the score of the draws themselves, whose pairs with themselves count too."""
     case = helpers.linear_gaussian(0, num_context=2)

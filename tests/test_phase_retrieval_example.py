@@ -46,6 +46,7 @@ def test_runs_at_tiny_sizes(example, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 def test_a_turned_digit_has_the_same_intensities(example):
     """But not with the bright point, which is not turned."""
     modes = jr.normal(jr.key(0), (example.MODES,))

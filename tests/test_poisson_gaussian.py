@@ -65,6 +65,7 @@ def test_density_is_normalised_and_of_raw_units(gain, read_std, background):
     np.testing.assert_allclose(moments[2] - moments[1] ** 2, std**2, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_draws_have_the_law():
     """Their histogram against the exact distribution function, by Kolmogorov and Smirnov."""
     noise, clean, number = si.PoissonGaussianNoise(0.5, 0.2, 1.0), jnp.asarray([0.0, 2.0, 40.0]), 20_000
@@ -80,6 +81,7 @@ def test_draws_have_the_law():
         assert abs(x.var() - variance) < 4 * variance * np.sqrt(4 / number)
 
 
+@pytest.mark.thorough
 def test_derivatives_by_every_parameter():
     """By the measurement, the gain and the read-out, against central differences of the exact density."""
     point = np.array([7.3, 4.0, 0.8, 0.6, 1.5])  # measured, noise-free, gain, read-out, background
@@ -113,6 +115,7 @@ def test_dark_and_negative_measurements():
     assert np.all(np.isfinite(jax.grad(lambda c: noise.log_prob(jnp.full(2, -1e4), c))(jnp.asarray([0.0, 1e-3]))))
 
 
+@pytest.mark.thorough
 def test_gradients_of_expectations_are_unbiased():
     """`E[o²]` by the score-function estimator of two draws: its derivative is `2 m + gain`."""
     noise, clean, number = si.PoissonGaussianNoise(0.5, 0.4), jnp.asarray(3.0), 20_000

@@ -192,6 +192,7 @@ def test_images_without_channels_and_complex_ones(forward):
     assert forward.signal_structure(structure, None).shape == (6, 8)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "psf", [lambda s: gaussian_psf(jnp.exp(s["psf"]), 7), lambda s: pupil_psf(jnp.tanh(s["psf"]), 7)]
 )

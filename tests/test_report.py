@@ -68,6 +68,7 @@ def test_wrong_posteriors_are_found(problem, fault, name):
     assert not found.warnings
 
 
+@pytest.mark.thorough
 def test_a_right_posterior_passes_and_warns_of_nothing():
     for problem in PROBLEMS:
         found = judged(problem=problem)

@@ -128,6 +128,7 @@ def test_ctrl_c_keeps_what_was_trained():
     training.assert_equal(training.arrays(half.problem), training.arrays(whole[2]))
 
 
+@pytest.mark.thorough
 def test_sigterm_is_heard_like_ctrl_c(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.warns(

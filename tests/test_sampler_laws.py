@@ -121,6 +121,7 @@ def test_ancestral_with_exact_draws_is_exact_at_any_number_of_steps(num_steps, e
     check()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["exponential_adams", "flow_heun", "sde_shark", "ancestral_ddpm"])
 def test_mean_denoiser_under_measurement_noise(name):
     """Squared error samples the noisy measurement; its signals are `E[s | o, c]`, too narrow by design."""
@@ -181,6 +182,7 @@ def test_several_targets(joint, exact_draws):
     )
 
 
+@pytest.mark.thorough
 def test_autoregressive_appends_noisy_measurements():
     case = helpers.linear_gaussian(6, num_context=1, noise=0.7, objective=si.ProperScore())
     params = jnp.stack([case.params, case.context.params[1]])
@@ -188,6 +190,7 @@ def test_autoregressive_appends_noisy_measurements():
     assert_signal(sample, case, START_BIAS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", [slow_but_for(name == "Heun", name) for name in ("Heun", "Midpoint", "Ralston")])
 @pytest.mark.parametrize("schedule", [slow_but_for(s == "cosine", s) for s in helpers.schedules()])
 def test_flow_of_second_order_in_few_steps(solver, schedule):

@@ -222,6 +222,7 @@ def test_the_best_gaussian_is_the_true_one_and_no_round_is_less_likely():
     np.testing.assert_allclose(covariance, COVARIANCE, atol=0.12)
 
 
+@pytest.mark.thorough
 def test_simulated_contexts_are_measurements_of_the_signals():
     data = jax.tree.map(jnp.asarray, records(500))
     data = si.View(data.observation, data.params, jnp.ones((500, 2), bool).at[:250, 1].set(False))
@@ -279,6 +280,7 @@ def test_a_forward_model_that_is_not_affine_and_has_no_derivative():
         assert abs(draws.std() / std - 1) < 4 / np.sqrt(1600) + 0.2
 
 
+@pytest.mark.thorough
 def test_saved_and_loaded(fitted, tmp_path):
     fitted.problem.save(tmp_path / "signals.stochinv")
     loaded = si.load(tmp_path / "signals.stochinv", measure)
@@ -350,6 +352,7 @@ def test_draws_that_are_not_weighted_are_many(fitted):
     assert drawn.shape == (2000, 3) and len(np.unique(drawn, axis=0)) == 2000
 
 
+@pytest.mark.thorough
 def test_signals_that_knew_nothing_are_not_learned_from_again(fitted):
     """Those of a guess, once others are drawn given what was measured."""
     data, guess = records(2000), lambda key: 100.0 + jr.normal(key, (3,))
@@ -361,6 +364,7 @@ def test_signals_that_knew_nothing_are_not_learned_from_again(fitted):
     assert drawn.shape == (2000, 3) and len(np.unique(drawn[:, 0])) == 480 and np.all(np.abs(drawn) < 50)
 
 
+@pytest.mark.thorough
 def test_only_draws_given_something_are_corrected(fitted):
     noised = fitted.problem.noised
     assert default_sampler(noised) == si.ImportanceSampling()

@@ -120,6 +120,7 @@ def test_equalised_linear():
     assert abs(float(jnp.std(outputs)) - 1) < 0.1, "fresh layers keep the variance"
 
 
+@pytest.mark.thorough
 def test_mapping(loaded):
     gan, state = loaded
     z = random(LATENT)

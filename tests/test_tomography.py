@@ -135,6 +135,7 @@ def test_adjoint(name, channels, dtype):
     np.testing.assert_allclose(dot(measured, observation) / size, dot(signal, back) / size, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BEAMS)
 def test_derivatives_are_finite_differences(name, x64):
     """In the image, in which it is linear, and in the angles, away from those at which a place crosses a pixel."""

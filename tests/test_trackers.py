@@ -94,6 +94,7 @@ def short_rounds(monkeypatch):
     monkeypatch.setattr(watch, "FAR", np.inf)
 
 
+@pytest.mark.thorough
 def test_a_run_in_measurement_space():
     tracker = Recorder()
     held_out = training.examples(8, seed=9)
@@ -379,6 +380,7 @@ def test_a_profile_ends_with_training(tmp_path):
         fit(checkpoint=tmp_path / "other", profile=(50, 1))
 
 
+@pytest.mark.thorough
 def test_a_profile_that_fails_does_not_end_training(tmp_path):
     with jax.profiler.trace(str(tmp_path / "another")):
         with pytest.warns(UserWarning, match="The profile in .* failed .*; training goes on without it"):

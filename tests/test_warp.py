@@ -168,6 +168,7 @@ def test_bytes_are_fine_as_a_source():
     np.testing.assert_allclose(got, Warp()(FLOW, source.astype(jnp.float32)))
 
 
+@pytest.mark.thorough
 def test_smoothness():
     flat = jnp.ones((16, 20, 1))
     assert FlowSmoothness(1.0)(jnp.broadcast_to(jnp.asarray([3.0, -2.0]), (16, 20, 2)), SOURCE) == 0

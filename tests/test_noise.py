@@ -225,3 +225,46 @@ def test_other_noise_has_no_conditional():
             noise.conditional(CLEAN, level, CLEAN, jax.tree.map(jnp.ones_like, CLEAN))
         with pytest.raises(ValueError, match="`noise` is not Gaussian"):
             noise.total_variance(level, CLEAN, jax.tree.map(jnp.ones_like, CLEAN))
+
+
+@pytest.mark.parametrize(
+    ("law", "values"),
+    [(dist.BernoulliProbs, [0, 1]), (lambda p: dist.Poisson(9 * p), [0, 3, 17]), (dist.GeometricProbs, [0, 5])],
+    ids=["tosses", "counts", "waiting"],
+)
+def test_rounding_leaves_the_probability_of_counts(law, values):
+    """What was standardised and back may be 1 + 1e-7, which NumPyro takes for impossible."""
+    noise, values = si.NoiseLaw(law), np.float32(values)
+    clean = np.full_like(values, 0.3)
+    expected = law(clean).log_prob(values).sum()
+    for off in (-1e-6, 1e-6):
+        np.testing.assert_allclose(noise.log_prob(values * (1 + off) + off, clean), expected, rtol=1e-5)
+
+
+def fit_quickly(forward, noise, observed, signals):
+    problem = si.StochasticInverseProblem(forward, noise=noise, signal=(2,))
+    data = si.Pairs(signals, si.View(observed[:, None]))
+    return problem.fit(data, key=jr.key(0), steps=2, rounds=1, batch_size=8, progress=False).problem
+
+
+@pytest.mark.thorough
+def test_draws_given_tosses_are_weighted():
+    rng = np.random.default_rng(0)
+    design, signals = (rng.normal(size=shape).astype(np.float32) for shape in ((20, 2), (32, 2)))
+    tosses = rng.random((32, 20)) < stats.logistic.cdf(signals @ design.T)
+    forward = lambda signal, params: jax.nn.sigmoid(design @ signal)
+    problem = fit_quickly(forward, dist.BernoulliProbs, tosses.astype(np.float32), signals)
+    posterior = problem.posterior(si.View(tosses[:1].astype(np.float32)))
+    assert posterior.effective_sample_size(jr.key(1)) > 1
+    assert len(np.unique(posterior.sample(jr.key(2), 64), axis=0)) > 8
+
+
+@pytest.mark.thorough
+def test_a_context_that_is_impossible_is_refused():
+    rng = np.random.default_rng(0)
+    signals = rng.normal(size=(32, 2)).astype(np.float32)
+    uniform = lambda clean: dist.Uniform(clean - 1, clean + 1)
+    observed = signals + rng.uniform(-1, 1, signals.shape).astype(np.float32)
+    problem = fit_quickly(lambda signal, params: signal, uniform, observed, signals)
+    with pytest.raises(Exception, match="no draw of the network explains the context"):
+        problem.posterior(si.View(np.full((1, 2), 1e3, np.float32))).sample(jr.key(0), 8)

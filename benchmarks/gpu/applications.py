@@ -55,10 +55,9 @@ def main(argv=None):
         weights = Path(os.environ.get("STOCHINV_DATA", "")) / "mnist_gan_mlp.npz"
         arguments += ["--generator", str(weights)] if weights.is_file() and not options.quick else []
     for figure, value in EXAMPLES[name].main(arguments).items():
-        by_steps = value if isinstance(value, dict) else {None: value}
-        for steps, x in by_steps.items():
-            suffix = "" if steps is None else f", {steps} steps"
-            record(name, figure.replace("_", " ") + suffix, x, "s" if "seconds" in figure else "")
+        parts = value if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else [("", value)]
+        for part, x in dict(parts).items():
+            record(name, f"{figure.replace('_', ' ')} {part}".strip(), x, "s" if "seconds" in figure else "")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,12 @@ class ImportanceSampling(AbstractSampler):
         number = rounded(num_samples)
         pool = max(self.num_proposals * number, LEAST_POOL)
         proposals, log_weights = self.propose(problem, context, propose_key, pool, chunk_size)
+        log_weights = eqx.error_if(
+            log_weights,
+            jnp.all(jnp.isneginf(log_weights)),
+            "ImportanceSampling: no draw of the network explains the context, whose likelihood is 0 or NaN for all of "
+            "them; look at the context and at the support of `noise`, or train for longer.",
+        )
         signals = jax.tree.map(lambda x: x[:num_samples], choose(proposals, log_weights, choice_key, number))
         return Sample(signals, signals)
 

@@ -193,8 +193,9 @@ def _resample(signals, log_weights, key, number):
 
 
 def effective_number(log_weights: Float[Array, " draws"]) -> FloatScalar:
-    """`(Σ w)² / Σ w²`."""
-    return jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
+    """`(Σ w)² / Σ w²`; 0 where all weights are."""
+    number = jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
+    return jnp.where(jnp.all(jnp.isneginf(log_weights)), 0.0, number)
 
 
 def under_instrument(

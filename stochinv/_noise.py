@@ -231,7 +231,7 @@ class PoissonNoise(AbstractNoise):
         return False
 
     def _counts(self, observation):
-        return jax.tree.map(lambda x: jnp.round(x / self.gain.astype(x.dtype)), observation)
+        return jax.tree.map(lambda x: x / self.gain.astype(x.dtype), observation)
 
     def _measured(self, counts):
         return jax.tree.map(lambda x: x * self.gain.astype(x.dtype), counts)

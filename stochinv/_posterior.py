@@ -182,7 +182,8 @@ class Posterior(eqx.Module):
 
         In signal space draws of the network are weighted by how likely they make the context (see
         [`stochinv.ImportanceSampling`][]). `(Σ w)² / Σ w²` near `num_samples` says that the network is right by
-        itself; near 1, that few of its draws fit the measurements, and that corrected draws repeat these.
+        itself; near 1, that few of its draws fit the measurements, and that corrected draws repeat these; 0, that none
+        fits.
 
         **Raises:**
 

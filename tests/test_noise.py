@@ -266,5 +266,7 @@ def test_a_context_that_is_impossible_is_refused():
     uniform = lambda clean: dist.Uniform(clean - 1, clean + 1)
     observed = signals + rng.uniform(-1, 1, signals.shape).astype(np.float32)
     problem = fit_quickly(lambda signal, params: signal, uniform, observed, signals)
+    posterior = problem.posterior(si.View(np.full((1, 2), 1e3, np.float32)))
+    assert posterior.effective_sample_size(jr.key(0)) == 0
     with pytest.raises(Exception, match="no draw of the network explains the context"):
-        problem.posterior(si.View(np.full((1, 2), 1e3, np.float32))).sample(jr.key(0), 8)
+        posterior.sample(jr.key(0), 8)

@@ -10,8 +10,9 @@ import numpy as np
 
 from ._checks import check_arrays, check_finite, check_integer, check_key, is_traced
 from ._chunks import in_chunks, rounded
-from ._custom_types import AnyCallable, Context, Key, Params, Structure
+from ._custom_types import AnyCallable, Context, Key, Params
 from ._data_info import FINITE, check_measurement
+from ._grid import is_costly, is_large
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.ancestral import Ancestral
 from ._sampler.base import AbstractSampler, Sample, as_sampler
@@ -26,13 +27,6 @@ LARGEST_CORRECTED = 16
 # How draws are corrected in rounds, where the signals of the rounds before are candidates too. Not in fewer steps: what
 # the prior's density is off by is learned, round after round.
 OF_ROUNDS = ImportanceSampling(num_proposals=2)
-# Larger signals are images, as a rule: their forward model must be affine, and their networks are dear.
-LARGEST_VECTOR = 256
-
-
-def is_large(signal: Structure) -> bool:
-    """Whether a signal has more entries than a perceptron denoises."""
-    return count_entries(signal) > LARGEST_VECTOR
 
 
 def corrects(problem: AbstractProblem) -> bool:
@@ -86,7 +80,7 @@ def sampler_of_rounds(problem: AbstractProblem) -> tuple[AbstractSampler, int]:
         # Six densities, of 48 evaluations and as many derivatives as a signal has entries, more of them at once than
         # there are records in a step. This is on the safe side: draws take a third to a half of the time of training.
         return OF_ROUNDS, 30 * (count_entries(problem.signal) + 1)
-    if not is_large(problem.signal):
+    if not is_costly(problem.signal):
         return ExponentialAdams(), 8
     # To decompose what is measured of whitened pixels is dear.
     info = problem.data_info

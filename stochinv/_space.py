@@ -13,10 +13,10 @@ import equinox as eqx
 from ._checks import check_callable, check_instance, plain
 from ._coordinates import RealForward
 from ._custom_types import AnyCallable
+from ._grid import is_large
 from ._noising import half_middle_log_snr, middle_log_snr
 from ._objective.denoising import DenoisingError
 from ._problem_base import AbstractProblem
-from ._sampling import is_large
 from ._signal_problem import SignalProblem
 from ._simulated import holds_signals
 from ._view import is_view

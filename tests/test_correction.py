@@ -79,7 +79,7 @@ def test_errors_of_whitened_images_count_as_they_are_seen():
     measured = Measured(si.ForwardFunction(project), si.GaussianNoise(NOISE), si.Units())
     weights = jnp.asarray(root, jnp.float32)
     known = measured.evidence("dense", lambda z: z, jnp.zeros(SIZE), view, weights)
-    correction = si.ImageCorrection(lambda image, _: image, 3, 4, Frozen(weights))
+    correction = si.ImageCorrection(lambda image, _: image, (3, 4, 1), Frozen(weights))
     matrix = np.asarray(view.params, float).reshape(-1, SIZE)
     covariance = np.linalg.inv(1.7 * np.eye(SIZE) + matrix.T @ matrix / NOISE**2)
     size = np.sqrt(np.mean(np.diag(root @ covariance @ root.T)))

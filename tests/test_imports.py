@@ -27,7 +27,7 @@ LEVELS = [
         "_mixture",
         "_normal",
     ],
-    ["_tracker"],
+    ["_tracker", "_grid"],
     ["_view", "_schedule", "_forward.base"],
     ["_complex"],
     ["_data_info"],

@@ -11,7 +11,7 @@ import pytest
 
 from network_helpers import cast, compiled, fast_key, normal, refuses
 from stochinv import nn
-from stochinv.nn._conv import Conv2d
+from stochinv.nn._conv import Conv
 from stochinv.nn._norm import GroupNorm
 
 EMBEDDING_SIZE = 6
@@ -300,7 +300,7 @@ def test_wrong_image_size_is_refused():
         (lambda: mlp(3, 5, depth=0).network(), "`depth` is 0"),
         (lambda: nn.NoiseEmbedding(0, key=fast_key(0)), "`size` is 0"),
         (lambda: GroupNorm(6, 4), r"choose `groups` from \[1, 2, 3, 6\]"),
-        (lambda: Conv2d(1, 1, 0, key=fast_key(0)), "`kernel_size` is 0"),
+        (lambda: Conv(1, 1, 0, key=fast_key(0)), "`kernel_size` is 0"),
     ],
 )
 def test_wrong_settings_are_refused(make, match):

@@ -11,7 +11,7 @@ import pytest
 from network_helpers import cast, compiled, fast_key, normal, refuses, with_noise
 from stochinv import nn
 from stochinv.nn._attention import SelfAttention
-from stochinv.nn._conv import Conv2d
+from stochinv.nn._conv import Conv
 from stochinv.nn._norm import GroupNorm
 
 apply = compiled(lambda layer, x: layer(x))
@@ -63,7 +63,7 @@ def test_noise_embedding_has_no_frozen_arrays():
 
 @pytest.mark.parametrize("kernel_size, stride", [(1, 1), (3, 1), (3, 2), (5, 2)])
 def test_conv_against_equinox(kernel_size, stride):
-    conv = with_noise(Conv2d(2, 3, kernel_size, stride=stride, key=fast_key(0)))
+    conv = with_noise(Conv(2, 3, kernel_size, stride=stride, key=fast_key(0)))
     reference = eqx.nn.Conv2d(2, 3, kernel_size, stride=stride, padding="SAME", key=fast_key(1))
     reference = eqx.tree_at(
         lambda layer: (layer.weight, layer.bias),
@@ -76,10 +76,10 @@ def test_conv_against_equinox(kernel_size, stride):
 
 
 def test_conv_without_bias():
-    conv = Conv2d(2, 3, use_bias=False, key=fast_key(0))
+    conv = Conv(2, 3, use_bias=False, key=fast_key(0))
     assert conv.bias is None
     np.testing.assert_array_equal(conv(jnp.zeros((4, 5, 2))), np.zeros((4, 5, 3)))
-    refuses(lambda: conv(jnp.zeros((4, 5, 3))), "`x` of `Conv2d`", "(4, 5, 3)")
+    refuses(lambda: conv(jnp.zeros((4, 5, 3))), "`x` of `Conv`", "(4, 5, 3)")
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -122,7 +122,7 @@ def test_initial_variance_is_kept():
     # The relative standard error of the variance is about sqrt(2 / 15000) plus that of
     # the weights' own, sqrt(0.8 / 60000): together below 2 %.
     np.testing.assert_allclose(np.var(y), 1, atol=0.08)
-    conv = Conv2d(32, 64, key=fast_key(2))
+    conv = Conv(32, 64, key=fast_key(2))
     y = apply(conv, normal(16, 16, 32, seed=3))[1:-1, 1:-1]
     np.testing.assert_allclose(np.var(y), 1, atol=0.08)
 

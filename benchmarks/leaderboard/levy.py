@@ -100,11 +100,11 @@ def forward_of(operator: np.ndarray, told: bool):
     these took an order."""
     matrix, size = jnp.asarray(operator, jnp.float32), operator.shape[1]
     if not told:
-        return lambda jumps, params: matrix @ jnp.cumsum(jumps)
+        return lambda jumps, params: matrix @ jnp.cumsum(jumps[:, 0])
 
     def forward(jumps, order):
         places = jnp.round(size * order).astype(int)
-        return matrix @ jnp.cumsum(jumps[places])
+        return matrix @ jnp.cumsum(jumps[places, 0])
 
     return forward
 
@@ -125,8 +125,7 @@ def draw(problem: Problem, options: Options, sizes: Sizes) -> tuple[np.ndarray, 
     size = problem.operator.shape[1]
     least = np.linalg.svd(problem.operator, compute_uv=False)[-1]
     told = not options.untold and (len(problem.operator) < size or least < problem.noise)
-    signal = jax.ShapeDtypeStruct((size,), jnp.float32)
-    untrained = si.StochasticInverseProblem(forward_of(problem.operator, told), noise=problem.noise, signal=signal)
+    untrained = si.StochasticInverseProblem(forward_of(problem.operator, told), noise=problem.noise, signal=(size, 1))
     settings: dict[str, Any] = {"steps": options.steps, "rounds": options.rounds}
     if options.quick:
         settings = {"steps": 4, "rounds": 2, "batch_size": 32}
@@ -135,7 +134,7 @@ def draw(problem: Problem, options: Options, sizes: Sizes) -> tuple[np.ndarray, 
     trained = untrained.fit(data, key=jr.key(options.seed), **settings).problem
     seconds = time.process_time() - cpu
     tests = records(problem.measured["test"], size, told, reordered=False)
-    jumps = trained.sample_many(tests, key=jr.key(options.seed + 1), num_samples=sizes.draws).signal
+    jumps = trained.sample_many(tests, key=jr.key(options.seed + 1), num_samples=sizes.draws).signal[..., 0]
     given = "measurements, exchangeable jumps" if told else "measurements"
     return np.cumsum(np.asarray(jumps, np.float64), -1), seconds, given
 

@@ -107,21 +107,20 @@ def sum_of_views(network: AnyCallable, views: View, like: Float[Array, "..."]) -
 
 @final
 class ImageCorrection(AbstractCorrection):
-    """The correction of an image, by what is known of its pixels.
+    """The correction of an image, a sequence or a volume, by what is known of its pixels.
 
     **Arguments:**
 
     - `network`: a callable `(image, embedding) -> image` on channels-last images, of 5 channels for each of the image,
         or 7 with a `root`.
-    - `height`, `width`: the size of the image.
+    - `grid`: the shape of the image with its channels, such as `(height, width, channels)` or `(length, channels)`.
     - `root`: the matrix that takes whitened pixels to pixels, of root mean square 1; `None` where they are not
         whitened. The network then sees both, and errors count as they are seen in pixels: most directions of a whitened
         image are details too faint to be seen, and what was measured well leaves nothing to learn.
     """
 
     network: AnyCallable
-    height: int = eqx.field(static=True)
-    width: int = eqx.field(static=True)
+    grid: tuple[int, ...] = eqx.field(static=True)
     root: Frozen = Frozen(None)
 
     @property
@@ -133,8 +132,8 @@ class ImageCorrection(AbstractCorrection):
     ) -> Float[Array, " n"]:
         if self.root.value is not None:
             parts = jnp.concatenate([parts, parts[jnp.array([1, 3])] @ self.root.value.T])
-        pixels = parts.reshape(parts.shape[0], self.height, self.width, -1)
-        image = jnp.moveaxis(pixels, 0, -1).reshape(self.height, self.width, -1)
+        pixels = parts.reshape(parts.shape[0], *self.grid)
+        image = jnp.moveaxis(pixels, 0, -1).reshape(*self.grid[:-1], -1)
         return jnp.ravel(self.network(image, embedding))
 
     def weigh(self, error: Float[Array, " n"], context: PyTree, precision: FloatScalar) -> Float[Array, " n"]:

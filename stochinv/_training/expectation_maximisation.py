@@ -29,11 +29,12 @@ from .._chunks import CHUNK, in_chunks
 from .._custom_types import AnyCallable, Key, Signal, summary
 from .._data_info import DataInfo, check_structure, describe, measure_units, witness
 from .._denoiser.evidence import Measured
+from .._grid import is_costly
 from .._mixture import Mixture
 from .._problem_base import context_units, encode_again, encode_context
 from .._sampler.exponential_adams import ExponentialAdams
 from .._sampler.importance import view_of
-from .._sampling import OF_ROUNDS, corrects_rounds, is_large, sampler_of_rounds
+from .._sampling import OF_ROUNDS, corrects_rounds, sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import count_entries, same_structure
@@ -203,7 +204,7 @@ class Rounds(AbstractRounds):
         # In this order; those that stay candidates can be learned from for longer.
         self._order = jr.permutation(jr.fold_in(key, 2), self._number)
         active = self._drawn if self._renew is None else ACTIVE_ROUNDS * self._drawn
-        self._active = min(self._number, active if is_large(problem.signal) else max(LEAST_ACTIVE, active))
+        self._active = min(self._number, active if is_costly(problem.signal) else max(LEAST_ACTIVE, active))
         everything = jnp.arange(self._number)
         views = self._with_held_out(jax.tree.map(lambda x: x[: self._number], self._data), self._held_out)
         if begin is None and guess is None:

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
 
 from .._chunks import in_chunks
 from .._custom_types import AnyCallable, FloatScalarLike, Key, Signal, Structure
 from .._data_info import AbstractUnits, Units, standardise_view
 from .._denoiser.evidence import LEAST_NOISE, Form, Measured, as_rows
 from .._denoiser.least_squares import is_dear, levenberg_marquardt
-from .._denoiser.network import is_image, signal_scale
+from .._denoiser.network import signal_scale
+from .._grid import LARGEST_VECTOR, smooth_covariance
 from .._mixture import Mixture
-from .._sampling import LARGEST_CORRECTED, LARGEST_VECTOR
+from .._sampling import LARGEST_CORRECTED
 from .._structure import count_entries
 from .._view import View, take_views, view_mask
 from .._whitening import Whitening, whitening
@@ -203,10 +203,12 @@ def gaussian_of_data(
             return pairwise_gaussian(*said)
         if online:
             rows_of = lambda index: jax.vmap(lambda x: measured.rows(sketch, flat, x))(take_views(views, index))
-            return online_gaussian(rows_of, number, _smooth(signal), IMAGE_ROUNDS)
+            return online_gaussian(rows_of, number, smooth_covariance(signal), IMAGE_ROUNDS)
         if vector:
             rows, rest = records_as_rows(measured, _scaled(signal, scale), signal, views, signals, chosen - unknown)
-            return online_gaussian(lambda index: (rows[index], rest[index]), len(rows), _smooth(signal), VECTOR_ROUNDS)
+            return online_gaussian(
+                lambda index: (rows[index], rest[index]), len(rows), smooth_covariance(signal), VECTOR_ROUNDS
+            )
         known = jnp.zeros((number, flat.size), flat.dtype)
         if signals is not None:
             known = known.at[unknown:].set(jax.vmap(lambda x: ravel_pytree(x)[0])(signals) / scale)
@@ -386,14 +388,3 @@ def _scaled(signal: Structure, scale: FloatScalarLike) -> Units:
     """Signals in units of a number."""
     leaves = jax.tree.map(lambda x: jnp.zeros((), x.dtype), signal)
     return Units(leaves, jax.tree.map(lambda x: x + scale, leaves))
-
-
-def _smooth(signal: Structure) -> Float[Array, "n n"]:
-    """The covariance of smooth images, correlated over some pixels; of independent entries for other signals."""
-    flat, _ = zeros_of(signal)
-    if not is_image(signal) or len(jax.tree.leaves(signal)) > 1:
-        return jnp.eye(flat.size, dtype=flat.dtype)
-    height, width, channels = jax.tree.leaves(signal)[0].shape
-    near = lambda n: jnp.exp(-0.125 * (jnp.arange(n)[:, None] - jnp.arange(n)) ** 2)
-    smooth = jnp.kron(jnp.kron(near(height), near(width)), jnp.eye(channels))
-    return (smooth + 0.02 * jnp.eye(flat.size)).astype(flat.dtype)

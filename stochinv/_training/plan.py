@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Int
 
 from .._custom_types import FloatScalar, Structure
-from .._sampling import is_large
+from .._grid import is_costly
 from .ema import AbstractEMA
 
 # Steps in a short round: of signals that a perceptron denoises, and of images; and how many of these the last one is
@@ -94,7 +94,7 @@ def plan_of(steps: int | None, rounds: int | None, signal: Structure, *, settles
     - `signal`: the structure of a signal.
     - `settles`: whether held-out measurements tell when short rounds gain no more.
     """
-    usual, last = (LENGTH_FOR_IMAGES, LAST_FOR_IMAGES) if is_large(signal) else (LENGTH, LAST)
+    usual, last = (LENGTH_FOR_IMAGES, LAST_FOR_IMAGES) if is_costly(signal) else (LENGTH, LAST)
     if steps is None:
         short = rounds - 1 if rounds is not None else MOST_ROUNDS if settles else ROUNDS
         return Plan(usual, usual * short, usual * (short + last), settles)
@@ -119,7 +119,7 @@ def batch_size_of(given: int | None, signal: Structure, records: int | None) -> 
     """
     if given is not None:
         return given
-    usual = BATCH_SIZE if is_large(signal) else BATCH_SIZE_OF_VECTORS
+    usual = BATCH_SIZE if is_costly(signal) else BATCH_SIZE_OF_VECTORS
     return usual if records is None else min(usual, max(records // 8, min(records, 16)))
 
 

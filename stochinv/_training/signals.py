@@ -13,8 +13,8 @@ from .._checks import check_integer, check_key
 from .._coordinates import Coordinates, RealForward
 from .._custom_types import AnyCallable, Key, Signal, Structure
 from .._data_info import describe
+from .._grid import is_costly
 from .._pairs import Pairs
-from .._sampling import is_large
 from .._simulated import Simulated, as_law
 from .._structure import same_structure
 from .._view import View
@@ -78,7 +78,7 @@ def train_signals(
     problem, begin = prepare_signals(problem, records, signal, guess, standardise, prepare_key)
     check_closures(problem.denoiser)
     seed = seed_of(key)
-    usual = plan.optimizer(RATE_FOR_IMAGES if is_large(signal) else RATE)
+    usual = plan.optimizer(RATE_FOR_IMAGES if is_costly(signal) else RATE)
     given |= {"optimizer": optimizer or usual, "ema": None if ema is None else EMAOfRounds(ema, plan)}
     given |= {"precision": options.precision, "accumulate": options.accumulate, "roles": None}
     number, records = records.unknown, repeat_records(problem.noised, records, plan, options.batch_size)
@@ -142,7 +142,7 @@ def plan_of_known(
     plan = plan_of(steps, rounds, signal)
     total = plan.steps
     if steps is None and rounds is None:
-        total = plan.length * (LAST if is_large(signal) else MOST_ROUNDS)
+        total = plan.length * (LAST if is_costly(signal) else MOST_ROUNDS)
         if records.source is None:
             total = min(total, max(plan.length, MOST_EPOCHS * count(records.views) // batch_size))
     return Plan(plan.length, 0 if whole else total, total)

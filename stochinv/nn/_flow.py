@@ -102,7 +102,7 @@ class FlowDenoiser(AbstractDenoiser):
         self.conditioning = Conditioning(width, key=keys[1])
         self.stem = Linear(features, width, key=keys[2])
         self.blocks = tuple(
-            ResidualBlock(width, embedding_size=width, groups=_GROUPS, key=k) for k in jr.split(keys[3], depth)
+            ResidualBlock(width, dims=2, embedding_size=width, groups=_GROUPS, key=k) for k in jr.split(keys[3], depth)
         )
         self.code = Linear(latent_size + width, width, key=keys[4])
         self.inward = Linear(width, width, key=keys[5])

@@ -10,7 +10,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._conv import Conv2d, blocks_to_channels, pad_to_multiple
+from ._conv import Conv, blocks_to_channels, pad_to_multiple
 from ._film import Conditioning, ModulatedLayer
 from ._linear import Linear
 from ._misc import check_positive, check_shape
@@ -74,7 +74,7 @@ class ImageEncoder(eqx.Module):
         self.conditioning = Conditioning(embedding_size, key=keys[0])
         self.embed = Linear(patch_size**2 * in_channels, channels, key=keys[1])
         self.blocks = tuple(
-            ModulatedLayer(Conv2d, size, embedding_size=embedding_size, key=k)
+            ModulatedLayer(Conv, size, embedding_size=embedding_size, key=k)
             for size, k in zip(sizes, jr.split(keys[2], len(sizes)), strict=True)
         )
         self.downs = tuple(

@@ -7,6 +7,9 @@ from typing import Any
 
 from jaxtyping import Array
 
+# What the spatial axes of images are called in messages, by their number.
+SPACE = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
 
 def check_positive(**sizes: int) -> None:
     """Refuses a size that is not a positive integer.

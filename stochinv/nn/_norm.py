@@ -15,7 +15,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from ._misc import check_divides, check_positive, check_shape
+from ._misc import SPACE, check_divides, check_positive, check_shape
 
 # For functions of pixels around a `GroupNorm`: the gradient keeps their arguments and the moments, and computes the
 # rest again, which takes less time than to write and to read it.
@@ -23,7 +23,8 @@ keep_moments = partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_
 
 
 class GroupNorm(eqx.Module):
-    """Group normalisation of one channels-last image; with `affine` each channel is scaled and shifted."""
+    """Group normalisation of one channels-last image, sequence or volume; with `affine` each channel is scaled and
+    shifted."""
 
     weight: Float[Array, " channels"] | None
     bias: Float[Array, " channels"] | None
@@ -42,12 +43,12 @@ class GroupNorm(eqx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "height width channels"],
+        x: Float[Array, "*space channels"],
         scale: Float[Array, " channels"] | None = None,
         shift: Float[Array, " channels"] | None = None,
-    ) -> Float[Array, "height width channels"]:
+    ) -> Float[Array, "*space channels"]:
         """The normalised image, scaled and shifted by the given amounts or else by the learned ones."""
-        check_shape(self, x=(x, ("height", "width", self.channels)))
+        check_shape(self, x=(x, (*SPACE[x.ndim - 1], self.channels)))
         scale, shift = self.weight if scale is None else scale, self.bias if shift is None else shift
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = y - self._group_mean(y)
@@ -57,9 +58,9 @@ class GroupNorm(eqx.Module):
             y = y + shift
         return y.astype(x.dtype)
 
-    def _group_mean(self, x: Float[Array, "height width channels"]) -> Float[Array, " channels"]:
+    def _group_mean(self, x: Float[Array, "*space channels"]) -> Float[Array, " channels"]:
         """Of each group, repeated for its channels."""
-        means = jnp.mean(jnp.mean(x, axis=(0, 1)).reshape(self.groups, -1), axis=1)
+        means = jnp.mean(jnp.mean(x, axis=tuple(range(x.ndim - 1))).reshape(self.groups, -1), axis=1)
         # By a matrix product, whose result XLA stores: what else repeats, it would compute again for every pixel.
         repeat = np.kron(np.eye(self.groups), np.ones(self.channels // self.groups)).astype(x.dtype)
         return checkpoint_name(jnp.matmul(means, repeat, precision=lax.Precision.HIGHEST), "moments")

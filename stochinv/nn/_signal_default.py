@@ -13,11 +13,10 @@ from .._data_info import DataInfo, Units
 from .._denoiser.correction import LARGEST_COVARIANCE, ImageCorrection, VectorCorrection
 from .._denoiser.evidence import Form
 from .._denoiser.gaussian_residual import GaussianResidual
-from .._denoiser.network import is_image
 from .._forward.base import AbstractForwardModel
 from .._frozen import Frozen
+from .._grid import grid_of, is_convolved, is_large
 from .._noise import AbstractNoise
-from .._sampling import is_large
 from .._structure import count_entries
 from .._whitening import Whitening
 from ._embedding import NoiseEmbedding
@@ -34,8 +33,9 @@ _PARTS = 5
 def signal_denoiser(
     forward: AbstractForwardModel, signal: Structure, info: DataInfo, *, noise: AbstractNoise, key: Key
 ) -> GaussianResidual:
-    """A network that corrects the exact denoiser of a Gaussian signal: a U-Net on blocks of 2×2 pixels for an image of
-    more than 256 entries, a perceptron for any other signal.
+    """A network that corrects the exact denoiser of a Gaussian signal: a U-Net for an image, a sequence or a volume of
+    more than 256 entries, on blocks of two pixels along each axis, and for a sequence of at least 32 times; a
+    perceptron for any other signal.
 
     **Arguments:**
 
@@ -46,17 +46,19 @@ def signal_denoiser(
     """
     network_key, embedding_key = jr.split(key)
     size = count_entries(signal)
-    leaves = jax.tree.leaves(signal)
-    if is_large(signal) and len(leaves) == 1 and is_image(signal):
-        height, width, channels = leaves[0].shape
+    grid = grid_of(signal)
+    # A U-Net sees of a context what it says of a Gaussian signal, and nothing else.
+    if grid is not None and is_convolved(signal) and (is_large(signal) or (info.affine and noise.every_level)):
+        *space, channels = grid
         root = None
         if info.form == "dense":
             root = cast(Whitening, info.units).root
             root = root / jnp.sqrt(jnp.mean(jnp.sum(root**2, 1)))
         parts = _PARTS if root is None else _PARTS + 2
-        options = {"embedding_size": _EMBEDDING_SIZE, "key": network_key}
-        unet = UNet(parts * channels, channels, channels=(32, 64), patch=2, **options)
-        network, embedding = ImageCorrection(unet, height, width, Frozen(root)), _EMBEDDING_SIZE
+        options = {"dims": len(space), "embedding_size": _EMBEDDING_SIZE, "key": network_key}
+        patch = 2 if is_large(signal) else 1
+        unet = UNet(parts * channels, channels, channels=(32, 64), patch=patch, **options)
+        network, embedding = ImageCorrection(unet, grid, Frozen(root)), _EMBEDDING_SIZE
     else:
         network, embedding = _vector_correction(size, info, noise, network_key), _EMBEDDING_SIZE_OF_VECTORS
     return GaussianResidual(

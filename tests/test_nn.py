@@ -71,6 +71,8 @@ SHAPE_CASES = CASES | {
     "unet-27x31": unet((27, 31), channels=(2, 4, 4)),
     "unet-1x1": unet((1, 1)),
     "unet-one-level": unet((5, 7), channels=(4,)),
+    "unet-sequence": unet((13,), dims=1, channels=(4, 4)),
+    "unet-volume": unet((3, 5, 4), dims=3, patch=2),
     "unet-no-attention": unet((8, 8), attention=False, blocks=2),
     "transformer-28x28": transformer((28, 28), 1, 1, depth=2),
     "transformer-27x31": transformer((27, 31)),
@@ -287,6 +289,7 @@ def test_wrong_image_size_is_refused():
         (lambda: unet((8, 8), channels=()).network(), "`channels` is empty"),
         (lambda: unet((8, 8), groups=3).network(), "`groups`=3 does not divide"),
         (lambda: unet((8, 8), heads=3).network(), r"`heads`=3 does not divide"),
+        (lambda: unet((8, 8), dims=4).network(), "`dims` is 4; pass 1 for sequences"),
         (lambda: unet((8, 8), blocks=0).network(), "`blocks` is 0"),
         (lambda: unet((8, 8), channels=(4, 0)).network(), r"`channels\[1\]` is 0"),
         (

@@ -11,7 +11,7 @@ import pytest
 from network_helpers import cast, compiled, fast_key, normal, refuses, with_noise
 from stochinv import nn
 from stochinv.nn._attention import SelfAttention
-from stochinv.nn._conv import Conv
+from stochinv.nn._conv import Conv, blocks_to_channels, channels_to_blocks, pad_to_multiple, upsample_nearest
 from stochinv.nn._norm import GroupNorm
 
 apply = compiled(lambda layer, x: layer(x))
@@ -61,18 +61,32 @@ def test_noise_embedding_has_no_frozen_arrays():
     assert len(jtu.tree_leaves(eqx.filter(embed, eqx.is_array))) == 4
 
 
-@pytest.mark.parametrize("kernel_size, stride", [(1, 1), (3, 1), (3, 2), (5, 2)])
-def test_conv_against_equinox(kernel_size, stride):
-    conv = with_noise(Conv(2, 3, kernel_size, stride=stride, key=fast_key(0)))
-    reference = eqx.nn.Conv2d(2, 3, kernel_size, stride=stride, padding="SAME", key=fast_key(1))
-    reference = eqx.tree_at(
-        lambda layer: (layer.weight, layer.bias),
-        reference,
-        (conv.weight.transpose(3, 2, 0, 1), conv.bias[:, None, None]),
-    )
-    x = normal(7, 6, 2, seed=2)
-    expected = apply(reference, x.transpose(2, 0, 1)).transpose(1, 2, 0)
+@pytest.mark.parametrize(
+    "dims, kernel_size, stride",
+    [(2, 1, 1), (2, 3, 1), (2, 3, 2), (2, 5, 2), (1, 3, 1), (1, 5, 2), (3, 3, 1), (3, 2, 2)],
+)
+def test_conv_against_equinox(dims, kernel_size, stride):
+    conv = with_noise(Conv(2, 3, kernel_size, dims=dims, stride=stride, key=fast_key(0)))
+    reference = eqx.nn.Conv(dims, 2, 3, kernel_size, stride=stride, padding="SAME", key=fast_key(1))
+    weight, bias = jnp.moveaxis(conv.weight, (-1, -2), (0, 1)), conv.bias.reshape(-1, *(dims * (1,)))
+    reference = eqx.tree_at(lambda layer: (layer.weight, layer.bias), reference, (weight, bias))
+    x = normal(*(7, 6, 5)[:dims], 2, seed=2)
+    expected = jnp.moveaxis(apply(reference, jnp.moveaxis(x, -1, 0)), 0, -1)
     np.testing.assert_allclose(apply(conv, x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", [(8,), (4, 8), (2, 4, 6)])
+def test_blocks_hold_neighbouring_pixels(space):
+    """Each block by indexing, and the way back; pixels repeated are blocks of equal ones."""
+    x = normal(*space, 3, seed=0)
+    blocks = blocks_to_channels(x, 2)
+    assert blocks.shape == (*(n // 2 for n in space), 2 ** len(space) * 3)
+    for index in np.ndindex(blocks.shape[:-1]):
+        np.testing.assert_array_equal(blocks[index], x[tuple(slice(2 * i, 2 * i + 2) for i in index)].ravel())
+    np.testing.assert_array_equal(channels_to_blocks(blocks, 2), x)
+    np.testing.assert_array_equal(upsample_nearest(x), channels_to_blocks(jnp.tile(x, 2 ** len(space)), 2))
+    odd = x[tuple(slice(n - 1) for n in space)]
+    np.testing.assert_array_equal(pad_to_multiple(odd, 2), np.pad(odd, [*((0, 1) for _ in space), (0, 0)], "edge"))
 
 
 def test_conv_without_bias():
@@ -82,13 +96,13 @@ def test_conv_without_bias():
     refuses(lambda: conv(jnp.zeros((4, 5, 3))), "`x` of `Conv`", "(4, 5, 3)")
 
 
-@pytest.mark.parametrize("groups", [1, 2, 6])
-def test_group_norm_against_equinox(groups):
+@pytest.mark.parametrize("groups, space", [(1, (5, 4)), (2, (5, 4)), (6, (5, 4)), (2, (7,)), (2, (2, 3, 4))])
+def test_group_norm_against_equinox(groups, space):
     norm = with_noise(GroupNorm(6, groups))
     reference = eqx.nn.GroupNorm(groups, 6, eps=1e-5)
     reference = eqx.tree_at(lambda layer: (layer.weight, layer.bias), reference, (norm.weight, norm.bias))
-    x = 3 + 2 * normal(5, 4, 6, seed=0)
-    expected = apply(reference, x.transpose(2, 0, 1)).transpose(1, 2, 0)
+    x = 3 + 2 * normal(*space, 6, seed=0)
+    expected = jnp.moveaxis(apply(reference, jnp.moveaxis(x, -1, 0)), 0, -1)
     np.testing.assert_allclose(apply(norm, x), expected, rtol=1e-5, atol=1e-5)
 
 

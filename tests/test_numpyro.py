@@ -1,6 +1,5 @@
-"""NumPyro on both sides: posteriors in its models, its models as simulators."""
+"""Posteriors in NumPyro's models."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -11,8 +10,6 @@ import numpyro.infer
 import pytest
 
 import helpers
-import stochinv as si
-from stochinv.data import simulate
 
 NOISE = 0.4
 
@@ -120,69 +117,3 @@ def test_errors_of_to_numpyro():
         posterior.to_numpyro(num_probes=3)
     with pytest.raises(NotImplementedError, match="no `log_prob`"):
         posterior.to_numpyro().log_prob(jnp.zeros(6))
-
-
-DIRECTIONS, SPREAD = 5, 0.3
-
-
-class Constant(eqx.Module):
-    """A denoiser that always gives the same signal, which is trained."""
-
-    value: jax.Array
-
-    def __call__(self, noisy, level, context, params, *, key=None):
-        return self.value
-
-
-def simulator(scale):
-    signal = numpyro.sample("signal", dist.Normal(1.0, scale).expand([3]).to_event(1))
-    directions = numpyro.sample("directions", dist.Normal(0.0, 1.0).expand([DIRECTIONS, 1, 3]).to_event(3))
-    clean = numpyro.deterministic("clean", directions @ signal)
-    return si.View(numpyro.sample("o", dist.Normal(clean, SPREAD).to_event(2)), directions)
-
-
-def test_simulate():
-    records, sites = simulate(simulator, 2.0, key=jr.key(0), num_records=2000, return_sites=True)
-    assert isinstance(records, si.View)
-    assert records.observation.shape == (2000, DIRECTIONS, 1)
-    assert records.params.shape == (2000, DIRECTIONS, 1, 3)
-    assert set(sites) == {"signal", "directions", "clean", "o"} and sites["signal"].shape == (2000, 3)
-    np.testing.assert_array_equal(sites["directions"], records.params)
-    signals = np.asarray(sites["signal"])
-    # Five standard errors.
-    assert np.all(np.abs(signals.mean(0) - 1) < 5 * 2 / np.sqrt(2000))
-    np.testing.assert_allclose(signals.std(), 2.0, rtol=5 / np.sqrt(2 * 6000))
-    residual = np.asarray(records.observation - sites["clean"])
-    np.testing.assert_allclose(residual.std(), SPREAD, rtol=5 / np.sqrt(2 * 10000))
-    again = simulate(simulator, 2.0, key=jr.key(0), num_records=2000)
-    np.testing.assert_array_equal(again.observation, records.observation)
-    other = simulate(simulator, 2.0, key=jr.key(1), num_records=2)
-    assert not np.any(other.observation[0] == records.observation[0])
-
-
-@pytest.mark.thorough
-def test_simulated_records_can_be_fitted():
-    records = simulate(simulator, 2.0, key=jr.key(0), num_records=64)
-    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
-    objective = si.SquaredError()
-    problem = si.StochasticInverseProblem(
-        helpers.measure, Constant(jnp.zeros(3)), objective=objective, noise=SPREAD, signal=shape
-    )
-    roles = si.RandomViews(context=2, target=1, novel=2)
-    fit = problem.fit(records, key=jr.key(1), roles=roles, steps=3, batch_size=8)
-    assert np.all(fit.problem.denoiser.value != 0)
-
-
-def test_simulate_examples_and_errors():
-    def example():
-        views = simulator(1.0)
-        return si.RandomViews(context=2, novel=1)(views, key=numpyro.prng_key())
-
-    records = simulate(example, key=jr.key(0), num_records=4)
-    assert isinstance(records, si.Example) and records.target.observation.shape == (4, 1)
-    with pytest.raises(ValueError, match="`model` must return a `stochinv.View`.*`ArrayImpl|Tracer"):
-        simulate(lambda: numpyro.sample("s", dist.Normal()), key=jr.key(0), num_records=2)
-    with pytest.raises(ValueError, match="stack its views along the leading axis"):
-        simulate(lambda: si.View(jnp.zeros((2, 1)), jnp.zeros(3)), key=jr.key(0), num_records=2)
-    with pytest.raises(ValueError, match="`num_records` must be at least 1"):
-        simulate(simulator, 1.0, key=jr.key(0), num_records=0)

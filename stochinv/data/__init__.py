@@ -18,7 +18,6 @@ from ._readers import (
     read_fits as read_fits,
     read_nifti as read_nifti,
 )
-from ._simulate import simulate as simulate
 from ._splitting import split_gaussian as split_gaussian, thin_counts as thin_counts
 from ._video import (
     random_crops as random_crops,

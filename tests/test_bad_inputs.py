@@ -225,7 +225,6 @@ SAMPLERS = [
     case(lambda: si.ReverseSDE(solver="euler"), "ReverseSDE: `solver` must be a diffrax solver", id="solver-name"),
     case(lambda: si.ReverseSDE(solver=dfx.Euler), "ReverseSDE: `solver` is the class Euler", id="solver-class"),
     case(lambda: si.ReverseSDE(brownian_path="tree"), "ReverseSDE: `brownian_path` must be .* 'tree'", id="path"),
-    case(lambda: si.ReverseSDE(brownian_tolerance=0), "ReverseSDE: `brownian_tolerance` must be pos", id="tolerance"),
     case(
         lambda: si.ReverseSDE(stepsize_controller=dfx.PIDController(rtol=1e-3, atol=1e-3)),
         "ReverseSDE: adaptive steps .*use `brownian_path=diffrax.VirtualBrownianTree`",

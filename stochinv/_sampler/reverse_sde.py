@@ -14,6 +14,9 @@ from .brownian import FixedStepBrownianPath
 from .diffrax_terms import check_solve, reverse_diffusion, reverse_drift, solve
 from .grid import AbstractTimeGrid, UniformLogSNR, check_grid, visited
 
+# Of a `diffrax.VirtualBrownianTree`, in `t`.
+_TOLERANCE = 1e-3
+
 
 @final
 class ReverseSDE(AbstractIndependentSampler):
@@ -33,7 +36,6 @@ class ReverseSDE(AbstractIndependentSampler):
     - `brownian_path`: a diffrax class of Brownian paths. `diffrax.UnsafeBrownianPath` (whose increments are here
         drawn at once per step, in law the same) is fast, for fixed steps and
         without reverse-mode differentiation; `diffrax.VirtualBrownianTree` serves for both, and is slower.
-    - `brownian_tolerance`: the tolerance of a `diffrax.VirtualBrownianTree`, in `t`.
     - `stepsize_controller`: a diffrax controller for adaptive steps, instead of the grid.
     - `max_steps`: the largest number of adaptive steps; more raise an error.
     - `num_draws`: how many draws of a stochastic denoiser are averaged per evaluation.
@@ -49,7 +51,6 @@ class ReverseSDE(AbstractIndependentSampler):
     churn: float | Float[Array, ""] = 1.0
     grid: AbstractTimeGrid | AnyCallable = UniformLogSNR()
     brownian_path: type[BrownianPath] = dfx.UnsafeBrownianPath
-    brownian_tolerance: float = 1e-3
     stepsize_controller: StepSizeController | None = None
     max_steps: int = 4096
     num_draws: int = 16
@@ -58,7 +59,6 @@ class ReverseSDE(AbstractIndependentSampler):
         check_grid("ReverseSDE", self.grid, self.num_steps)
         check_solve("ReverseSDE", self)
         check_number("ReverseSDE: `churn`", self.churn, "a number between 0 and 1", lambda x: 0 <= x <= 1)
-        check_number("ReverseSDE: `brownian_tolerance`", self.brownian_tolerance, "positive", lambda x: x > 0)
         path = self.brownian_path
         if not isinstance(path, type) or not issubclass(path, dfx.AbstractBrownianPath):
             raise ValueError(
@@ -77,7 +77,7 @@ class ReverseSDE(AbstractIndependentSampler):
         kinds = (dfx.BrownianIncrement, dfx.SpaceTimeLevyArea, dfx.SpaceTimeTimeLevyArea)
         levy_area = next(kind for kind in kinds if issubclass(kind, needed))
         if self.brownian_path is dfx.VirtualBrownianTree:
-            return dfx.VirtualBrownianTree(0.0, 1.0, self.brownian_tolerance, shape, key, levy_area)
+            return dfx.VirtualBrownianTree(0.0, 1.0, _TOLERANCE, shape, key, levy_area)
         path: Any = FixedStepBrownianPath if self.brownian_path is dfx.UnsafeBrownianPath else self.brownian_path
         return path(shape=shape, key=key, levy_area=levy_area)
 

@@ -384,7 +384,7 @@ def chosen(test, samples):
 
 def animate(config, test, samples, frames=6, enlarge=3):
     """Writes the animation: the given frame of three pairs, each going on by six sampled motions."""
-    warp = si.forward.Warp(scale=config.scale, margin=config.margin, num_frames=frames, boundary="edge")
+    warp = si.forward.Warp(scale=config.scale, margin=config.margin, num_frames=frames)
     rows = []
     edge = slice(config.margin, -config.margin or None)
     for index in chosen(test, samples)[:3]:

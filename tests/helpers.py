@@ -180,13 +180,8 @@ def warps() -> dict[str, ForwardCase]:
     Warp = si.forward.Warp
     return {
         "warp_edge": ForwardCase(Warp(), 2 * array(6, 8, 2), array(6, 8, 3)),
-        "warp_reflect": ForwardCase(Warp(boundary="reflect"), 20 * array(6, 8, 2), array(6, 8, 3)),
-        "warp_mask": ForwardCase(Warp(boundary="mask"), 2 * array(6, 8, 2), array(6, 8, 3)),
         "warp_coarse_with_margin": ForwardCase(Warp(scale=4, margin=2), array(2, 2, 2), array(10, 12, 1)),
         "warp_frames_of_one_field": ForwardCase(Warp(num_frames=3), array(6, 8, 2), array(6, 8, 1)),
-        "warp_trajectory": ForwardCase(
-            Warp(scale=2, margin=1, boundary="mask", num_frames=2, trajectory=True), array(2, 3, 4, 2), array(8, 10, 1)
-        ),
     }
 
 

@@ -47,26 +47,26 @@ class FlowSmoothness(eqx.Module):
             )
 
     def __call__(
-        self, signal: Float[Array, "*frames rows columns 2"], params: Shaped[Array, "height width channels"]
+        self, signal: Float[Array, "rows columns 2"], params: Shaped[Array, "height width channels"]
     ) -> FloatScalar:
         """The penalty.
 
         **Arguments:**
 
-        - `signal`: the displacement field, or one for each frame, in pixels.
+        - `signal`: the displacement field, in pixels.
         - `params`: the source frame.
 
         **Returns:**
 
         A scalar, at least 0.
         """
-        *_, rows, columns, _ = signal.shape
+        rows, columns, _ = signal.shape
         height, width, _ = params.shape
         inner = params[self.margin : height - self.margin, self.margin : width - self.margin]
         source = jnp.asarray(inner, signal.dtype)
         source = jax.image.resize(source, (rows, columns, source.shape[-1]), "linear")
         total, number = jnp.zeros((), signal.dtype), 0
-        for axis in (-3, -2):
+        for axis in (0, 1):
             edge = jnp.mean(jnp.abs(jnp.diff(source, axis=axis)), -1)
             square = jnp.sum(jnp.diff(signal, axis=axis) ** 2, -1)
             jump = jnp.sqrt(square + self.epsilon**2) - self.epsilon

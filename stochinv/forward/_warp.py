@@ -1,16 +1,17 @@
 r"""Warping: how a still image moves.
 
 A displacement field `u` says, for every pixel `p` of the frame that is measured, where in the source frame it comes
-from: `o(p) = x(p + u(p))`, with `x` interpolated bilinearly (*backward* warping). One field applied again and again,
-or a trajectory of fields, gives a sequence of frames. Each is a warp of the source itself, by the composed displacement
-`d_j(p) = u_j(p) + d_{j−1}(p + u_j(p))`, so that no frame is blurred by the interpolations before it.
+from: `o(p) = x(p + u(p))`, with `x` interpolated bilinearly (*backward* warping). One field applied again and again
+gives a sequence of frames. Each is a warp of the source itself, by the composed displacement
+`d_j(p) = u(p) + d_{j−1}(p + u(p))`, so that no frame is blurred by the interpolations before it. What lies outside of
+the source is its nearest edge.
 """
 
-from typing import Literal, final
+from typing import final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._custom_types import Params, Structure
 from .._forward.base import AbstractForwardModel
@@ -28,43 +29,32 @@ class Warp(AbstractForwardModel):
 
     - `scale`: the signal may be coarser than the frame, with one vector for `scale × scale` pixels, at least 1. It is
         interpolated linearly; its unit is the pixel of the frame nevertheless.
-    - `boundary`: what lies outside of the source: its `"edge"` pixels or its reflection (`"reflect"`). With `"mask"`
-        there is nothing, and the measurement has one more channel: the share of each pixel that comes from inside, by
-        which its colours are multiplied; for observed frames it is 1.
     - `margin`: by how many pixels the source reaches beyond the frame on each side, at least 0. Short displacements
-        then need no boundary.
+        then need no pixel that the source has not.
     - `num_frames`: how many frames follow the source, at least 1, as the leading axis of the measurement; `None` for
-        one frame without that axis.
-    - `trajectory`: whether the signal has one field per frame, shape `(num_frames, height, width, 2)`, each from its
-        frame to the one before; otherwise the same field leads from each frame to the one before.
+        one frame without that axis. The same field leads from each frame to the one before.
     """
 
     scale: int = 1
-    boundary: Literal["edge", "reflect", "mask"] = "edge"
     margin: int = 0
     num_frames: int | None = None
-    trajectory: bool = False
 
     def __check_init__(self) -> None:
         if self.scale < 1:
             raise ValueError(f"Warp: `scale` must be at least 1, got {self.scale}.")
-        if self.boundary not in ("edge", "reflect", "mask"):
-            raise ValueError(f"Warp: `boundary` must be edge, reflect or mask, got {self.boundary!r}.")
         if self.margin < 0:
             raise ValueError(f"Warp: `margin` must be at least 0, got {self.margin}.")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"Warp: `num_frames` must be at least 1, or None, got {self.num_frames}.")
-        if self.trajectory and self.num_frames is None:
-            raise ValueError("Warp: a `trajectory` needs its number of fields; give `num_frames`.")
 
     def __call__(
-        self, signal: Float[Array, "*fields rows columns 2"], params: Shaped[Array, "_ _ channels"]
-    ) -> Float[Array, "*frames height width measured"]:
+        self, signal: Float[Array, "rows columns 2"], params: Shaped[Array, "_ _ channels"]
+    ) -> Float[Array, "*frames height width channels"]:
         """Warps the source frame.
 
         **Arguments:**
 
-        - `signal`: the displacement field, or one for each frame, in pixels.
+        - `signal`: the displacement field, in pixels.
         - `params`: the source frame, shape `(height + 2 margin, width + 2 margin, channels)`, grey values in any unit.
 
         **Returns:**
@@ -75,19 +65,13 @@ class Warp(AbstractForwardModel):
 
         `ValueError` if the shapes of signal and source do not fit.
         """
-        source = jnp.asarray(params, signal.dtype)
-        rows, columns = self._places(signal, params)
-        height, width, _ = source.shape
-        if self.boundary == "reflect":
-            rows, columns = _reflect(rows, height), _reflect(columns, width)
-        elif self.boundary == "mask":
-            source = jnp.concatenate([source, jnp.ones_like(source[..., :1])], -1)
-            source = jnp.pad(source, ((1, 1), (1, 1), (0, 0)))
-            rows, columns = rows + 1, columns + 1
-        return sample_bilinear(source, rows, columns)
+        displacement = self.displacement(signal, params)
+        rows, columns = _grid(*displacement.shape[-3:-1], displacement.dtype)
+        rows, columns = rows + self.margin + displacement[..., 0], columns + self.margin + displacement[..., 1]
+        return sample_bilinear(jnp.asarray(params, signal.dtype), rows, columns)
 
     def displacement(
-        self, signal: Float[Array, "*fields rows columns 2"], params: Shaped[Array, "_ _ channels"]
+        self, signal: Float[Array, "rows columns 2"], params: Shaped[Array, "_ _ channels"]
     ) -> Float[Array, "*frames height width 2"]:
         """The displacement of every pixel from its place in the *source*, in pixels.
 
@@ -100,55 +84,31 @@ class Warp(AbstractForwardModel):
         The signal at the frame's resolution and, for several frames, composed from each to the source.
         """
         height, width = self._frame_size(params)
-        fields = (*self._field_size(height, width), 2)
-        expected = (self.num_frames, *fields) if self.trajectory else fields
+        expected = self._field_shape(height, width)
         if signal.shape != expected:
             raise ValueError(
                 f"Warp: for a source of shape {params.shape} with `scale={self.scale}` and `margin={self.margin}` the "
                 f"signal must be of shape {expected}, got {signal.shape}."
             )
-        shape = (*signal.shape[:-3], height, width, 2)
+        shape = (height, width, 2)
         fine = signal if signal.shape == shape else jax.image.resize(signal, shape, "linear")
         if self.num_frames is None:
             return fine
-        grid_rows, grid_columns = _grid(height, width, fine.dtype)
+        rows, columns = _grid(height, width, fine.dtype)
+        rows, columns = rows + fine[..., 0], columns + fine[..., 1]
 
-        def compose(displacement, field):
-            field = fine if field is None else field
-            before = sample_bilinear(displacement, grid_rows + field[..., 0], grid_columns + field[..., 1])
-            return field + before, field + before
+        def compose(displacement, _):
+            displacement = fine + sample_bilinear(displacement, rows, columns)
+            return displacement, displacement
 
-        start = jnp.zeros((height, width, 2), fine.dtype)
-        _, displacements = jax.lax.scan(compose, start, fine if self.trajectory else None, length=self.num_frames)
-        return displacements
-
-    def inside(
-        self, signal: Float[Array, "*fields rows columns 2"], params: Shaped[Array, "_ _ channels"]
-    ) -> Bool[Array, "*frames height width"]:
-        """Which pixels come from inside of the source, so that no boundary has a part in them.
-
-        **Arguments:**
-
-        - `signal`, `params`: the displacement field and the source frame.
-
-        **Returns:**
-
-        `True` where the displaced place lies within the source.
-        """
-        rows, columns = self._places(signal, params)
-        height, width = params.shape[:2]
-        return (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
+        return jax.lax.scan(compose, jnp.zeros(shape, fine.dtype), length=self.num_frames)[1]
 
     def signal_structure(self, observation: Structure, params: Params) -> Structure:
         """The structure of the displacement field, given that of the frame or frames."""
-        height, width = observation.shape[-3:-1]
-        shape = (*self._field_size(height, width), 2)
-        if self.trajectory:
-            shape = (self.num_frames, *shape)
-        return jax.ShapeDtypeStruct(shape, observation.dtype)
+        return jax.ShapeDtypeStruct(self._field_shape(*observation.shape[-3:-1]), observation.dtype)
 
-    def _field_size(self, height, width):
-        return -(-height // self.scale), -(-width // self.scale)
+    def _field_shape(self, height, width):
+        return -(-height // self.scale), -(-width // self.scale), 2
 
     def _frame_size(self, params):
         if params is None or len(params.shape) != 3:
@@ -161,13 +121,6 @@ class Warp(AbstractForwardModel):
                 "larger source or a smaller margin."
             )
         return height, width
-
-    def _places(self, signal, params):
-        """The row and the column in the source that each pixel of each frame comes from."""
-        displacement = self.displacement(signal, params)
-        height, width = displacement.shape[-3:-1]
-        rows, columns = _grid(height, width, displacement.dtype)
-        return rows + self.margin + displacement[..., 0], columns + self.margin + displacement[..., 1]
 
 
 def sample_bilinear(
@@ -228,10 +181,3 @@ def _corners(image, rows, columns):
 
 def _grid(height, width, dtype):
     return jnp.arange(height, dtype=dtype)[:, None], jnp.arange(width, dtype=dtype)
-
-
-def _reflect(places, size):
-    """Places folded back into `[0, size − 1]`, as a path between two mirrors."""
-    if size == 1:
-        return jnp.zeros_like(places)
-    return (size - 1) - jnp.abs(places % (2 * (size - 1)) - (size - 1))

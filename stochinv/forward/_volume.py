@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_number
 from .._custom_types import Params, Signal, Structure
 from .._forward.base import AbstractForwardModel
 from ._camera import Camera, Rays
@@ -51,14 +52,9 @@ class VolumeRenderer(AbstractForwardModel):
     **Arguments:**
 
     - `num_samples`: samples along a ray, at least 1.
-    - `background`: the colour behind the field, one value for all channels or one for each; `"params"` or `"signal"` if
-        parameters or signal are a pair of what they are otherwise and a background, shape `(channels,)`, such as one
-        drawn at random for each measurement or one that is learned. With `None` a measurement has the opacity as
-        its last channel, after colours premultiplied by it.
-    - `near`, `far`: distances between which light is followed, in the units of the scene; by default where the ray is
-        in the field's box.
+    - `background`: the colour behind the field, one value for all channels or one for each. With `None` a measurement
+        has the opacity as its last channel, after colours premultiplied by it.
     - `checkpoint`: whether to compute field values anew for the gradient, instead of keeping those of all samples.
-    - `chunk_size`: how many rays are rendered at once; `None` renders all.
 
     ??? cite "Source"
 
@@ -66,28 +62,14 @@ class VolumeRenderer(AbstractForwardModel):
     """
 
     num_samples: int = eqx.field(static=True, default=32)
-    background: float | tuple[float, ...] | str | None = eqx.field(static=True, default=1.0)
-    near: float | None = eqx.field(static=True, default=None)
-    far: float | None = eqx.field(static=True, default=None)
+    background: float | tuple[float, ...] | None = eqx.field(static=True, default=1.0)
     checkpoint: bool = eqx.field(static=True, default=False)
-    chunk_size: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"VolumeRenderer: `num_samples` must be at least 1, got {self.num_samples}; 32 is usual.")
-        if isinstance(self.background, str) and self.background not in ("params", "signal"):
-            raise ValueError(
-                f'VolumeRenderer: `background` must be a colour, "params", "signal" or None, got {self.background!r}.'
-            )
-        if not 0 <= (self.near or 0.0) < (float("inf") if self.far is None else self.far):
-            raise ValueError(
-                f"VolumeRenderer: `near` must be at least 0 and less than `far`, got {self.near} and "
-                f"{self.far}; leave both out for the field's box."
-            )
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(
-                f"VolumeRenderer: `chunk_size` must be at least 1, got {self.chunk_size}; give None for all rays."
-            )
+        for value in jax.tree.leaves(self.background):
+            check_number("VolumeRenderer: `background`", value, "a colour, in numbers, or None", arrays=False)
 
     def __call__(self, signal: Signal, params: Params) -> Float[Array, "*shape channels"]:
         """Measures the light along rays.
@@ -105,16 +87,10 @@ class VolumeRenderer(AbstractForwardModel):
 
         `ValueError` if signal or parameters are of other types.
         """
-        background = self.background
-        if background == "signal":
-            signal, background = _as_pair("signal", signal)
-            background = jax.nn.sigmoid(background)
-        if self.background == "params":
-            params, background = _as_pair("params", params)
         seen = self.render(signal, params)
-        if background is None:
+        if self.background is None:
             return jnp.concatenate([seen.colour, seen.opacity[..., None]], -1)
-        return seen.colour + (1 - seen.opacity[..., None]) * jnp.asarray(background, seen.colour.dtype)
+        return seen.colour + (1 - seen.opacity[..., None]) * jnp.asarray(self.background, seen.colour.dtype)
 
     def render(self, field: Signal, params: Params) -> Rendering:
         """Colour, opacity and depth of a field, without background.
@@ -140,17 +116,9 @@ class VolumeRenderer(AbstractForwardModel):
                 f"VolumeRenderer: `offsets` need 1 or {self.num_samples} entries per ray, got {offsets.shape[-1]}; "
                 "draw as many as there are samples."
             )
-        shape = rays.directions.shape[:-1]
-        march = self._march
-        if self.checkpoint:
-            march = jax.checkpoint(march)
-        flat = [x.reshape(-1, x.shape[-1]) for x in (rays.origins, rays.directions, offsets)]
-        if self.chunk_size is None or flat[0].shape[0] <= self.chunk_size:
-            seen = march(field, *flat)
-        else:
-            one = lambda x: jax.tree.map(lambda y: y[0], march(field, *(y[None] for y in x)))
-            seen = jax.lax.map(one, tuple(flat), batch_size=self.chunk_size)
-        return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), seen)
+        march = jax.checkpoint(self._march) if self.checkpoint else self._march
+        seen = march(field, *(x.reshape(-1, x.shape[-1]) for x in (rays.origins, rays.directions, offsets)))
+        return jax.tree.map(lambda x: x.reshape(rays.directions.shape[:-1] + x.shape[1:]), seen)
 
     def _march(self, field, origins, directions, offsets):
         start, end = self._interval(field, origins, directions)
@@ -174,13 +142,12 @@ class VolumeRenderer(AbstractForwardModel):
         to_upper = (jnp.asarray(field.upper, dtype) - origins) / away
         enter = jnp.max(jnp.minimum(to_lower, to_upper), -1)
         leave = jnp.min(jnp.maximum(to_lower, to_upper), -1)
-        start = jnp.maximum(enter, self.near or 0.0)
-        end = leave if self.far is None else jnp.minimum(leave, self.far)
-        return start, jnp.maximum(end, start)
+        start = jnp.maximum(enter, 0.0)
+        return start, jnp.maximum(leave, start)
 
     def signal_structure(self, observation: Structure, params: Params) -> Structure | None:
         """Voxels three quarters as many along each axis as an image has pixels; `None` where `params` is no camera."""
-        if not isinstance(params, Camera) or self.background in ("params", "signal"):
+        if not isinstance(params, Camera):
             return None
         size = max(3 * max(params.image_size) // 4, 8)
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jax.tree.leaves(observation)[0].dtype)
@@ -198,12 +165,3 @@ def _check_scene(field, params):
             f"VolumeRenderer: `params` must be a `Camera` or `Rays`, got a {type(params).__name__}; make one by "
             "`Camera(intrinsics, pose, image_size)`."
         )
-
-
-def _as_pair(name, value):
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise ValueError(
-            f'VolumeRenderer: with `background="{name}"`, `{name}` must be a pair with a background last, got a '
-            f"{type(value).__name__}; append a background."
-        )
-    return value

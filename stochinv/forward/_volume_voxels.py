@@ -2,8 +2,7 @@ r"""A radiance field on a grid of voxels.
 
 Raw values are interpolated linearly between the grid's points, which span the box from corner to corner, and *then*
 turned into a density `scale · softplus(·)` and a colour `sigmoid(·)`: surfaces stay sharp within a voxel (Sun et al.
-2022, "Direct Voxel Grid Optimization", section 4). The colour may depend on the direction of view through real
-spherical harmonics up to degree 2.
+2022, "Direct Voxel Grid Optimization", section 4). The colour is the same from all directions.
 """
 
 import itertools
@@ -25,30 +24,25 @@ class VoxelField(AbstractField):
     **Arguments:**
 
     - `density`: raw values, any real numbers, shape `(x, y, z)` with at least 2 points along each axis.
-    - `colour`: raw values, shape `(x, y, z, 3 n)`, with the `n = 1, 4 or 9` coefficients of each colour in spherical
-        harmonics of the direction of view one after the other.
+    - `colour`: raw values, any real numbers, shape `(x, y, z, 3)`.
     - `lower`, `upper`: the corners of the box, in the units of the scene.
     - `density_scale`: what `softplus` of a raw density is multiplied by, in units of one over length; large enough that
         a voxel can be opaque.
     """
 
     density: Float[Array, "x y z"]
-    colour: Float[Array, "x y z coefficients"]
+    colour: Float[Array, "x y z channels"]
     lower: tuple[float, float, float] = eqx.field(static=True, default=(-1.0, -1.0, -1.0))
     upper: tuple[float, float, float] = eqx.field(static=True, default=(1.0, 1.0, 1.0))
     density_scale: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
         check_box("VoxelField", self.lower, self.upper)
-        shape, coefficients = self.density.shape, self.colour.shape[-1]
-        if len(shape) != 3 or self.colour.shape[:3] != shape or min(shape) < 2:
+        shape = self.density.shape
+        if len(shape) != 3 or self.colour.shape != (*shape, 3) or min(shape) < 2:
             raise ValueError(
-                "VoxelField: `density` and `colour` must share a grid of at least 2 points along each axis, got "
-                f"{shape} and {self.colour.shape}."
-            )
-        if coefficients not in (3, 12, 27):
-            raise ValueError(
-                f"VoxelField: `colour` must have 3, 12 or 27 coefficients, got {coefficients}; pad it with zeros."
+                "VoxelField: `density` and `colour` must share a grid of at least 2 points along each axis, with 3 "
+                f"values of `colour` at each, got {shape} and {self.colour.shape}."
             )
         if not self.density_scale > 0:
             raise ValueError(f"VoxelField: `density_scale` must be positive, got {self.density_scale}; 1 is none.")
@@ -59,17 +53,7 @@ class VoxelField(AbstractField):
         grid = jnp.concatenate([self.density[..., None], self.colour], -1)
         lower, upper = jnp.asarray(self.lower, points.dtype), jnp.asarray(self.upper, points.dtype)
         raw = interpolate(grid, (points - lower) / (upper - lower))
-        colour = raw[..., 1:]
-        if colour.shape[-1] > 3:
-            coefficients = colour.reshape(*colour.shape[:-1], 3, -1)
-            basis = spherical_harmonics(directions, coefficients.shape[-1])
-            colour = jnp.sum(coefficients * basis[..., None, :], -1)
-        return self.density_scale * jax.nn.softplus(raw[..., 0]), jax.nn.sigmoid(colour)
-
-    def grid_points(self) -> Float[Array, "x y z 3"]:
-        """The places of the grid's points, in the units of the scene."""
-        axes = [jnp.linspace(a, b, n) for a, b, n in zip(self.lower, self.upper, self.density.shape, strict=True)]
-        return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
+        return self.density_scale * jax.nn.softplus(raw[..., 0]), jax.nn.sigmoid(raw[..., 1:])
 
 
 def interpolate(grid: Float[Array, "..."], points: Float[Array, "*shape axes"]) -> Float[Array, "*shape channels"]:
@@ -95,21 +79,3 @@ def interpolate(grid: Float[Array, "..."], points: Float[Array, "*shape axes"]) 
             weight, offset = weight * weights[bit, ..., axis], offset + bit * strides[axis]
         total = total + weight[..., None] * flat.at[first + offset].get(mode="promise_in_bounds")
     return total
-
-
-def spherical_harmonics(directions: Float[Array, "*shape 3"], number: int) -> Float[Array, "*shape number"]:
-    """The first 1, 4 or 9 real spherical harmonics, times `√(4π)`, so that the first is 1.
-
-    **Arguments:**
-
-    - `directions`: unit vectors.
-    - `number`: how many, `(degree + 1)²`.
-    """
-    x, y, z = directions[..., 0], directions[..., 1], directions[..., 2]
-    basis = [jnp.ones_like(x)]
-    if number >= 4:
-        basis += [3**0.5 * y, 3**0.5 * z, 3**0.5 * x]
-    if number >= 9:
-        second = [x * y, y * z, (3 * z**2 - 1) / 12**0.5, x * z, 0.5 * (x**2 - y**2)]
-        basis += [15**0.5 * value for value in second]
-    return jnp.stack(basis, -1)

@@ -49,13 +49,6 @@ def test_a_crop_is_a_camera(corner, size, stride):
     np.testing.assert_allclose(part, whole[rows, columns], atol=1e-5)
 
 
-def test_resizing_keeps_what_is_seen():
-    half = CAMERA.resize((12, 16))
-    assert half.image_size == (12, 16)
-    points = jr.normal(jr.key(1), (20, 3))
-    np.testing.assert_allclose(half.project(points)[0], CAMERA.project(points)[0] / 2, rtol=1e-4, atol=1e-3)
-
-
 def test_cameras_are_mapped_over():
     poses = np.stack([POSE, si.forward.look_at((0, 3, 1), (0, 0, 0), (0, 0, 1))])
     cameras = si.forward.Camera(np.stack([K, K]), poses, SIZE)

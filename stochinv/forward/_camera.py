@@ -81,25 +81,13 @@ class Camera(eqx.Module):
         """Where the camera is, in the units of the scene."""
         return self.pose[..., :3, 3]
 
-    def rays(self, pixels: Float[Array, "*shape 2"] | None = None) -> Rays:
-        """The rays through pixels of one camera.
-
-        **Arguments:**
-
-        - `pixels`: pixel coordinates `(u, v)` from the left and from the top, shape `(*shape, 2)`; by default the
-            centres of all pixels, with `shape` the image's `(height, width)`.
-
-        **Returns:**
-
-        The [`stochinv.forward.Rays`][] of that shape.
-        """
-        if pixels is None:
-            height, width = self.image_size
-            v, u = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-            pixels = jnp.stack([u, v], -1).astype(self.pose.dtype)
-        k = self.intrinsics
-        y = (pixels[..., 1] - k[1, 2]) / k[1, 1]
-        x = (pixels[..., 0] - k[0, 2] - k[0, 1] * y) / k[0, 0]
+    def rays(self) -> Rays:
+        """The rays through the centres of the pixels of one camera, in the shape `(height, width)`."""
+        height, width = self.image_size
+        k, dtype = self.intrinsics, self.pose.dtype
+        v, u = jnp.meshgrid(jnp.arange(height, dtype=dtype) + 0.5, jnp.arange(width, dtype=dtype) + 0.5, indexing="ij")
+        y = (v - k[1, 2]) / k[1, 1]
+        x = (u - k[0, 2] - k[0, 1] * y) / k[0, 0]
         directions = jnp.stack([x, y, jnp.ones_like(x)], -1) @ self.pose[:3, :3].T
         directions = directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
         return Rays(jnp.broadcast_to(self.position, directions.shape), directions)
@@ -136,17 +124,6 @@ class Camera(eqx.Module):
         scale = jnp.asarray([[1 / stride], [1 / stride], [1.0]], self.intrinsics.dtype)
         k = (self.intrinsics * scale).at[..., 0, 2].set((self.intrinsics[..., 0, 2] - column - 0.5) / stride + 0.5)
         return Camera(k.at[..., 1, 2].set((self.intrinsics[..., 1, 2] - row - 0.5) / stride + 0.5), self.pose, size)
-
-    def resize(self, size: tuple[int, int]) -> "Camera":
-        """The camera of the same image with another number of pixels.
-
-        **Arguments:**
-
-        - `size`: the new height and width, in pixels.
-        """
-        rows, columns = size[0] / self.image_size[0], size[1] / self.image_size[1]
-        scale = jnp.asarray([[columns], [rows], [1.0]], self.intrinsics.dtype)
-        return Camera(self.intrinsics * scale, self.pose, size)
 
 
 Point: TypeAlias = tuple[float | int, float | int, float | int] | Float[ArrayLike, "3"]

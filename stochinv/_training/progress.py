@@ -10,7 +10,7 @@ from .._lazy import tqdm_auto
 LINE_EVERY = 30.0
 
 
-def make_progress(show: bool | None, total: int, done: int) -> "Bar | Lines | Silent":
+def make_progress(show: bool | None, total: int, done: int) -> "Bar | Lines":
     """Where progress goes: by default a bar where someone watches, else a line now and then.
 
     **Arguments:**
@@ -18,17 +18,16 @@ def make_progress(show: bool | None, total: int, done: int) -> "Bar | Lines | Si
     - `show`: `True` for a bar, `False` for nothing, `None` for the default.
     - `total`, `done`: the number of steps, and of those done before.
     """
-    if show is None:
-        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-        return Bar(total, done) if watched else Lines(total, done)
-    return Bar(total, done) if show else Silent()
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return Lines(total, done) if show is None and not watched else Bar(total, done, show is False)
 
 
 class Bar:
-    """A progress bar with the loss and the rate."""
+    """A progress bar with the loss and the rate, or, where it is disabled, nothing."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self._bar: Any = tqdm_auto.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, desc="compiling")
+    def __init__(self, total: int, done: int, disable: bool) -> None:
+        options = {"unit": "step", "dynamic_ncols": True, "desc": "compiling", "disable": disable}
+        self._bar: Any = tqdm_auto.tqdm(total=total, initial=done, **options)
         self._rounds: dict[str, Any] = {}
 
     def compiled(self):
@@ -98,31 +97,6 @@ class Lines:
                 flush=True,
             )
             self._last = now
-
-    def close(self):
-        """Training has ended."""
-
-
-class Silent:
-    """No progress at all."""
-
-    def compiled(self):
-        """Training starts."""
-
-    def drawing(self, now: bool):
-        """Signals are being drawn between two rounds, or no more."""
-
-    def round(self, number: int, score: float):
-        """After so many rounds held-out measurements are predicted with this score."""
-
-    def shorten(self, total: int):
-        """There will be no more steps than so many."""
-
-    def step(self):
-        """One step is done."""
-
-    def loss(self, step: int, value: float):
-        """The mean loss since the last look is known."""
 
     def close(self):
         """Training has ended."""

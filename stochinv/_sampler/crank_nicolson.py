@@ -27,7 +27,7 @@ from .._problem_base import context_units, encode_context
 from .._structure import same_structure
 from .base import AbstractIndependentSampler, AbstractSampler, Sample
 from .exponential_adams import ExponentialAdams
-from .importance import angles_to_noise, transport, view_of
+from .importance import angles_to_noise, flow, view_of
 
 # The share of accepted moves at which a random walk in many dimensions gets on best.
 ACCEPTED = 0.234
@@ -130,7 +130,7 @@ class CrankNicolson(AbstractIndependentSampler):
             zeros, unravel = _raveled(problem.observation_structure(None))
             nothing = encode_context(problem, problem.as_context(None))
             angles = angles_to_noise(problem, self.num_steps, zeros.dtype)
-            run = lambda z, angles: unravel(transport(problem, nothing, unravel, ravel_pytree(z)[0], angles))
+            run = lambda z, angles: unravel(flow(problem, nothing, unravel, ravel_pytree(z)[0], angles)[0])
             to_signal = lambda z: problem.units.destandardise(run(z, angles[::-1]))
             return zeros, unravel, to_signal, lambda s: run(problem.units.standardise(s), angles)
         coordinates, like = problem.measure.coordinates, normal_structure(self.prior)

@@ -66,7 +66,8 @@ class Warp(AbstractForwardModel):
         `ValueError` if the shapes of signal and source do not fit.
         """
         displacement = self.displacement(signal, params)
-        rows, columns = _grid(*displacement.shape[-3:-1], displacement.dtype)
+        height, width = displacement.shape[-3:-1]
+        rows, columns = _grid(height, width, displacement.dtype)
         rows, columns = rows + self.margin + displacement[..., 0], columns + self.margin + displacement[..., 1]
         return sample_bilinear(jnp.asarray(params, signal.dtype), rows, columns)
 

@@ -34,13 +34,13 @@ else:
     tqdm_auto = LazyModule("tqdm.auto")
 
 
-def optional(module: str, user: str, extra: str) -> Any:
+def optional(module: str, need: str, extra: str) -> Any:
     """A module of a package that only one feature needs, and that is not installed with the library.
 
     **Arguments:**
 
     - `module`: its absolute name.
-    - `user`: the feature.
+    - `need`: what needs it, in words.
     - `extra`: the extra that has the package.
 
     **Raises:**
@@ -50,7 +50,7 @@ def optional(module: str, user: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{user} needs {module.split('.')[0]}: `pip install 'stochinv[{extra}]'`.") from error
+        raise ImportError(f"{need}: `pip install 'stochinv[{extra}]'`.") from error
 
 
 def is_distribution(x: Any) -> bool:

@@ -30,7 +30,7 @@ from ._custom_types import (
 from ._data_info import check_measurement, describe
 from ._forward.base import measures_stack
 from ._instrument import AbstractInstrument, effective_number
-from ._lazy import LazyModule
+from ._lazy import LazyModule, optional
 from ._log_prob import CONTROLLER, SOLVER, log_prob
 from ._mode import find_mode
 from ._noise import add_noise
@@ -225,10 +225,7 @@ class Posterior(eqx.Module):
 
         `ImportError` if ArviZ is not installed.
         """
-        try:
-            import arviz
-        except ImportError as error:
-            raise ImportError("`Posterior.to_arviz` needs ArviZ: `pip install 'stochinv[diagnostics]'`.") from error
+        arviz = optional("arviz", "`Posterior.to_arviz` needs ArviZ", "diagnostics")
         leaves, _ = jax.tree_util.tree_flatten_with_path(as_parts(self._draws(key, num_samples)))
         name = lambda path: "signal" + jax.tree_util.keystr(path)
         return arviz.from_dict(posterior={name(path): jax.device_get(x)[None] for path, x in leaves})

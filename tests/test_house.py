@@ -14,7 +14,6 @@ import stochinv as si
 ROOT = pathlib.Path(si.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
-OPTIONAL = {"arviz", "imageio", "matplotlib", "PIL", "safetensors", "skimage", "sklearn"}
 # Files that turn objects into data and back: looking at types is their work.
 CONVERTERS = {"_describe.py", "_structure.py", "_archive.py"}
 REASONS = {
@@ -98,8 +97,7 @@ def test_imports_are_at_the_top(path):
                 modules = [alias.name for alias in child.names]
             if isinstance(child, ast.ImportFrom):
                 modules = ["." * child.level + (child.module or "")]
-            for module in modules:
-                assert module.split(".")[0] in OPTIONAL, f"`{name}` imports `{module}`"
+            assert not modules, f"`{name}` imports {modules}"
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.name not in CONVERTERS], ids=name_of)

@@ -40,7 +40,7 @@ def read_fastmri(
 
         Zbontar et al. (2018), "fastMRI: an open dataset and benchmarks for accelerated MRI".
     """
-    h5py = optional("h5py", "`read_fastmri`", "formats")
+    h5py = optional("h5py", "`read_fastmri` needs h5py", "formats")
 
     def read(file):
         with h5py.File(file, "r") as data:
@@ -76,7 +76,7 @@ def read_fits(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "..."],
     `FileNotFoundError` if there is no such file; `ValueError` if it is damaged, or has no image; `ImportError` if
     Astropy is missing.
     """
-    fits = optional("astropy.io.fits", "`read_fits`", "formats")
+    fits = optional("astropy.io.fits", "`read_fits` needs Astropy", "formats")
 
     def read(file):
         with fits.open(file, memmap=False) as units:
@@ -107,8 +107,8 @@ def read_dicom(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "..."]
     `FileNotFoundError` if there is no such file; `ValueError` if it is damaged, or has no image; `ImportError` if
     pydicom is missing.
     """
-    pydicom = optional("pydicom", "`read_dicom`", "formats")
-    pixels = optional("pydicom.pixels", "`read_dicom`", "formats")
+    pydicom = optional("pydicom", "`read_dicom` needs pydicom", "formats")
+    pixels = optional("pydicom.pixels", "`read_dicom` needs pydicom", "formats")
 
     def read(file):
         data = pydicom.dcmread(file)
@@ -138,7 +138,7 @@ def read_nifti(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "..."]
     `FileNotFoundError` if there is no such file; `ValueError` if it is damaged or of another format; `ImportError` if
     nibabel is missing.
     """
-    nibabel = optional("nibabel", "`read_nifti`", "formats")
+    nibabel = optional("nibabel", "`read_nifti` needs NiBabel", "formats")
 
     def read(file):
         image = nibabel.load(file)

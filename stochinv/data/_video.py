@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from .._lazy import optional
 from .._view import View
 
 Frames = UInt8[np.ndarray, "_ _ _ 3"]  # frames, height, width
@@ -249,11 +250,8 @@ def _random_crop(clip, later, gap, whole, mirror, rng):
 
 
 def _decode(path, height, max_frames):
-    try:
-        import imageio.v3 as iio
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("Reading a video needs ImageIO: `pip install 'stochinv[data]'`.") from error
+    need = ("Reading a video needs ImageIO", "data")
+    iio, pillow = (optional(name, *need) for name in ("imageio.v3", "PIL.Image"))
     frames = []
     try:
         with warnings.catch_warnings():
@@ -263,7 +261,7 @@ def _decode(path, height, max_frames):
                 frames.append(_to_rgb(np.asarray(frame)))
                 if height is not None:
                     width = max(round(frame.shape[1] * height / frame.shape[0]), 1)
-                    resized = Image.fromarray(frames[-1]).resize((width, height), Image.Resampling.BILINEAR)
+                    resized = pillow.fromarray(frames[-1]).resize((width, height), pillow.Resampling.BILINEAR)
                     frames[-1] = np.asarray(resized)
                 if len(frames) == max_frames:
                     break

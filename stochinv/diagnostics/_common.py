@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .._complex import as_parts
 from .._custom_types import FloatScalar, Key, PyTree
+from .._lazy import optional
 
 
 def leading_size(name: str, tree: PyTree) -> int:
@@ -66,12 +67,8 @@ def new_axes(ax: Any) -> Any:
     """The Matplotlib axes to draw on, new ones where none are given."""
     if ax is not None:
         return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("Plots need Matplotlib: `pip install 'stochinv[diagnostics]'`.") from error
-    _, ax = plt.subplots(figsize=(4.8, 3.6), layout="constrained")
-    return ax
+    pyplot = optional("matplotlib.pyplot", "Plots need Matplotlib", "diagnostics")
+    return pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")[1]
 
 
 def check_probability(name: str, value: float):

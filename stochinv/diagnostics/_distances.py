@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._custom_types import FloatScalar, Key, PyTree
+from .._lazy import optional
 from ._common import as_pair, largest
 
 
@@ -40,11 +41,8 @@ def c2st(x: PyTree, y: PyTree, *, seed: int = 1, num_folds: int = 5) -> float:
         Lueckmann et al. 2021, "Benchmarking simulation-based inference", appendix M.1; Lopez-Paz & Oquab 2017,
         "Revisiting classifier two-sample tests".
     """
-    try:
-        from sklearn.model_selection import KFold, cross_val_score
-        from sklearn.neural_network import MLPClassifier
-    except ImportError as error:
-        raise ImportError("`c2st` needs scikit-learn: `pip install 'stochinv[diagnostics]'`.") from error
+    need = ("`c2st` needs scikit-learn", "diagnostics")
+    selection, networks = (optional(f"sklearn.{name}", *need) for name in ("model_selection", "neural_network"))
     first, second = (np.asarray(rows, np.float64) for rows in as_pair(x, y, num_folds))
     mean, std = first.mean(0), first.std(0, ddof=1)
     if not np.all(std > 0):
@@ -52,11 +50,11 @@ def c2st(x: PyTree, y: PyTree, *, seed: int = 1, num_folds: int = 5) -> float:
     data = (np.concatenate([first - mean, second - mean]) / std).astype(np.float32)
     label = np.concatenate([np.zeros(len(first)), np.ones(len(second))])
     width = 10 * first.shape[1]
-    classifier = MLPClassifier(
+    classifier = networks.MLPClassifier(
         activation="relu", hidden_layer_sizes=(width, width), max_iter=10000, solver="adam", random_state=seed
     )
-    folds = KFold(n_splits=num_folds, shuffle=True, random_state=seed)
-    return float(np.mean(cross_val_score(classifier, data, label, cv=folds, scoring="accuracy")))
+    folds = selection.KFold(n_splits=num_folds, shuffle=True, random_state=seed)
+    return float(np.mean(selection.cross_val_score(classifier, data, label, cv=folds, scoring="accuracy")))
 
 
 def sliced_wasserstein(

@@ -51,7 +51,7 @@ class ReferencePosterior(eqx.Module):
 
         `ImportError` if ArviZ is not installed.
         """
-        arviz = optional("arviz", "`ReferencePosterior.to_arviz`", "diagnostics")
+        arviz = optional("arviz", "`ReferencePosterior.to_arviz` needs ArviZ", "diagnostics")
         return arviz.from_dict(posterior={name: np.asarray(x) for name, x in _named(self.chains)})
 
 

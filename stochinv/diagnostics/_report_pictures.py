@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .._lazy import optional
 from ._common import flatten_draws
 from ._findings import Findings
 from ._held_out import HeldOut
@@ -136,15 +137,12 @@ def _picture(draw: Any, height: float, says: str, caption: str) -> Picture:
 
 def _address(draw: Any, height: float, scheme: str) -> str:
     """A picture as an address that is the picture itself."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Reports need Matplotlib: `pip install 'stochinv[diagnostics]'`.") from error
+    need = ("Reports need Matplotlib", "diagnostics")
+    matplotlib, figures = optional("matplotlib", *need), optional("matplotlib.figure", *need)
     ink = INK[scheme]
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    with rc_context({**dict.fromkeys(names, ink), "axes.facecolor": "none", "font.size": 9}):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
+    with matplotlib.rc_context({**dict.fromkeys(names, ink), "axes.facecolor": "none", "font.size": 9}):
+        figure = figures.Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
         draw(figure, COLOURS[scheme], ink)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130)

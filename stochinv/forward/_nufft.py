@@ -9,7 +9,7 @@ from .._lazy import optional
 
 def nufftax_core() -> Any:
     """The package that has the parts of a non-uniform Fourier transform."""
-    return optional("nufftax.core", "NonCartesianMRI", "mri")
+    return optional("nufftax.core", "NonCartesianMRI needs nufftax", "mri")
 
 
 def nufft2(

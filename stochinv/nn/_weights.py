@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .._custom_types import Structure
+from .._lazy import optional
 
 REMEDY = "make the generator with the sizes of the file, or give its own file"
 # What files hold beside weights.
@@ -87,16 +88,11 @@ def _read_npz(path):
 
 
 def _read_safetensors(path):
+    need = ("Files in the format safetensors need it installed", "weights")
+    safetensors = optional("safetensors", *need)
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise ImportError(
-            "Files in the format safetensors need it installed: `pip install 'stochinv[weights]'`."
-        ) from error
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
+        return optional("safetensors.numpy", *need).load_file(path)
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"`path`: {path} is damaged ({error}); use another copy.") from error
 
 

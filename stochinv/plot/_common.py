@@ -14,15 +14,13 @@ from jaxtyping import Float
 
 from .._checks import check_arrays, check_finite, shown
 from .._custom_types import PyTree
+from .._lazy import optional
 
 
 def new_figure(width: float, height: float) -> Any:
     """An empty figure of a width and height in inches, which shows itself in notebooks."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Plots need Matplotlib: `pip install 'stochinv[plot]'`.") from error
-    figure: Any = Figure(figsize=(width, height), layout="constrained")
+    module = optional("matplotlib.figure", "Plots need Matplotlib", "plot")
+    figure = module.Figure(figsize=(width, height), layout="constrained")
     figure._repr_png_ = functools.partial(as_png, figure)
     return figure
 

@@ -30,7 +30,7 @@ class MLflowTracker:
 
     def __init__(self, run: Any = None, **options: Any) -> None:
         check_run_or_options("MLflowTracker", run, options)
-        self._mlflow = optional("mlflow", "MLflowTracker", "mlflow")
+        self._mlflow = optional("mlflow", "MLflowTracker needs mlflow", "mlflow")
         self.run: Any = self._mlflow.start_run(**options) if run is None else run
 
     def log_params(self, params: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ class TensorBoardTracker:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         check_path("TensorBoardTracker: `folder`", folder)
-        self._tensorboard = optional("tensorboardX", "TensorBoardTracker", "tensorboard")
+        self._tensorboard = optional("tensorboardX", "TensorBoardTracker needs tensorboardX", "tensorboard")
         os.makedirs(folder, exist_ok=True)
         # A `SummaryWriter` writes in a thread: when that fails nobody is told, and further reports wait for ever.
         writer = self._tensorboard.event_file_writer.EventsWriter

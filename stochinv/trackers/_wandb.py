@@ -29,7 +29,7 @@ class WandbTracker:
 
     def __init__(self, run: Any = None, **options: Any) -> None:
         check_run_or_options("WandbTracker", run, options)
-        self._wandb = optional("wandb", "WandbTracker", "wandb")
+        self._wandb = optional("wandb", "WandbTracker needs wandb", "wandb")
         self.run: Any = self._wandb.init(**options) if run is None else run
 
     def log_params(self, params: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ class PosedImages:
 
         - `size`: the new height and width, in pixels.
         """
-        resize = optional("skimage.transform", "`resize`", "data").resize
+        resize = optional("skimage.transform", "`resize` needs scikit-image", "data").resize
         rows, columns = size[0] / self.images.shape[1], size[1] / self.images.shape[2]
         pixels = premultiply(self.images)
         pixels = resize(pixels, (len(pixels), *size, pixels.shape[-1]), order=1, anti_aliasing=min(rows, columns) < 1)

@@ -17,7 +17,7 @@ def read_images(paths: Sequence[Path]) -> np.ndarray:
 
     `ValueError` if there are none, if files are missing, or if sizes differ.
     """
-    imread = optional("imageio.v3", "Reading images", "data").imread
+    imread = optional("imageio.v3", "Reading images needs ImageIO", "data").imread
     if not paths:
         raise ValueError("There are no images to read; give a folder, or a selection of views, that has some.")
     missing = [path for path in paths if not path.exists()]

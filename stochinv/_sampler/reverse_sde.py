@@ -28,17 +28,12 @@ class ReverseSDE(AbstractIndependentSampler):
 
     **Arguments:**
 
-    - `num_steps`: how many noise levels are visited, `t = 0` included: `num_steps − 1` solver steps and a last
-        denoising.
+    - `num_steps`, `grid`, `stepsize_controller`, `max_steps`, `num_draws`: as of [`stochinv.ProbabilityFlow`][].
     - `solver`: the diffrax solver.
     - `churn`: `χ ∈ [0, 1]`.
-    - `grid`: the time grid, `(schedule, num_steps) -> times`.
     - `brownian_path`: a diffrax class of Brownian paths. `diffrax.UnsafeBrownianPath` (whose increments are here
         drawn at once per step, in law the same) is fast, for fixed steps and
         without reverse-mode differentiation; `diffrax.VirtualBrownianTree` serves for both, and is slower.
-    - `stepsize_controller`: a diffrax controller for adaptive steps, instead of the grid.
-    - `max_steps`: the largest number of adaptive steps; more raise an error.
-    - `num_draws`: how many draws of a stochastic denoiser are averaged per evaluation.
 
     ??? cite "Source"
 

@@ -81,9 +81,7 @@ def reweighted_posterior(
     - `prior`: a callable from a PRNG key to a signal.
     - `forward`: the forward model of one view. What it does before it uses its parameters is done once for all
         contexts.
-    - `noise`: the standard deviation `τ > 0` of Gaussian measurement noise, in raw units: a scalar, or a PyTree of
-        scalars in the structure of an observation. Or the likelihood: a callable from a noise-free measurement to
-        NumPyro distributions of the measurement, in its structure.
+    - `noise`: as of [`stochinv.diagnostics.reference_posterior`][].
     - `contexts`: a [`stochinv.View`][] in raw units with leading axes (contexts, views).
     - `summary`: a callable from a signal to a PyTree of arrays whose posterior means are wanted; by default the signal
         itself.

@@ -46,18 +46,7 @@ def energy_score(samples: PyTree, observed: PyTree) -> FloatScalar:
 def crps(samples: PyTree, observed: PyTree) -> FloatScalar:
     """The continuous ranked probability score, unbiased, mean over entries: the energy score of each by itself.
 
-    **Arguments:**
-
-    - `samples`: predictions of a measurement, leaves of shape `(samples, ...)`.
-    - `observed`: the measurement, in the structure of one sample.
-
-    **Returns:**
-
-    A scalar in the units of the measurement.
-
-    **Raises:**
-
-    `ValueError` if samples and measurement differ in their number of entries.
+    It takes, returns and raises what [`stochinv.diagnostics.energy_score`][] does.
 
     ??? cite "Source"
 

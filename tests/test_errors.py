@@ -230,7 +230,6 @@ def test_unusual_numbers():
         assert np.allclose(made.noise.scale, noise) and np.isfinite(float(schedule.alpha(0.5)))
     assert si.RandomViews([np.int64(0), 2], np.int32(1)).context == (0, 2)
     sampler = si.Ancestral(np.int64(2), eta=jnp.asarray(0.5))
-    assert si.ExponentialAdams(order=np.int64(2), knee=np.float32(3)).knee == 3
     drawn = trained().posterior(record().context, record().target.params, sampler=sampler).sample(key(), np.int64(3))
     assert drawn.shape == (3, 3)
 

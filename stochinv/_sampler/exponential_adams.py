@@ -12,7 +12,11 @@ With measurement noise `D` is the mean of the noisy measurement, `problem.measur
 so in `v`; where it is small, `v` is `log(1/r)` up to a constant. The integral keeps its exponential form,
 `r' ∫ D d(1/r) = (1 + r'/ρ) ∫ D e^(v − v') dv`, and `ρ → ∞` gives `log(1/r)` back. With equal steps `h` in `v` and the
 moments `I_m = h ∫₀¹ e^(−h(1 − θ)) θ^m dθ`, the predictor uses `D_n, D_{n−1}, D_{n−2}` and the corrector, at no further
-evaluation of `D`, `D_{n+1}, D_n, D_{n−1}` (Zhao et al. 2023, "UniPC", has such a corrector in `log(1/r)`).
+evaluation of `D`, `D_{n+1}, D_n, D_{n−1}` (Zhao et al. 2023, "UniPC", has such a corrector in `log(1/r)`). With steps
+longer than 0.8 (fewer than about 13) one value less is more accurate in both.
+
+`ρ` should be at least four times the largest principal standard deviation of standardised measurements. Four times the
+root of their number of entries always is.
 """
 
 from typing import Any, final
@@ -22,7 +26,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._checks import check_integer, check_number, is_integer, shown
+from .._checks import check_integer
 from .._custom_types import Context, Key, Params
 from .._noising import noise_level, scaled_normal
 from .._structure import count_entries
@@ -33,32 +37,22 @@ from .base import AbstractIndependentSampler, Sample, draw_keys, final_sample, m
 class ExponentialAdams(AbstractIndependentSampler):
     """The probability-flow ODE in few steps, by an exponential Adams predictor-corrector.
 
-    Its noise levels are spaced evenly in `v = log(1 + ρ/r)`, `r = σ/α`, between those of the schedule at 1 and 0. The
-    answer is a deterministic function of the starting noise.
+    Its noise levels are spaced evenly in `v = log(1 + ρ/r)`, `r = σ/α`, between those of the schedule at 1 and 0, with
+    `ρ` four times the root of the number of entries of a measurement. The answer is a deterministic function of the
+    starting noise.
 
     **Arguments:**
 
     - `num_steps`: how many noise levels are visited, `t = 0` included: the number of denoiser evaluations.
-    - `order`: the number of past evaluations in the predictor: 1 (that of DDIM), 2 or 3. With steps longer than 0.8 in
-        `v` (fewer than about 13) order 3 falls back to 2, which is more accurate there.
-    - `knee`: `ρ`, where the steps turn from even in `1/r` to even in `log r`. At least four times the largest principal
-        standard deviation of standardised measurements; the default, four times the root of their number of entries,
-        always is.
     - `num_draws`: how many draws of a stochastic denoiser are averaged per evaluation.
     """
 
     num_steps: int = 24
-    order: int = 3
-    knee: float | None = None
     num_draws: int = 16
 
     def __check_init__(self) -> None:
         check_integer("ExponentialAdams: `num_steps`", self.num_steps)
         check_integer("ExponentialAdams: `num_draws`", self.num_draws)
-        if not is_integer(self.order) or self.order not in (1, 2, 3):
-            raise ValueError(f"ExponentialAdams: `order` must be 1, 2 or 3, got {shown(self.order)}.")
-        if self.knee is not None:
-            check_number("ExponentialAdams: `knee`", self.knee, "positive and finite, or None", lambda x: x > 0)
 
     def _times(self, schedule, knee):
         """The visited times and the step in `v`."""
@@ -87,7 +81,7 @@ class ExponentialAdams(AbstractIndependentSampler):
     def __call__(self, problem: Any, context: Context, params: Params, *, key: Key) -> Sample:
         start_key, draws_key, final_key = jr.split(key, 3)
         structure = problem.observation_structure(params)
-        knee = 4 * count_entries(structure) ** 0.5 if self.knee is None else self.knee
+        knee = 4 * count_entries(structure) ** 0.5
         times, step = self._times(problem.schedule, knee)
         keys = draw_keys(problem, self.num_draws, draws_key)
         ratio = jnp.exp(-0.5 * jax.vmap(problem.schedule.log_snr)(times))
@@ -105,33 +99,26 @@ class ExponentialAdams(AbstractIndependentSampler):
             y = jax.tree.map(jnp.add, y, first)
             predictor, corrector = self._weights(step)
             index = jnp.arange(self.num_steps - 1)
-            third = (step <= 0.8) if self.order == 3 else jnp.asarray(False)
-            most = jnp.where(third, 2, min(self.order, 2) - 1)
+            most = jnp.where(step <= 0.8, 2, 1)
             scale = (1 + ratio[1:] / knee)[:, None]
             predict = scale * predictor[jnp.minimum(index, most)]
-            correct = scale * corrector[jnp.where(third, jnp.minimum(index, 1), 0)]
+            correct = scale * corrector[jnp.minimum(index, most - 1)]
             shrink = ratio[1:] / ratio[:-1]
+
+            def combine(weights, shrink, y, *past):
+                add = lambda y, *ds: shrink * y + sum(w * d for w, d in zip(weights, ds, strict=True))
+                return jax.tree.map(lambda y, *ds: add(y, *ds).astype(y.dtype), y, *past)
 
             def advance(carry, inputs):
                 y, (d0, d1, d2) = carry
                 t, shrink, predict, correct = inputs
-                combine = lambda w, y, *ds: (shrink * y + sum(a * d for a, d in zip(w, ds, strict=True))).astype(
-                    y.dtype
-                )
-                ahead = jax.tree.map(lambda y, *ds: combine(predict, y, *ds), y, d0, d1, d2)
-                new = denoise(ahead, t)
-                if self.order > 1:
-                    ahead = jax.tree.map(lambda y, *ds: combine(correct, y, *ds), y, new, d0, d1)
-                return (ahead, (new, d0, d1)), None
+                new = denoise(combine(predict, shrink, y, d0, d1, d2), t)
+                return (combine(correct, shrink, y, new, d0, d1), (new, d0, d1)), None
 
             # The last step is predicted only: the answer is the evaluation at its end.
-            inputs = (times[1:], shrink, predict, correct)
-            body = jax.tree.map(lambda x: x[:-1], inputs)
-            (y, (d0, d1, d2)), _ = jax.lax.scan(advance, (y, (first, zeros, zeros)), body)
-            last = lambda y, *ds: (shrink[-1] * y + sum(a * d for a, d in zip(predict[-1], ds, strict=True))).astype(
-                y.dtype
-            )
-            y = jax.tree.map(last, y, d0, d1, d2)
+            body = (times[1:-1], shrink[:-1], predict[:-1], correct[:-1])
+            (y, past), _ = jax.lax.scan(advance, (y, (first, zeros, zeros)), body)
+            y = combine(predict[-1], shrink[-1], y, *past)
         level = noise_level(problem.schedule, times[-1], y)
         noisy = jax.tree.map(lambda x: level.alpha * x, y)
         return final_sample(problem, noisy, times[-1], context, params, final_key)

@@ -1,7 +1,7 @@
 r"""The exact denoiser of a linear-Gaussian problem.
 
-For `s ~ N(m, P)`, `o = A s + b + τ η` and a context `c = C s + d + τ_c η'`, the law of the signal given the context is
-`N(m_c, P_c)`, and given a noisy target as well it is Gaussian with mean
+For `s ~ N(m, P)`, `o = A s + b + τ η` and a context `c = C s + d + τ η'` of other views, the law of the signal given
+the context is `N(m_c, P_c)`, and given a noisy target as well it is Gaussian with mean
 
 `m_c + P_c Aᵀ α (α² A P_c Aᵀ + (σ² + α² τ²) I)⁻¹ (o_t − α (A m_c + b))`.
 
@@ -17,10 +17,11 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from .._checks import check_instance
 from .._custom_types import AnyCallable, Context, FloatScalarLike, Key, Observation, Params, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model, as_multi_view
 from .._schedule import NoiseLevel
-from .._view import is_view, view_mask
+from .._view import View, view_mask
 from .base import AbstractDenoiser
 
 
@@ -37,17 +38,12 @@ class GaussianDenoiser(AbstractDenoiser):
     - `mean`: the mean of the signal, a PyTree of arrays.
     - `covariance`: the covariance of the raveled signal, positive semi-definite, shape `(n, n)`.
     - `noise`: the standard deviation `τ ≥ 0` of the noise on measurements (target and context views).
-    - `context_forward`: how a context that is not a [`stochinv.View`][] arises from the signal: an affine callable
-        `signal -> context`.
-    - `context_noise`: the standard deviation of the noise on such a context.
     """
 
     forward: AbstractForwardModel
     mean: PyTree
     root: Float[Array, "n n"]
     noise: Float[Array, ""]
-    context_forward: AnyCallable | None
-    context_noise: Float[Array, ""]
 
     def __init__(
         self,
@@ -56,8 +52,6 @@ class GaussianDenoiser(AbstractDenoiser):
         covariance: Float[Array, "n n"],
         *,
         noise: FloatScalarLike = 0.0,
-        context_forward: AnyCallable | None = None,
-        context_noise: FloatScalarLike = 0.0,
     ) -> None:
         size = ravel_pytree(mean)[0].size
         if covariance.shape != (size, size):
@@ -70,8 +64,6 @@ class GaussianDenoiser(AbstractDenoiser):
         self.mean = mean
         self.root = eigenvectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))
         self.noise = jnp.asarray(noise, covariance.dtype)
-        self.context_forward = context_forward
-        self.context_noise = jnp.asarray(context_noise, covariance.dtype)
 
     def _affine(self, function):
         mean, unravel = ravel_pytree(self.mean)
@@ -80,21 +72,15 @@ class GaussianDenoiser(AbstractDenoiser):
 
     def _context_rows(self, context: Context):
         """The matrix, value at the mean, observed value and noise of the context."""
-        if is_view(context):
-            forward = as_multi_view(self.forward)
-            matrix, predicted = self._affine(lambda s: forward(s, context.params))
-            keep = jax.vmap(lambda o, m: jax.tree.map(lambda x: jnp.full(x.shape, m), o))(
-                context.observation, view_mask(context)
-            )
-            keep = ravel_pytree(keep)[0]
-            observed = jnp.where(keep, ravel_pytree(context.observation)[0], 0)
-            return matrix * keep[:, None], predicted * keep, observed, self.noise * keep
-        if self.context_forward is None:
-            raise ValueError(
-                "GaussianDenoiser: the context is not a `View`, so `context_forward` (signal -> context) is needed."
-            )
-        matrix, predicted = self._affine(self.context_forward)
-        return matrix, predicted, ravel_pytree(context)[0], jnp.full(predicted.shape, self.context_noise)
+        check_instance("GaussianDenoiser: the context", context, View, "a `stochinv.View`, or None")
+        forward = as_multi_view(self.forward)
+        matrix, predicted = self._affine(lambda s: forward(s, context.params))
+        keep = jax.vmap(lambda o, m: jax.tree.map(lambda x: jnp.full(x.shape, m), o))(
+            context.observation, view_mask(context)
+        )
+        keep = ravel_pytree(keep)[0]
+        observed = jnp.where(keep, ravel_pytree(context.observation)[0], 0)
+        return matrix * keep[:, None], predicted * keep, observed, self.noise * keep
 
     def __call__(
         self, noisy: Observation, level: NoiseLevel, context: Context, params: Params, *, key: Key | None = None

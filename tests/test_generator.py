@@ -186,22 +186,18 @@ def test_generator_is_differentiated_in_its_signal_alone():
     assert jnp.all(by_signal != 0)
 
 
-def test_truncation_pulls_to_the_mean():
+def test_signals_are_deviations_from_the_mean():
     generator, mean = mlp(), jr.normal(jr.key(2), (5,))
     signal = jr.normal(jr.key(1), (5,))
-    forward = si.forward.Generator(generator, mean=mean, truncation=0.5)
-    np.testing.assert_allclose(forward(signal, None), generator(mean + 0.5 * signal), rtol=1e-5)
+    forward = si.forward.Generator(generator, mean=mean)
+    np.testing.assert_allclose(forward(signal, None), generator(mean + signal), rtol=1e-5)
     np.testing.assert_allclose(forward(jnp.zeros(5), None), generator(mean), rtol=1e-5)
-    without = si.forward.Generator(generator, truncation=0.5)
-    np.testing.assert_allclose(without(signal, None), generator(0.5 * signal), rtol=1e-5)
     np.testing.assert_allclose(si.forward.Generator(generator)(signal, None), generator(signal), rtol=1e-5)
 
 
 def test_generator_arguments_are_checked():
     with pytest.raises(ValueError, match="give `latent`"):
         si.forward.Generator(jnp.tanh)
-    with pytest.raises(ValueError, match="`truncation` must be positive"):
-        si.forward.Generator(mlp(), truncation=0.0)
     with pytest.raises(ValueError, match="`mean` must have the structure"):
         si.forward.Generator(mlp(), mean=jnp.zeros(4))
 

@@ -20,8 +20,7 @@ class Generator(AbstractForwardModel):
     parameters.
 
     In an intermediate space with a mean, as StyleGAN's $w$, the signal is the deviation from that mean: the
-    generator is given $\bar w + \psi s$. The signal 0 then is the mean image, and a *truncation* $\psi < 1$ trades
-    diversity for quality (Karras et al. 2019, "A style-based generator architecture", appendix B).
+    generator is given $\bar w + s$, and the signal 0 is the mean image.
 
     **Arguments:**
 
@@ -30,38 +29,26 @@ class Generator(AbstractForwardModel):
     - `latent`: the `jax.ShapeDtypeStruct`s of the latent code; `None` if the generator has an attribute `latent` that
         says so.
     - `mean`: the mean $\bar w$ of the latent code, in its structure; `None` for 0.
-    - `truncation`: $\psi > 0$.
 
     **Raises:**
 
-    `ValueError` if the latent code is not known, `truncation` is not positive, or `mean` is not structured as it.
+    `ValueError` if the latent code is not known, or `mean` is not structured as it.
     """
 
     generator: Frozen
     latent: Structure
     mean: Frozen
-    truncation: float
 
-    def __init__(
-        self,
-        generator: AnyCallable,
-        latent: Structure | None = None,
-        *,
-        mean: Signal | None = None,
-        truncation: float = 1.0,
-    ) -> None:
+    def __init__(self, generator: AnyCallable, latent: Structure | None = None, *, mean: Signal | None = None) -> None:
         latent = getattr(generator, "latent", None) if latent is None else latent
         if latent is None:
             raise ValueError(
                 "Generator: give `latent`, the PyTree of `jax.ShapeDtypeStruct` of a latent code; "
                 f"{type(generator).__name__} does not say what it takes."
             )
-        if not truncation > 0:
-            raise ValueError(f"Generator: `truncation` must be positive, got {truncation}; 1 is none.")
         self.generator = Frozen(generator)
         self.latent = latent
         self.mean = Frozen(mean)
-        self.truncation = truncation
 
     def __check_init__(self) -> None:
         mean = self.mean.value
@@ -75,9 +62,7 @@ class Generator(AbstractForwardModel):
     def __call__(self, signal: Signal, params: Params) -> Observation:
         generator, mean = _without_gradient((self.generator.value, self.mean.value))
         if mean is not None:
-            signal = jax.tree.map(lambda m, s: m + self.truncation * s, mean, signal)
-        elif self.truncation != 1:
-            signal = jax.tree.map(lambda s: self.truncation * s, signal)
+            signal = jax.tree.map(jnp.add, mean, signal)
         return generator(signal)
 
     def signal_structure(self, observation: Structure, params: Params) -> Structure:

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -130,17 +129,13 @@ def split_shots(video: Frames, *, ratio: float = 2.0, floor: float = 0.02) -> li
     return np.split(video, cuts)
 
 
-def split_clips(
-    clips: Sequence[Frames], *, held_out: float = 0.2, by: Literal["time", "clip"] = "time", seed: int = 0
-) -> tuple[list[Frames], list[Frames]]:
-    """Parts clips for training from held-out ones, never by frame: neighbouring frames are almost the same.
+def split_clips(clips: Sequence[Frames], *, held_out: float = 0.2) -> tuple[list[Frames], list[Frames]]:
+    """Parts clips for training from held-out ones, the end of every clip: neighbouring frames are almost the same.
 
     **Arguments:**
 
     - `clips`: the clips, such as the shots of a video.
     - `held_out`: the share that is held out, strictly between 0 and 1.
-    - `by`: `"time"` holds out the end of every clip; `"clip"` holds out whole clips, drawn at random.
-    - `seed`: of that draw.
 
     **Returns:**
 
@@ -152,17 +147,9 @@ def split_clips(
     """
     if not 0 < held_out < 1:
         raise ValueError(f"`held_out` must lie strictly between 0 and 1, got {held_out}.")
-    if by == "time":
-        ends = [len(clip) - round(held_out * len(clip)) for clip in clips]
-        train = [clip[:end] for clip, end in zip(clips, ends, strict=True)]
-        rest = [clip[end:] for clip, end in zip(clips, ends, strict=True)]
-    elif by == "clip":
-        order = np.random.default_rng(seed).permutation(len(clips))
-        number = max(round(held_out * len(clips)), 1)
-        rest = [clips[i] for i in sorted(order[:number])]
-        train = [clips[i] for i in sorted(order[number:])]
-    else:
-        raise ValueError(f'`by` must be "time" or "clip", got {by!r}.')
+    ends = [len(clip) - round(held_out * len(clip)) for clip in clips]
+    train = [clip[:end] for clip, end in zip(clips, ends, strict=True)]
+    rest = [clip[end:] for clip, end in zip(clips, ends, strict=True)]
     for name, part in (("training", train), ("held-out", rest)):
         if not any(len(clip) > 1 for clip in part):
             raise ValueError(

@@ -98,15 +98,6 @@ def test_warns_of_chains_that_disagree():
     assert result.r_hat > 1.5
 
 
-def test_to_arviz():
-    arviz = pytest.importorskip("arviz")
-    chains = {"a": jnp.zeros((2, 5, 3))}
-    result = si.diagnostics.ReferencePosterior(chains, chains, chains, 0)
-    data = result.to_arviz()
-    assert isinstance(data, arviz.InferenceData)
-    assert data.posterior["signal['a']"].shape == (2, 5, 3)
-
-
 def test_errors():
     case, prior = gaussian_case(2)
     run = lambda noise, context, **options: reference_posterior(

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._custom_types import AnyCallable, Context, Key, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
-from .._lazy import is_distribution, numpyro, optional
+from .._lazy import is_distribution, numpyro
 from .._noise import AbstractNoise, as_noise
 from .._view import View, structure, take_views, view_mask
 
@@ -43,16 +43,6 @@ class ReferencePosterior(eqx.Module):
     def samples(self) -> Signal:
         """The signals of all chains, with one leading axis."""
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.chains)
-
-    def to_arviz(self) -> Any:
-        """The draws as an `arviz.InferenceData`, one variable per leaf of the signal.
-
-        **Raises:**
-
-        `ImportError` if ArviZ is not installed.
-        """
-        arviz = optional("arviz", "`ReferencePosterior.to_arviz` needs ArviZ", "diagnostics")
-        return arviz.from_dict(posterior={name: np.asarray(x) for name, x in _named(self.chains)})
 
 
 def reference_posterior(

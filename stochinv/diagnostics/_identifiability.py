@@ -171,7 +171,6 @@ def identifiability(
     *,
     noise: AbstractNoise | AnyCallable | PyTree = None,
     tolerance: float | None = None,
-    batch_size: int = 1,
 ) -> Identifiability:
     r"""Which directions of signal space measurements see, near given signals.
 
@@ -189,7 +188,6 @@ def identifiability(
         `τ` counts. By default the problem's, 0 for a forward model. 0 leaves the measurement unweighted.
     - `tolerance`: singular values of the stacked Jacobian below `tolerance ∈ (0, 1)` times the largest count as zero.
         By default `√(n · machine epsilon)`: the Gram matrix has their squares, so that smaller ones are lost.
-    - `batch_size`: how many Jacobians are held at once.
 
     **Returns:**
 
@@ -221,7 +219,7 @@ def identifiability(
     check_probability("tolerance", tolerance)
     num_params = leading_size("params", params) if jax.tree.leaves(params) else 0
     example = jax.tree.map(lambda x: x[0], signals)
-    singular, directions = _spectrum(model, signals, params, noise, num_params, batch_size)
+    singular, directions = _spectrum(model, signals, params, noise, num_params)
     rank = int(jnp.sum(singular > tolerance * singular[0]))
     return Identifiability(singular, directions, rank, tolerance, example)
 
@@ -233,7 +231,7 @@ def _as_model_and_noise(forward, noise):
 
 
 @eqx.filter_jit
-def _spectrum(model, signals, params, noise, num_params, batch_size):
+def _spectrum(model, signals, params, noise, num_params):
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], signals))
     points = jax.vmap(lambda s: ravel_pytree(s)[0])(signals)
     number, size = points.shape
@@ -255,22 +253,16 @@ def _spectrum(model, signals, params, noise, num_params, batch_size):
         except TypeError:  # a solver with a derivative of its own has reverse mode alone
             return jax.jacrev(flat)(vector, at)
 
-    def add(carry, indices):
+    def add(carry, index):
         """The Gram matrix in units of the square of the largest entry so far, which is kept beside it."""
         matrix, unit = carry
-        new = jax.vmap(jacobian)(indices).reshape(-1, size)
+        new = jacobian(index)
         larger = jnp.maximum(unit, jnp.max(jnp.abs(new), initial=0))
         safe = jnp.where(larger > 0, larger, 1)
         new = new / safe
         return ((unit / safe) ** 2 * matrix + jnp.matmul(new.T, new, precision="highest"), larger), None
 
-    total = number * max(num_params, 1)
-    chunks, rest = divmod(total, batch_size)
-    carry = jnp.zeros((size, size), points.dtype), jnp.zeros((), points.dtype)
-    if chunks:
-        carry, _ = jax.lax.scan(add, carry, jnp.arange(chunks * batch_size).reshape(chunks, batch_size))
-    if rest:
-        carry, _ = add(carry, jnp.arange(chunks * batch_size, total))
-    matrix, unit = carry
+    start = jnp.zeros((size, size), points.dtype), jnp.zeros((), points.dtype)
+    (matrix, unit), _ = jax.lax.scan(add, start, jnp.arange(number * max(num_params, 1)))
     eigenvalues, directions = jnp.linalg.eigh(matrix / number)
     return unit * jnp.sqrt(jnp.maximum(eigenvalues[::-1], 0)), directions[:, ::-1]

@@ -246,26 +246,6 @@ def test_default_denoiser_of_a_volume_renderer():
         si.nn.default_denoiser(forward, IMAGE, info, key=jr.key(0))
 
 
-@pytest.mark.parametrize("context_snr, error", [(None, 0.5), (1e6, 0.003)])
-def test_a_trusted_context_is_repeated(context_snr, error):
-    """Whatever the network says, the signal keeps to a context whose SNR is large."""
-    shape = jax.ShapeDtypeStruct((6, 6, 1), jnp.float32)
-    window = si.forward.Window(shape.shape, (3, 3))
-    encoder = si.BackProjection(window, shape, context_snr=context_snr)
-    network = lambda image, embedding: jnp.ones(shape.shape)
-    denoiser = si.NetworkDenoiser(
-        encoder, network, lambda log_snr: jnp.zeros(4), embedding_size=4, signal=shape, key=jr.key(0)
-    )
-    corners = jnp.array([[1, 2]])
-    context = si.View(jr.normal(jr.key(1), (1, 3, 3, 1)), corners)
-    noisy = jr.normal(jr.key(2), (3, 3, 1))
-    level = si.CosineSchedule().level(jnp.asarray(0.9))
-    signal = denoiser(noisy, level, context, jnp.array([0, 0]), key=jr.key(3))
-    difference = jnp.max(jnp.abs(window(signal, corners[0]) - context.observation[0]))
-    assert difference < error
-    assert context_snr is not None or difference > 0.1
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("size", [1e-3, 1e3])
 def test_signals_of_vectors_have_the_size_that_measurements_tell(size):

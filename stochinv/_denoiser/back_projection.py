@@ -19,6 +19,9 @@ from .._view import is_view, view_mask
 from .flatten import flatten
 from .network import AbstractEncoder, Features
 
+# Beyond this the estimate is not relied on: it bounds how far the network's output is scaled down.
+_LARGEST_SNR = 25.0
+
 
 @final
 class BackProjection(AbstractEncoder):
@@ -33,33 +36,16 @@ class BackProjection(AbstractEncoder):
     - `forward`: the forward model.
     - `signal`: the `jax.ShapeDtypeStruct`s of the signal: images `(H, W, channels)`.
     - `gain`: how large the forward model makes a signal of ones.
-    - `largest_snr`: the signal-to-noise ratio beyond which the estimate is not relied on: it bounds how far the
-        network's output is scaled down.
-    - `context_snr`: the same for the context; `largest_snr` by default. Where the forward model selects entries of the
-        signal (windows, masks) and measurements have no noise, a large value such as `1e6` makes every signal repeat
-        the context.
     """
 
     forward: Frozen
     signal: Structure
     gain: float
-    largest_snr: float
-    context_snr: float
 
-    def __init__(
-        self,
-        forward: AbstractForwardModel,
-        signal: Structure,
-        *,
-        gain: FloatScalarLike = 1.0,
-        largest_snr: float = 25.0,
-        context_snr: float | None = None,
-    ) -> None:
+    def __init__(self, forward: AbstractForwardModel, signal: Structure, *, gain: FloatScalarLike = 1.0) -> None:
         self.forward = Frozen(forward)
         self.signal = signal
         self.gain = float(gain)
-        self.largest_snr = largest_snr
-        self.context_snr = largest_snr if context_snr is None else context_snr
 
     def _back_project(self, measure, observation, weights):
         """The back-projection of a measurement in the units of the signal, and its coverage between 0 and 1."""
@@ -82,7 +68,7 @@ class BackProjection(AbstractEncoder):
         full = jax.tree.map(jnp.ones_like, noisy)
         size = jnp.sqrt(level.alpha**2 + level.sigma**2)
         target, target_coverage = self._back_project(lambda s: forward(s, params), noisy, full)
-        target_snr = jnp.minimum((level.alpha / level.sigma) ** 2, self.largest_snr) * target_coverage
+        target_snr = jnp.minimum((level.alpha / level.sigma) ** 2, _LARGEST_SNR) * target_coverage
         channels = [target / size, target_coverage]
         total, weighted = 1 + target_snr, target_snr * target / level.alpha
         if is_view(context):
@@ -94,7 +80,8 @@ class BackProjection(AbstractEncoder):
             stack = as_multi_view(forward)
             given, coverage = self._back_project(lambda s: stack(s, context.params), context.observation, weights)
             channels += [given, coverage]
-            total, weighted = total + self.context_snr * coverage, weighted + self.context_snr * coverage * given
+            snr = _LARGEST_SNR * coverage
+            total, weighted = total + snr, weighted + snr * given
         elif context is not None:
             constants = flatten(context, target)
             channels.append(jnp.broadcast_to(constants, (*target.shape[:2], constants.size)))

@@ -15,7 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ._checks import as_range, check_integer, is_integer, shown
+from ._checks import as_range, check_instance, check_integer, is_integer, shown
 from ._custom_types import ArrayLike, Context, Key, Observation, Params
 
 
@@ -82,11 +82,8 @@ class Example(eqx.Module):
     novel: View | None = None
 
     def __check_init__(self) -> None:
-        for name, part in (("target", self.target), ("novel", self.novel)):
-            if not isinstance(part, View) and (name == "target" or part is not None):
-                raise ValueError(
-                    f"Example: `{name}` must be a `View`, got {shown(part)}; write `View(observation, params)`."
-                )
+        check_instance("Example: `target`", self.target, View, "a `View`, by `View(observation, params)`")
+        check_instance("Example: `novel`", self.novel, View | None, "a `View`, by `View(observation, params)`, or None")
 
 
 class RandomViews(eqx.Module):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._checks import check_instance
 from .._custom_types import AnyCallable, Context, Key, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._lazy import is_distribution, numpyro
@@ -106,10 +107,7 @@ def reference_posterior(
 
 
 def _check_run(context, num_samples, num_warmup, num_chains):
-    if not isinstance(context, View):
-        raise ValueError(
-            f"`context` must be a `stochinv.View` with a views axis, got {type(context).__name__}; make one."
-        )
+    check_instance("`context`", context, View, "a `stochinv.View` with a views axis")
     least = {"num_samples": (num_samples, 4), "num_warmup": (num_warmup, 0), "num_chains": (num_chains, 1)}
     for name, (value, smallest) in least.items():
         if value < smallest:

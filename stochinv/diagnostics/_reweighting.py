@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from .._checks import check_instance
 from .._custom_types import AnyCallable, Key, PyTree, Signal
 from .._forward.base import AbstractForwardModel, as_forward_model
 from .._view import View, view_mask
@@ -100,7 +101,8 @@ def reweighted_posterior(
     number is not positive.
     """
     check_at_least_one(num_samples=num_samples, num_draws=num_draws, chunk_size=chunk_size)
-    contexts, number = _check_contexts(contexts)
+    check_instance("`contexts`", contexts, View, "a `stochinv.View` with leading axes (contexts, views)")
+    contexts, number = jax.tree.map(jnp.asarray, contexts), leading_size("contexts", contexts)
     measured = as_likelihood(noise, contexts, 2)
     reduce = (lambda signal: signal) if summary is None else summary
     forward = as_forward_model(forward)
@@ -114,15 +116,6 @@ def reweighted_posterior(
     return ReweightedPosterior(
         sums.mean, sums.samples, ess.reshape(number), sums.log_total - jnp.log(float(num_chunks * chunk_size))
     )
-
-
-def _check_contexts(contexts):
-    """The contexts as arrays, and their number."""
-    if not isinstance(contexts, View):
-        raise ValueError(
-            f"`contexts` must be a `stochinv.View` with leading axes (contexts, views), got {type(contexts).__name__}."
-        )
-    return jax.tree.map(jnp.asarray, contexts), leading_size("contexts", contexts)
 
 
 @eqx.filter_jit

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import check_number
+from .._checks import check_instance, check_number
 from .._custom_types import Params, Signal, Structure
 from .._forward.base import AbstractForwardModel
 from ._camera import Camera, Rays
@@ -108,7 +108,9 @@ class VolumeRenderer(AbstractForwardModel):
 
         `ValueError` if the field or `params` are of other types.
         """
-        _check_scene(field, params)
+        check_instance("VolumeRenderer: the signal", field, AbstractField, "a field such as `VoxelField(...)`")
+        cameras = "a camera, `Camera(intrinsics, pose, image_size)`, or `Rays`"
+        check_instance("VolumeRenderer: `params`", params, Camera | Rays, cameras)
         rays = params.rays()
         offsets = 0.5 * jnp.ones((*rays.directions.shape[:-1], 1)) if rays.offsets is None else rays.offsets
         if offsets.shape[-1] not in (1, self.num_samples):
@@ -153,15 +155,3 @@ class VolumeRenderer(AbstractForwardModel):
         array = lambda *shape: jax.ShapeDtypeStruct(shape, jax.tree.leaves(observation)[0].dtype)
         field = lambda density, colour: VoxelField(density=density, colour=colour, density_scale=_DENSITY_SCALE)
         return jax.eval_shape(field, array(size, size, size), array(size, size, size, 3))
-
-
-def _check_scene(field, params):
-    if not isinstance(field, AbstractField):
-        raise ValueError(
-            f"VolumeRenderer: the signal must be a field, got a {type(field).__name__}; make one such as `VoxelField`."
-        )
-    if not isinstance(params, Camera | Rays):
-        raise ValueError(
-            f"VolumeRenderer: `params` must be a `Camera` or `Rays`, got a {type(params).__name__}; make one by "
-            "`Camera(intrinsics, pose, image_size)`."
-        )

@@ -26,6 +26,7 @@ LEVELS = [
         "_pareto",
         "_mixture",
         "_normal",
+        "_ranks",
     ],
     ["_tracker", "_grid"],
     ["_view", "_schedule", "_forward.base"],

@@ -144,6 +144,17 @@ def test_records_are_few_where_coverage_is_not_known():
     assert not _findings._few_records(100, found(0.86, 0.94)) and _findings._few_records(20, found(1.0, 1.0))
 
 
+def test_coverage_of_few_counts_is_its_level():
+    """Nine in ten are 0, and so are most of their predictions at the true rate."""
+    counts = np.random.default_rng(0).poisson(0.1, (1000, DRAWS + 1, ENTRIES)).astype(np.float32)
+    predicted, unseen = counts[:, 1:], counts[:, 0]
+    for found in _findings._coverage(predicted, unseen, jr.key(0), np.random.default_rng(0)):
+        assert abs(found.share - found.level) < 4 * np.sqrt(found.level * (1 - found.level) / unseen.size)
+    # Not drawn at random, they spread by less.
+    shares, levels = _report_pictures._shares(predicted, unseen), _report_pictures.FINE_LEVELS
+    assert np.all(np.abs(shares - levels) < 4 * np.sqrt(levels * (1 - levels) / unseen.size))
+
+
 def test_draws_that_repeat_are_warned_of():
     found = arrays(np.random.default_rng(0))._replace(effective=np.full(RECORDS, 0.02))
     assert "Only 2.0% of the network's draws" in _findings.judge(found, jr.key(0)).warnings[0]

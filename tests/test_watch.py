@@ -1,6 +1,7 @@
 """How training in signal space decides when to end: by what predicts measurements that it does not see."""
 
 import dataclasses
+import types
 import warnings
 
 import jax
@@ -140,6 +141,18 @@ def test_scores_and_coverage_of_exact_posteriors_are_theirs(monkeypatch):
     noisier = dataclasses.replace(watch_views, observation=records(512, seed=1, noise=3 * NOISE).observation)
     _, coverage = Watch(trained.noised, noisier, jr.key(2)).look(trained.noised)
     assert coverage is not None and coverage[-1] < 0.8
+
+
+def test_coverage_of_few_counts_is_its_level():
+    """Nine in ten are 0, and so are most of their predictions at the true rate."""
+    problem = types.SimpleNamespace(
+        data_info=None, units=si.Units(), measurement_noise=si.PoissonNoise(), measure=lambda signal, params: signal
+    )
+    counts = jr.poisson(jr.key(0), 0.1, (2000, 4)).astype(jnp.float32)
+    look = lambda o, key: watch.predict(problem, jnp.full((32, 4), 0.1), si.View(o, None), key)["inside"]
+    shares = jnp.mean(jax.vmap(look)(counts, jr.split(jr.key(1), 2000)), 0)
+    for level, share in zip(LEVELS, shares, strict=True):
+        assert abs(share - level) < 4 * np.sqrt(level * (1 - level) / counts.size)
 
 
 @pytest.mark.slow

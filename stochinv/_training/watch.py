@@ -25,6 +25,7 @@ from .._chunks import in_chunks
 from .._custom_types import FloatScalar, Key, Signal
 from .._objective.rules import EnergyRule
 from .._problem_base import context_units, encode_context
+from .._ranks import fractional_ranks
 from .._sampler.importance import ImportanceSampling
 from .._sampling import corrects, sampler_of_rounds
 from .._view import View, take_views, view_mask
@@ -68,7 +69,7 @@ def predict(problem: Any, signals: Signal, unseen: View, key: Key) -> dict[str, 
     number, observed = jax.tree.leaves(signals)[0].shape[0], flat(unseen.observation)
     one = lambda s, k: flat(problem.measurement_noise.sample(k, problem.measure(s, unseen.params)))
     predicted = jax.vmap(one)(signals, jr.split(noise_key, number))
-    rank = (jnp.sum(predicted < observed, 0) + jr.uniform(spread_key, observed.shape)) / (number + 1)
+    rank = fractional_ranks(predicted, observed, key=spread_key)
     inside = jnp.stack([jnp.mean(jnp.abs(2 * rank - 1) <= level) for level in LEVELS])
     return {"energy": EnergyRule()((predicted,), (observed,)), "inside": inside}
 

@@ -1,6 +1,7 @@
 """Whether samples have the law they should have: distances, calibration, identifiability."""
 
 from .._pareto import pareto_k as pareto_k
+from .._ranks import fractional_ranks as fractional_ranks
 from ._calibration import Calibration as Calibration, sbc_ranks as sbc_ranks, tarp as tarp
 from ._distances import (
     c2st as c2st,
@@ -23,5 +24,5 @@ from ._reference import ReferencePosterior as ReferencePosterior, reference_post
 from ._report import Report as Report, report as report
 from ._residuals import PredictiveResiduals as PredictiveResiduals, predictive_residuals as predictive_residuals
 from ._reweighting import ReweightedPosterior as ReweightedPosterior, reweighted_posterior as reweighted_posterior
-from ._scores import crps as crps, energy_score as energy_score, fractional_ranks as fractional_ranks
+from ._scores import crps as crps, energy_score as energy_score
 from ._two_sample import TwoSampleTest as TwoSampleTest, two_sample_test as two_sample_test

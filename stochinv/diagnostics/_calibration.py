@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._custom_types import Key, PyTree
+from .._ranks import random_rank
 from ._bands import uniform_band
-from ._common import as_rows, check_probability, flatten_draws, generator, leading_size, new_axes, random_rank
+from ._common import as_rows, check_probability, flatten_draws, generator, leading_size, new_axes
 
 MOST_QUANTITIES = 100
 LEVELS = tuple(float(x) for x in np.round(np.arange(0.05, 1, 0.05), 2))

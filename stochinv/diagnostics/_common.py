@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from .._complex import as_parts
 from .._custom_types import FloatScalar, Key, PyTree
@@ -48,13 +48,6 @@ def largest(*arrays: Float[Array, "..."]) -> FloatScalar:
     """The largest absolute value, 1 if all are 0: a unit in which squares neither vanish nor overflow."""
     size = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in arrays])
     return jnp.where(size > 0, size, 1)
-
-
-def random_rank(draws: Float[Array, "draws *shape"], value: Float[Array, "*shape"], key: Key) -> Int[Array, "*shape"]:
-    """The rank of a value among draws, `0 … draws`; ties are broken at random."""
-    below = jnp.sum(draws < value, 0)
-    ties = jnp.sum(draws == value, 0)
-    return below + jr.randint(key, value.shape, 0, ties + 1)
 
 
 def generator(key: Key) -> np.random.Generator:

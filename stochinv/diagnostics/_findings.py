@@ -8,12 +8,14 @@ known. Holm's rule makes one decision of them: where all is right, one is reject
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
 from .._check import COVERAGE_TOLERANCE, LEAST_EFFECTIVE, RESIDUAL_TOLERANCE
 from .._custom_types import Key
+from .._ranks import fractional_ranks
 from ._common import generator
 from ._held_out import HeldOut, Residuals
 from ._joint import JointCalibration, joint_calibration
@@ -85,7 +87,7 @@ def judge(found: HeldOut, key: Key) -> Findings:
     - `found`: the arrays.
     - `key`: a PRNG key.
     """
-    predicted_key, signal_key, residual_key, rest_key = jr.split(key, 4)
+    predicted_key, signal_key, residual_key, rest_key, *rank_keys = jr.split(key, 6)
     rng = generator(rest_key)
     number, draws = found.predicted.shape[:2]
     predictions = joint_calibration(found.predicted, found.unseen, contexts=found.given, key=predicted_key)
@@ -93,7 +95,7 @@ def judge(found: HeldOut, key: Key) -> Findings:
     if found.signals is not None:
         signals = joint_calibration(found.drawn, found.signals, contexts=found.measured, key=signal_key)
     residuals = None if found.residuals is None else _tested(found.residuals, residual_key)
-    coverage = _coverage(found.predicted, found.unseen, rng)
+    coverage = _coverage(found.predicted, found.unseen, rank_keys[0], rng)
     effective = None if found.effective is None else float(np.mean(found.effective))
     unusual, unusual_p_value = _unusual(found.likely, found.usual, rng)
     warnings = [
@@ -110,7 +112,7 @@ def judge(found: HeldOut, key: Key) -> Findings:
         signals=signals,
         residuals=residuals,
         coverage=coverage,
-        signal_coverage=None if signals is None else _coverage(found.drawn, found.signals, rng),
+        signal_coverage=None if signals is None else _coverage(found.drawn, found.signals, rank_keys[1], rng),
         effective=effective,
         unusual=unusual,
         unusual_p_value=unusual_p_value,
@@ -167,12 +169,11 @@ def _fault(what: str, found: JointCalibration) -> str:
     return f"{what} {' and '.join(told[name] for name in first[:2] or names[:1])}"
 
 
-def _coverage(draws, values, rng) -> list[Coverage]:
+def _coverage(draws, values, key, rng) -> list[Coverage]:
     """Coverage of central intervals, entries pooled, with its spread over records."""
-    draws, values = np.asarray(draws), np.asarray(values)
-    below = (draws < values[:, None]).sum(1) + rng.random(values.shape) * ((draws == values[:, None]).sum(1) + 1)
-    central = np.abs(2 * below / (draws.shape[1] + 1) - 1)
     number = len(values)
+    ranks = jax.vmap(lambda draws, value, key: fractional_ranks(draws, value, key=key))
+    central = np.abs(2 * np.asarray(ranks(jnp.asarray(draws), jnp.asarray(values), jr.split(key, number))) - 1)
     resampled = rng.multinomial(number, np.full(number, 1 / number), NUM_BOOTSTRAP) / number
     found = []
     for level in LEVELS:

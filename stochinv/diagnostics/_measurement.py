@@ -27,11 +27,11 @@ from .._custom_types import AnyCallable, Key
 from .._forward.base import as_multi_view
 from .._noise import add_noise
 from .._problem import StochasticInverseProblem
+from .._ranks import fractional_ranks, random_rank
 from .._sampler.base import AbstractSampler
 from .._view import Example, RandomViews, View, view_mask
 from ._calibration import Calibration, band, calibration_of_ranks
-from ._common import check_at_least_one, check_probability, generator, leading_size, new_axes, random_rank
-from ._scores import fractional_ranks
+from ._common import check_at_least_one, check_probability, generator, leading_size, new_axes
 
 NUM_POINTS = 19
 

@@ -68,12 +68,12 @@ def _coverage_picture(found, findings):
 
 
 def _shares(draws: Any, values: Any) -> np.ndarray:
-    """Coverage of central intervals, each rank spread evenly over its part of `[0, 1]`."""
+    """Coverage of central intervals, each rank spread evenly over its part of `[0, 1]`, which is larger for ties."""
     draws, values = np.asarray(draws), np.asarray(values)
     cells = draws.shape[1] + 1
-    rank = ((draws < values[:, None]).sum(1) + (draws <= values[:, None]).sum(1)) / 2
-    inside = lambda level: np.minimum(rank + 1, cells * (1 + level) / 2) - np.maximum(rank, cells * (1 - level) / 2)
-    return np.array([np.mean(np.clip(inside(level), 0, 1)) for level in FINE_LEVELS])
+    low, high = (draws < values[:, None]).sum(1), (draws <= values[:, None]).sum(1) + 1
+    inside = lambda level: np.minimum(high, cells * (1 + level) / 2) - np.maximum(low, cells * (1 - level) / 2)
+    return np.array([np.mean(np.maximum(inside(level), 0) / (high - low)) for level in FINE_LEVELS])
 
 
 def _residual_picture(found, findings):

@@ -1,14 +1,12 @@
-"""What single observations say of predictions: scores and ranks, to be averaged over held-out records."""
+"""What single observations say of predictions: scores, to be averaged over held-out records."""
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
 
 from .._complex import as_parts
-from .._custom_types import FloatScalar, Key, PyTree
-from ._common import as_rows, largest, random_rank
+from .._custom_types import FloatScalar, PyTree
+from ._common import as_rows, largest
 
 
 def energy_score(samples: PyTree, observed: PyTree) -> FloatScalar:
@@ -58,30 +56,6 @@ def crps(samples: PyTree, observed: PyTree) -> FloatScalar:
     larger = 2 * jnp.arange(number) - (number - 1)
     pairs = 2 * larger.astype(rows.dtype) @ jnp.sort(rows, axis=0)
     return jnp.mean(jnp.mean(jnp.abs(rows - value), 0) - pairs / _twice_the_pairs(rows))
-
-
-def fractional_ranks(
-    samples: Float[Array, "samples *shape"], observed: Float[Array, "*shape"], *, key: Key
-) -> Float[Array, "*shape"]:
-    """The rank of each entry of a measurement among predictions of it, spread at random over `[0, 1]`.
-
-    Where the predictions have the law of the measurement, every rank is uniform on `[0, 1]`, for any number of samples
-    and with ties too, which are broken at random: round both to the levels at which measurements are recorded. The
-    share of entries within the central interval of level `p` is that of `|rank − ½| ≤ p / 2`.
-
-    **Arguments:**
-
-    - `samples`: predictions, shape `(samples, *shape)`.
-    - `observed`: the measurement.
-    - `key`: a PRNG key.
-
-    **Returns:**
-
-    Ranks in `[0, 1]`.
-    """
-    rank_key, spread_key = jr.split(key)
-    ranks = random_rank(samples, observed, rank_key)
-    return (ranks + jr.uniform(spread_key, ranks.shape)) / (len(samples) + 1)
 
 
 def _checked(samples, observed):

@@ -55,7 +55,6 @@ from ._noise import (
     AbstractNoise as AbstractNoise,
     GaussianNoise as GaussianNoise,
     NoiseLaw as NoiseLaw,
-    PoissonNoise as PoissonNoise,
 )
 from ._noising import (
     half_middle_log_snr as half_middle_log_snr,
@@ -79,6 +78,7 @@ from ._objective.rules import (
 )
 from ._objective.squared_error import SquaredError as SquaredError, snr_weight as snr_weight
 from ._pairs import Pairs as Pairs
+from ._poisson import PoissonNoise as PoissonNoise
 from ._poisson_gaussian import PoissonGaussianNoise as PoissonGaussianNoise
 from ._posterior import Posterior as Posterior
 from ._problem import StochasticInverseProblem as StochasticInverseProblem

@@ -27,8 +27,8 @@ from jaxtyping import Array, Float
 
 from ._checks import check_instance, is_traced, numbers, shown
 from ._complex import as_parts, from_parts
-from ._custom_types import AnyCallable, FloatScalar, FloatScalarLike, Key, Observation, PyTree, Structure, summary
-from ._lazy import is_distribution, numpyro
+from ._custom_types import AnyCallable, FloatScalar, Key, Observation, PyTree, Structure, summary
+from ._lazy import is_distribution
 from ._noising import scaled_normal
 from ._schedule import NoiseLevel
 
@@ -200,66 +200,6 @@ class GaussianNoise(AbstractNoise):
 
 
 @final
-class PoissonNoise(AbstractNoise):
-    """Counting noise: `o = gain · N` with `N ~ Poisson((ô + background) / gain)`.
-
-    Its mean is `ô + background`, which must be positive, and its variance `gain · (ô + background)`.
-
-    **Arguments:**
-
-    - `gain`: what one count measures, positive, in raw units.
-    - `background`: the expected measurement where `ô = 0`, at least 0, in raw units.
-
-    **Raises:**
-
-    `ValueError` if an argument is out of its range.
-    """
-
-    gain: Float[Array, ""]
-    background: Float[Array, ""]
-    every_level: ClassVar[bool] = False
-
-    def __init__(self, gain: FloatScalarLike = 1.0, background: FloatScalarLike = 0.0) -> None:
-        self.gain = as_scale(gain, "PoissonNoise: `gain`", positive=True)
-        self.background = as_scale(background, "PoissonNoise: `background`")
-
-    def __repr__(self) -> str:
-        return f"PoissonNoise(gain={numbers(self.gain)}, background={numbers(self.background)})"
-
-    @property
-    def exact(self) -> bool:
-        return False
-
-    def _counts(self, observation):
-        return jax.tree.map(lambda x: x / self.gain.astype(x.dtype), observation)
-
-    def _measured(self, counts):
-        return jax.tree.map(lambda x: x * self.gain.astype(x.dtype), counts)
-
-    def _rates(self, clean):
-        return jax.tree.map(lambda x: (x + self.background.astype(x.dtype)) / self.gain.astype(x.dtype), clean)
-
-    def sample(self, key: Key, clean: Observation) -> Observation:
-        return self._measured(COUNTS.sample(key, self._rates(clean)))
-
-    def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
-        return COUNTS.log_prob(self._counts(observation), self._rates(clean))
-
-    def std(self, clean: Observation) -> PyTree:
-        return self._measured(jax.tree.map(jnp.sqrt, self._rates(clean)))
-
-    def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
-        counts, log_probs = COUNTS.draws(key, self._rates(clean))
-        return self._measured(counts), log_probs
-
-    def gaussian_scale(self, clean: Observation) -> None:
-        """Of counts and other laws there is none."""
-
-    def check(self, clean: Structure) -> None:
-        """Counting noise suits every measurement."""
-
-
-@final
 class NoiseLaw(AbstractNoise):
     """Any noise that NumPyro can draw.
 
@@ -338,9 +278,6 @@ class NoiseLaw(AbstractNoise):
                 f"`noise` simulates measurements of shapes {shapes(drawn)[1]}, but the data's are {shapes(clean)[1]}; "
                 f"{remedy}."
             )
-
-
-COUNTS = NoiseLaw(lambda rates: jax.tree.map(numpyro.distributions.Poisson, rates))
 
 
 def add_noise(noise: AbstractNoise, clean: Observation, *, key: Key, stacked: bool) -> Observation:

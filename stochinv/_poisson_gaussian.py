@@ -22,8 +22,9 @@ from jaxtyping import Array, Float
 
 from ._checks import numbers
 from ._custom_types import FloatScalar, FloatScalarLike, Key, Observation, PyTree, Structure
-from ._noise import COUNTS, AbstractNoise, as_scale
+from ._noise import AbstractNoise, as_scale
 from ._noising import scaled_normal
+from ._poisson import COUNTS
 
 # How many terms are summed to either side of the largest, and to how many of their standard deviations at least.
 _SIDE, _DEVIATIONS = 24, 6

@@ -20,12 +20,13 @@ from ._denoiser.evidence import Form
 from ._describe import describe, differences, rebuild
 from ._frozen import Frozen, owned_arrays
 from ._mixture import MOST_COMPONENTS, Mixture
-from ._noise import AbstractNoise, GaussianNoise, PoissonNoise
+from ._noise import AbstractNoise, GaussianNoise
 from ._noising import middle_log_snr, mostly_noise, pure_noise, uniform_log_snr, uniform_time
 from ._objective.base import AbstractObjective
 from ._objective.proper_score import ProperScore
 from ._objective.rules import EnergyRule, KernelRule, Patches, PerView, Scales, SumOfRules
 from ._objective.squared_error import SquaredError, snr_weight, unit_weight
+from ._poisson import PoissonNoise
 from ._poisson_gaussian import PoissonGaussianNoise
 from ._problem_base import AbstractProblem, trained_denoiser
 from ._schedule import (

@@ -40,6 +40,7 @@ LEVELS = [
         "_simulated",
         "_noising",
         "_noise",
+        "_poisson",
         "_poisson_gaussian",
         "_denoiser.base",
         "_objective.base",

@@ -52,7 +52,8 @@ def recover(folder: Path, draw: Callable[[int], np.ndarray]) -> tuple[np.ndarray
         try:
             utils = importlib.import_module("utils")
         except ImportError as error:
-            raise SystemExit(f"`--code` needs what DiffEM imports: pip install inox==0.5.0 einops click ({error})") from error
+            needs = f"`--code` needs what DiffEM imports: pip install inox==0.5.0 einops click ({error})"
+            raise SystemExit(needs) from error
         for name in ("show_corner", "dump_module"):
             setattr(utils, name, mock.MagicMock())
         for name, value in replaced.items():

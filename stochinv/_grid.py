@@ -53,10 +53,11 @@ def is_costly(signal: Structure) -> bool:
 
 
 def smooth_covariance(signal: Structure) -> Float[Array, "n n"]:
-    """The covariance of smooth signals on a grid, correlated over some pixels; of independent entries for others."""
+    """The covariance of smooth signals on a grid, correlated over some pixels; of independent entries for others, and
+    for sequences of few entries, whose records tell better than a guess how smooth they are."""
     dtype, grid = jnp.result_type(*jax.tree.leaves(signal)), grid_of(signal)
     identity = jnp.eye(count_entries(signal), dtype=dtype)
-    if grid is None:
+    if grid is None or (len(grid) == 2 and not is_large(signal)):
         return identity
     *space, channels = grid
     near = lambda n: jnp.exp(-0.125 * (jnp.arange(n)[:, None] - jnp.arange(n)) ** 2)

@@ -27,6 +27,7 @@ from ._custom_types import Key, Signal
 from ._data_info import check_structure, standardise_view
 from ._denoiser.gaussian_residual import Measured
 from ._instrument import effective_number
+from ._noise import is_sized
 from ._objective.rules import EnergyRule
 from ._pareto import LARGEST_SHAPE, pareto_k
 from ._problem_base import context_units, encode_context
@@ -153,8 +154,8 @@ def check(problem: Any, held_out: View, key: Key | None, num_samples: int) -> Ch
     predicting = draw(given, part_key, num_samples)
     others = jr.randint(others_key, (number, num_samples), 1, number) + jnp.arange(number)[:, None]
     records = (views, given, unseen, drawn, predicting, others % number, jr.split(score_key, number))
-    std = noised.measurement_noise.std(jax.tree.map(lambda x: x[0], unseen.observation))
-    found = _scores(noised, records, unseen.observation, std is not None and not noised.measurement_noise.exact)
+    known = is_sized(noised.measurement_noise, jax.tree.map(lambda x: x[0], unseen.observation))
+    found = _scores(noised, records, unseen.observation, known and not noised.measurement_noise.exact)
     return _figures(number, num_samples, {name: np.asarray(x, np.float64) for name, x in (found | weights).items()})
 
 

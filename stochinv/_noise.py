@@ -66,8 +66,13 @@ class AbstractNoise(eqx.Module):
         """The log-density, or the log-probability, of a measurement given the noise-free one; both in raw units."""
 
     @abc.abstractmethod
+    def mean(self, clean: Observation) -> Observation | None:
+        """The mean of a measurement, such as `clean` and a background; in raw units, `None` where it is not known."""
+
+    @abc.abstractmethod
     def std(self, clean: Observation) -> PyTree | None:
-        """The standard deviation of each entry in raw units, broadcast to `clean`; `None` where it is not known."""
+        """The standard deviation of each entry in raw units, broadcast to `clean`; `None` where it or the mean is not
+        known."""
 
     @abc.abstractmethod
     def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
@@ -189,6 +194,9 @@ class GaussianNoise(AbstractNoise):
         logs = jax.tree.map(log, as_parts(observation), as_parts(clean), self.gaussian_scale(clean))
         return sum(jax.tree.leaves(logs), jnp.zeros(()))
 
+    def mean(self, clean: Observation) -> Observation:
+        return clean
+
     def std(self, clean: Observation) -> PyTree:
         return jax.tree.map(lambda n, x: jnp.broadcast_to(n, x.shape), self.gaussian_scale(clean), clean)
 
@@ -236,14 +244,22 @@ class NoiseLaw(AbstractNoise):
         pairs = zip(laws, treedef.flatten_up_to(observation), strict=True)
         return sum((jnp.sum(law.log_prob(as_is(law, x))) for law, x in pairs), jnp.zeros(()))
 
-    def std(self, clean: Observation) -> PyTree | None:
+    def _moments(self, clean):
+        """Means and variances like a measurement; `None` twice where either is not known."""
         laws, treedef = self._laws(clean)
         try:
-            variances = [law.variance for law in laws]
+            moments = [law.mean for law in laws], [law.variance for law in laws]
         except NotImplementedError:
-            return None
-        spread = lambda v, x: jnp.broadcast_to(jnp.sqrt(v), x.shape).astype(x.dtype)
-        return jax.tree.map(spread, treedef.unflatten(variances), clean)
+            return None, None
+        spread = lambda m, x: jnp.broadcast_to(m, x.shape).astype(x.dtype)
+        return tuple(jax.tree.map(spread, treedef.unflatten(m), clean) for m in moments)
+
+    def mean(self, clean: Observation) -> Observation | None:
+        return self._moments(clean)[0]
+
+    def std(self, clean: Observation) -> PyTree | None:
+        variance = self._moments(clean)[1]
+        return None if variance is None else jax.tree.map(jnp.sqrt, variance)
 
     def draws(self, key: Key, clean: Observation) -> tuple[Observation, Float[Array, " draws"]]:
         laws, _ = self._laws(clean)
@@ -278,6 +294,11 @@ class NoiseLaw(AbstractNoise):
                 f"`noise` simulates measurements of shapes {shapes(drawn)[1]}, but the data's are {shapes(clean)[1]}; "
                 f"{remedy}."
             )
+
+
+def is_sized(noise: AbstractNoise, like: Observation) -> bool:
+    """Whether the size of the noise of measurements like one is known, whatever it is there."""
+    return eqx.filter_eval_shape(noise.std, like) is not None
 
 
 def add_noise(noise: AbstractNoise, clean: Observation, *, key: Key, stacked: bool) -> Observation:

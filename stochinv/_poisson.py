@@ -60,6 +60,9 @@ class PoissonNoise(AbstractNoise):
     def log_prob(self, observation: Observation, clean: Observation) -> FloatScalar:
         return COUNTS.log_prob(self._counts(observation), self._rates(clean))
 
+    def mean(self, clean: Observation) -> Observation:
+        return self._measured(self._rates(clean))
+
     def std(self, clean: Observation) -> PyTree:
         return self._measured(jax.tree.map(jnp.sqrt, self._rates(clean)))
 

@@ -99,6 +99,9 @@ class PoissonGaussianNoise(AbstractNoise):
         logs = jax.tree.map(log, observation, self._rates(clean))
         return sum(jax.tree.leaves(logs), jnp.zeros(()))
 
+    def mean(self, clean: Observation) -> Observation:
+        return jax.tree.map(lambda rate: (self.gain * rate).astype(rate.dtype), self._rates(clean))
+
     def std(self, clean: Observation) -> PyTree:
         spread = lambda rate: jnp.sqrt(self.gain**2 * rate + self.read_std**2).astype(rate.dtype)
         return jax.tree.map(spread, self._rates(clean))

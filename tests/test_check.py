@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import stochinv as si
@@ -13,7 +14,10 @@ import training
 from refusals import without_annotations
 from stochinv import _check
 from stochinv._check import LEVELS, hold_out
+from stochinv._denoiser.evidence import LEAST_NOISE
 from stochinv._training.records import as_masked
+from stochinv._training.residual import residual
+from stochinv.diagnostics import _held_out
 from test_signal_space import COVARIANCE, MEAN, NOISE, SIGNAL, measure, posterior_of, records
 
 HELD_OUT = records(60, seed=9)
@@ -99,6 +103,38 @@ def test_one_view_is_held_out_at_random():
     np.testing.assert_array_equal(unseen.params, np.asarray(views.params)[np.arange(600), chosen])
     np.testing.assert_array_equal(unseen.observation, np.asarray(views.observation)[np.arange(600), chosen])
     assert abs(chosen[::3].mean() - 0.5) < 4 * 0.5 / np.sqrt(200)
+
+
+RATE = 3.0
+NOISES = {
+    "counts": si.PoissonNoise(),
+    "background": si.PoissonNoise(0.5, 2.0),
+    "camera": si.PoissonGaussianNoise(1.0, 0.5),
+    "law": si.NoiseLaw(lambda clean: dist.Gamma(clean, 0.5)),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_the_true_signal_misses_measurements_by_their_noise(noise):
+    """By one standard deviation for noise of every kind, in training, in checks and in reports."""
+    problem = si.StochasticInverseProblem(lambda s, _: s, noise=noise, signal=(4,), space=si.SignalSpace()).noised
+    signal = jnp.full(4, RATE)
+    observed = jax.vmap(lambda key: noise.sample(key, jnp.full((2, 4), RATE)))(jr.split(jr.key(0), 500))
+    views = si.View(observed, None, jnp.ones((500, 2), bool))
+    measured = _check.Measured(problem.measure, noise, si.Units())
+    squares, counts = jax.jit(jax.vmap(lambda view: residual(problem, measured, signal, view)))(views)
+    told = _held_out._residuals(problem, views, jnp.broadcast_to(signal, (500, 1, 4)))
+    reported = si.diagnostics.predictive_residuals(*told[:3], key=jr.key(0), num_flips=1)
+    # The fourth moment of any of them is below 6.
+    for found in (jnp.sqrt(jnp.sum(squares) / jnp.sum(counts)), reported.rms):
+        assert abs(found - 1) < 4 * np.sqrt(5 / observed.size) / 2
+
+
+def test_rates_that_cannot_be_leave_a_number():
+    measured = _check.Measured(si.ForwardFunction(lambda s, _: s), si.PoissonNoise(), si.Units())
+    mean, std = measured.expect(-jnp.ones(2), si.View(jnp.asarray([[0.0, 4.0]])))
+    np.testing.assert_allclose(mean, [[-1, -1]])
+    np.testing.assert_allclose(std, [[LEAST_NOISE, 2]])
 
 
 @pytest.mark.slow

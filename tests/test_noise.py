@@ -13,6 +13,7 @@ from scipy import stats
 
 import helpers
 import stochinv as si
+from stochinv._noise import is_sized
 
 OUTCOMES = np.arange(60)
 
@@ -156,13 +157,14 @@ CLEAN = {"a": jnp.asarray([3.0, 5.0]), "b": jnp.asarray([[2.0]])}
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", helpers.noises())
 def test_moments_of_draws(name):
-    """The mean is the noise-free measurement plus the background, the deviation what `std` says."""
+    """The mean is the noise-free measurement plus the background, as `mean` says, the deviation what `std` says."""
     noise, number = helpers.noises()[name], 20_000
     drawn = jax.jit(jax.vmap(lambda k: noise.sample(k, CLEAN)))(jr.split(jr.key(0), number))
-    std = noise.std(CLEAN)
     background = 2.0 if name == "poisson_gain" else 0.0
-    for x, clean, spread in zip(*map(jax.tree.leaves, (drawn, CLEAN, std)), strict=True):
-        assert x.dtype == clean.dtype and spread.shape == clean.shape
+    trees = (drawn, CLEAN, noise.mean(CLEAN), noise.std(CLEAN))
+    for x, clean, mean, spread in zip(*map(jax.tree.leaves, trees), strict=True):
+        assert x.dtype == clean.dtype and spread.shape == mean.shape == clean.shape
+        np.testing.assert_allclose(mean, clean + background, rtol=1e-6)
         x = np.asarray(x, np.float64)
         assert np.all(np.abs(x.mean(0) - clean - background) <= 5 * spread / np.sqrt(number) + 1e-6)
         # The variance of a variance is at most 5/N of its square here (that of a Laplace law).
@@ -216,6 +218,13 @@ def test_the_conditional_of_gaussian_noise(tau):
     np.testing.assert_allclose(noise.total_variance(level, clean, jnp.asarray(unit)), total, rtol=1e-6)
     assert np.all(np.abs(drawn.mean(0) - mean) <= 5 * np.sqrt(variance / number) + 1e-6)
     assert np.all(np.abs(drawn.var(0) - variance) <= 5 * variance * np.sqrt(2 / number) + 1e-9)
+
+
+def test_whether_the_size_of_noise_is_known():
+    """NumPyro refuses a mean of 0 of these counts, but 0 may be what was measured."""
+    assert is_sized(si.NoiseLaw(lambda clean: dist.NegativeBinomial2(clean, 3.0)), jnp.zeros(2))
+    exponential = lambda clean: dist.TransformedDistribution(dist.Normal(clean), dist.transforms.ExpTransform())
+    assert not is_sized(si.NoiseLaw(exponential), jnp.ones(2))
 
 
 def test_other_noise_has_no_conditional():

@@ -32,7 +32,7 @@ def arrays(rng, problem="gaussian", *, records=RECORDS, known=True, offset=0.0, 
     left[..., 1:] += smooth * left[..., :-1]
     observed = rng.normal(size=(records, VIEWS, ENTRIES))
     predicted = observed[:, None] - NOISE * (left + offset)
-    mask, std = np.ones((records, VIEWS), bool), np.full(observed.shape, NOISE)
+    mask, std = np.ones((records, VIEWS), bool), np.full(predicted.shape, NOISE)
     likely = rng.normal(size=records)
     likely[:strange] -= 4
     return _held_out.HeldOut(

@@ -20,7 +20,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .._custom_types import AnyCallable, FloatScalar
+from .._custom_types import AnyCallable, FloatScalar, Observation, PyTree, Signal
 from .._data_info import AbstractUnits
 from .._forward.base import AbstractForwardModel
 from .._noise import AbstractNoise
@@ -198,9 +198,31 @@ class Measured(eqx.Module):
     noise: AbstractNoise
     units: AbstractUnits
 
+    def expect(self, signal: Signal, views: View) -> tuple[Observation, PyTree]:
+        """The mean of each view of a signal, and the noise's standard deviation around it, whose size must be known.
+
+        Where a signal predicts what cannot be, such as a negative rate, it is the deviation for what was measured.
+
+        **Arguments:**
+
+        - `signal`: a signal in raw units.
+        - `views`: a stack of views in raw units.
+        """
+        positive = lambda n, other: jnp.where(n > 0, n, other)
+
+        def one(observation, params):
+            clean = self.forward(signal, params)
+            std = jax.tree.map(positive, self.noise.std(clean), self.noise.std(observation))
+            least = jax.tree.map(lambda unit: LEAST_NOISE * unit, self.units.unit(observation))
+            return self.noise.mean(clean), jax.tree.map(jnp.maximum, std, least)
+
+        return jax.vmap(one, axis_size=num_views(views))(views.observation, views.params)
+
     def misfit(self, signal: AnyCallable, views: View, least: float = LEAST_NOISE) -> AnyCallable:
         """The difference of measured and predicted values in standard deviations of the noise, as a function of
         coordinates, with an axis of views and one of entries.
+
+        The deviations are those for what was measured, so that the function is affine if the forward model is.
 
         **Arguments:**
 

@@ -28,7 +28,7 @@ from .._data_info import AbstractUnits
 from .._forward.base import AbstractForwardModel
 from .._frozen import Found, Frozen
 from .._mixture import Mixture
-from .._noise import AbstractNoise
+from .._noise import AbstractNoise, is_sized
 from .._schedule import NoiseLevel
 from .._view import View
 from .base import AbstractSignalDenoiser
@@ -104,7 +104,7 @@ class GaussianResidual(AbstractSignalDenoiser):
 
     def encode(self, context: Context) -> PyTree:
         _, measured = self.known.value
-        if measured.noise.std(_first_raw(measured.units, context)) is None:
+        if not is_sized(measured.noise, jax.tree.map(lambda x: x[0], context.observation)):
             return nothing(context, self._zeros()[0])
         return self.evidence(measured, self.form, context)
 
@@ -157,7 +157,3 @@ class GaussianResidual(AbstractSignalDenoiser):
         needed = context.apply(lambda values: jnp.sqrt(precision + values), ravel_pytree(clean)[0] - estimate)
         weigh = lambda error: self.network.weigh(error, context, jnp.asarray(precision))
         return weigh(output), weigh(needed)
-
-
-def _first_raw(units: AbstractUnits, views: View) -> Observation:
-    return units.destandardise(jax.tree.map(lambda x: x[0], views.observation))

@@ -17,6 +17,7 @@ from .._denoiser.least_squares import is_dear, levenberg_marquardt
 from .._denoiser.network import signal_scale
 from .._grid import LARGEST_VECTOR, smooth_covariance
 from .._mixture import Mixture
+from .._noise import is_sized
 from .._sampling import LARGEST_CORRECTED
 from .._structure import count_entries
 from .._view import View, take_views, view_mask
@@ -338,7 +339,7 @@ def _tells_nothing(measured: Measured, gaussian: Whitening, signal: Structure, d
     others far from it explain many records about as well."""
     flat, unravel = zeros_of(signal)
     first = jax.tree.map(lambda x: x[0], data)
-    if measured.noise.std(jax.tree.map(lambda x: x[0], first.observation)) is None:
+    if not is_sized(measured.noise, jax.tree.map(lambda x: x[0], first.observation)):
         return False
 
     def misfit_of(measured, gaussian, view):

@@ -2,13 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._custom_types import FloatScalar, Signal
 from .._data_info import destandardise_view
 from .._denoiser.evidence import Measured
+from .._noise import is_sized
 from .._problem_base import context_units
 from .._signal_problem import SignalProblem
+from .._structure import count_entries
 from .._view import View, view_mask
 
 # The mean square of a record counts as no more than this, or than so many times that of the middle one.
@@ -23,11 +26,11 @@ def residual(
     Both are 0 where the size of the noise is not known.
     """
     raw = destandardise_view(context_units(problem), views)
-    if measured.noise.std(jax.tree.map(lambda x: x[0], raw.observation)) is None:
+    if not is_sized(measured.noise, jax.tree.map(lambda x: x[0], raw.observation)):
         return jnp.zeros(()), jnp.zeros(())
-    misfit = measured.misfit(lambda _: signal, views)(None)
-    mask = view_mask(views)
-    return jnp.sum(misfit**2), jnp.sum(mask) * (misfit.size / mask.size)
+    rest = jax.tree.map(lambda o, e, n: (o - e) / n, raw.observation, *measured.expect(signal, raw))
+    squares, mask = jax.vmap(lambda x: jnp.sum(ravel_pytree(x)[0] ** 2))(rest), view_mask(views)
+    return jnp.sum(jnp.where(mask, squares, 0)), jnp.sum(mask) * (count_entries(rest) / mask.size)
 
 
 def root_mean_square(squares: Float[Array, " records"], counts: Float[Array, " records"]) -> FloatScalar:

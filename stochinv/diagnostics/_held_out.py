@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float
 from .._chunks import in_chunks
 from .._custom_types import Key, PyTree
 from .._data_info import standardise_view
-from .._denoiser.evidence import LEAST_NOISE
+from .._denoiser.evidence import Measured
 from .._instrument import effective_number
+from .._noise import is_sized
 from .._pairs import simulate_views
 from .._problem_base import context_units, encode_context
 from .._sampler.importance import ImportanceSampling, systematic
@@ -36,9 +37,9 @@ OPTIONS: dict[str, Any] = {"sampler": None, "chunk_size": 1024}
 
 
 class Residuals(NamedTuple):
-    """What draws given all measurements of a record predict of these without noise; PyTrees of raw units.
+    """What draws given all measurements of a record say of their means and noise; PyTrees of raw units.
 
-    `predicted` has leading axes `(records, draws, views)`, `observed` and `std` `(records, views)`, and so has `mask`.
+    `predicted` and `std` have leading axes `(records, draws, views)`, `observed` and `mask` `(records, views)`.
     """
 
     predicted: PyTree
@@ -164,23 +165,21 @@ def _numbers(problem, views):
 
 def _residuals(problem, views, drawn):
     one = jax.tree.map(lambda x: x[0, 0], views.observation)
-    if problem.measurement_noise.exact or problem.measurement_noise.std(one) is None:
+    if problem.measurement_noise.exact or not is_sized(problem.measurement_noise, one):
         return None
     return _explained(problem, views, drawn)
 
 
 @eqx.filter_jit
 def _explained(problem, views, drawn):
-    units = context_units(problem)
+    measured = Measured(problem.measure, problem.measurement_noise, context_units(problem))
 
     def one(inputs):
         view, signals = inputs
         # What is masked may be anything.
         view = problem.as_context(view)
-        measure = lambda s: jax.vmap(lambda p: problem.measure(s, p), axis_size=num_views(view))(view.params)
-        least = lambda o: jax.tree.map(lambda unit: LEAST_NOISE * unit, units.unit(o))
-        std = lambda o: jax.tree.map(jnp.maximum, problem.measurement_noise.std(o), least(o))
-        return Residuals(jax.vmap(measure)(signals), view.observation, jax.vmap(std)(view.observation), view_mask(view))
+        predicted, std = jax.vmap(lambda signal: measured.expect(signal, view))(signals)
+        return Residuals(predicted, view.observation, std, view_mask(view))
 
     return in_chunks(one, (views, drawn), CHUNK)
 

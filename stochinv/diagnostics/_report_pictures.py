@@ -78,7 +78,7 @@ def _shares(draws: Any, values: Any) -> np.ndarray:
 
 def _residual_picture(found, findings):
     left = found.residuals
-    differ = lambda predicted, observed, std: (observed[:, None] - predicted) / std[:, None]
+    differ = lambda predicted, observed, std: (observed[:, None] - predicted) / std
     tree = jax.tree.map(lambda *x: differ(*map(np.asarray, x)), left.predicted, left.observed, left.std)
     counts = np.broadcast_to(np.asarray(left.mask)[:, None], jax.tree.leaves(tree)[0].shape[:3])
     rows = jax.vmap(flatten_draws)(tree)[np.asarray(counts)].ravel()

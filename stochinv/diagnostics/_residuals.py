@@ -71,8 +71,8 @@ def predictive_residuals(
     - `predicted`: noise-free measurements of draws given each record's measurements, leaves of shape
         `(records, draws, ...)`.
     - `observed`: these measurements, leaves of shape `(records, ...)`.
-    - `std`: the noise's standard deviation, a PyTree like `observed` of positive numbers, or of arrays that broadcast
-        with its leaves.
+    - `std`: the noise's standard deviation, a PyTree of positive numbers like `observed`, of arrays that broadcast with
+        its leaves, or like `predicted`: of noise that depends on the signal, such as counts, that of each draw.
     - `key`: a PRNG key, for the flips.
     - `mask`: `True` for what counts, of shape `(records, ...)`, along the first axes that all leaves of `observed`
         have; `None` for all.
@@ -129,7 +129,7 @@ def _residual(predicted: Any, observed: Any, std: Any) -> np.ndarray:
         )
     if not np.all(std > 0):
         raise ValueError(f"`std` must be positive, got {np.min(std)}; without noise nothing may be left.")
-    scale = np.broadcast_to(std, observed.shape)[:, None]
+    scale = np.asarray(std) if std.ndim == predicted.ndim else np.broadcast_to(std, observed.shape)[:, None]
     return (np.asarray(observed, np.float64)[:, None] - np.asarray(predicted, np.float64)) / scale
 
 

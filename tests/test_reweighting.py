@@ -102,6 +102,22 @@ def test_resampled_signals_are_shared_out_by_weight():
     assert np.all(np.abs(share - weights) < 5 * np.sqrt(weights * (1 - weights) / 20_000))
 
 
+@pytest.mark.parametrize("chunk_size", [50, 2000])
+def test_chunks_without_a_likelihood_count_nothing(chunk_size):
+    """One draw in 200 lies in the window of the first context, and none in that of the second."""
+    options = {"num_samples": 2000, "num_draws": 5, "chunk_size": chunk_size, "key": jr.key(0)}
+    posterior = si.diagnostics.reweighted_posterior(
+        lambda key: jr.uniform(key, minval=-10.0, maxval=10.0),
+        lambda s, params: s,
+        lambda clean: dist.Uniform(clean - 0.05, clean + 0.05),
+        si.View(jnp.asarray([[1.0], [20.0]])),
+        **options,
+    )
+    assert abs(posterior.mean[0] - 1) < 0.05 and np.all(np.abs(posterior.samples[0] - 1) <= 0.05)
+    assert 1 <= posterior.ess[0] < 40 and abs(np.exp(posterior.log_evidence[0]) - 0.05) < 0.05
+    assert np.isnan(posterior.mean[1]) and posterior.ess[1] == 0 and posterior.log_evidence[1] == -np.inf
+
+
 @pytest.mark.slow
 def test_other_likelihoods_and_views_without_parameters():
     """One Poisson count, for a Gamma prior: the posterior is Gamma again."""

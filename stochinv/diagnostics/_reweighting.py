@@ -41,7 +41,7 @@ class ReweightedPosterior(eqx.Module):
     - `samples`: signals drawn from the weighted ones with replacement, leaves of shape `(contexts, draws, ...)`; draws
         repeat where there are more than the effective sample size allows.
     - `ess`: the effective sample size for each context. A posterior mean of a quantity with standard deviation `σ` has
-        a standard error of about `σ/√ESS`.
+        a standard error of about `σ/√ESS`. It is 0, and the mean NaN, where no draw has a likelihood.
     - `log_evidence`: `log p(c)` for each context.
     """
 
@@ -112,9 +112,11 @@ def reweighted_posterior(
         sums, prior, forward, measured, reduce, contexts, jr.fold_in(key, index), chunk_size, num_draws
     )
     sums: Any = functools.reduce(chunk, range(num_chunks), None)
-    ess = jnp.exp(2 * sums.log_total - sums.log_squares)
+    possible = sums.log_total > -jnp.inf
+    ess = jnp.where(possible, jnp.exp(2 * sums.log_total - sums.log_squares), 0)
+    mean = jax.tree.map(lambda x: jnp.where(possible.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.nan), sums.mean)
     return ReweightedPosterior(
-        sums.mean, sums.samples, ess.reshape(number), sums.log_total - jnp.log(float(num_chunks * chunk_size))
+        mean, sums.samples, ess.reshape(number), sums.log_total - jnp.log(float(num_chunks * chunk_size))
     )
 
 
@@ -135,7 +137,8 @@ def _add_chunk(sums, prior, forward, measured, summary, contexts, key, chunk_siz
 
     def summed(logs, key):
         log_total = jax.nn.logsumexp(logs)
-        weights = jax.nn.softmax(logs)
+        # None of few draws may explain a context.
+        weights = jnp.where(log_total > -jnp.inf, jax.nn.softmax(logs), 0)
         mean = jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), summaries)
         # Of a running sum, the first entry that exceeds a uniform number.
         running = jnp.cumsum(weights)
@@ -149,7 +152,7 @@ def _add_chunk(sums, prior, forward, measured, summary, contexts, key, chunk_siz
 
     def merge(old, new, key):
         log_total = jnp.logaddexp(old.log_total, new.log_total)
-        share = jnp.exp(new.log_total - log_total)
+        share = jnp.where(new.log_total > -jnp.inf, jnp.exp(new.log_total - log_total), 0)
         mean = jax.tree.map(lambda a, b: a + share * (b - a), old.mean, new.mean)
         replace = jr.uniform(key, (num_draws,)) < share
         choose = lambda a, b: jnp.where(replace.reshape(-1, *(1,) * (a.ndim - 1)), b, a)

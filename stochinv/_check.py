@@ -33,10 +33,11 @@ from ._pareto import LARGEST_SHAPE, pareto_k
 from ._problem_base import context_units, encode_context
 from ._sampler.importance import ImportanceSampling, choose
 from ._sampling import corrects, sample_many
-from ._training.records import as_masked, check_views, count
+from ._structure import zeros_of
+from ._training.records import as_masked, check_views
 from ._training.residual import residual
 from ._training.watch import LEVELS, hold_out, predict
-from ._view import View
+from ._view import View, count
 
 # The fewest records from whose spread a standard error is taken, and how many are scored at once.
 FEWEST, CHUNK = 8, 16
@@ -222,7 +223,7 @@ def _scores(problem, records, measurements, known_noise):
 
 def _gaussian(problem, measured, views, key, number) -> Signal:
     """Draws of the Gaussian in whose coordinates signals are noised, given views."""
-    flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.signal))
+    flat, unravel = zeros_of(problem.signal)
     signal = lambda z: problem.units.destandardise(unravel(z))
     evidence = measured.evidence(problem.data_info.form, signal, flat, standardise_view(measured.units, views))
     centre = evidence.estimate(jnp.ones((), flat.dtype), flat)

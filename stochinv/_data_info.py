@@ -15,7 +15,7 @@ from ._checks import check_arrays, check_finite, is_traced, numbers, shorten
 from ._custom_types import AnyCallable, Context, FloatScalar, Observation, PyTree, Structure
 from ._mixture import Mixture
 from ._structure import same_structure
-from ._view import View, is_view, structure
+from ._view import View, first_view, is_view, structure
 
 FINITE = "remove them, fill them, or mask their view out"
 
@@ -166,8 +166,7 @@ class DataInfo(eqx.Module):
         """The structure of one measurement."""
         if self.context_units is None:
             return View(self.observation, self.params)
-        first = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        return jax.tree.map(first, View(self.context.observation, self.context.params))
+        return first_view(View(self.context.observation, self.context.params))
 
 
 def measure_units(observation: Observation, *, standardise: bool) -> Units:

@@ -22,7 +22,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ._checks import is_traced
@@ -40,9 +39,9 @@ from ._sampler.exponential_adams import ExponentialAdams
 from ._sampler.guidance import Guidance, guides
 from ._sampler.importance import ImportanceSampling, two_densities
 from ._sampling import LARGEST_CORRECTED
-from ._structure import count_entries, same_structure
+from ._structure import count_entries, same_structure, zeros_of
 from ._training.probe import is_affine
-from ._view import View, num_views, structure, view_mask
+from ._view import View, first_view, num_views, structure, view_mask
 
 # How many draws of the network are weighted; those of the prior alone have no densities to be computed.
 INFORMED, UNINFORMED = 4096, 16384
@@ -159,8 +158,7 @@ class WeightedDraws(AbstractInstrument):
 
     def _of_mixture(self, contexts, key, own):
         """A draw given nothing or the context (`own` 0 or 1), and the logarithm of the prior over the mixture."""
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.trained.signal)
-        flat, unravel = ravel_pytree(zeros)
+        flat, unravel = zeros_of(self.trained.signal)
         ordered = jax.tree.map(lambda x: x[jnp.stack([own, 1 - own])], contexts)
         start = jr.normal(key, flat.shape, flat.dtype)
         z, logs = two_densities(self.trained, ordered, unravel, start, ImportanceSampling().num_steps)
@@ -225,7 +223,7 @@ def under_instrument(
     if other.noise.exact:
         raise ValueError("`noise` is 0, under which no draw explains a measurement; give the new instrument's noise.")
     views = as_stack(other, context)
-    one = one_view(structure(View(views.observation, views.params)))
+    one = first_view(structure(View(views.observation, views.params)))
     other.noise.check(one.observation)
     capacity = num_views(cast(View, info.context))
     size = count_entries(problem.noised.signal)
@@ -270,19 +268,14 @@ def as_stack(problem: Any, context: Any) -> View:
     stack = found if len(shapes) == 1 and not shapes & {(), (0,)} else None
     single = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), found)
     readings = [x for x in (None if views.mask is not None else single, stack) if x is not None]
-    readings = [x for x in readings if _measures(problem, one_view(x))]
+    readings = [x for x in readings if _measures(problem, first_view(x))]
     if not readings:
         raise ValueError(
             f"`context` is {describe(found)}, which `forward` does not make of a signal {describe(problem.signal)}; "
             "give measurements by the new `forward`, with its parameters."
         )
-    seen = [x for x in readings if same_structure(one_view(x), problem.data_info.measurement)]
+    seen = [x for x in readings if same_structure(first_view(x), problem.data_info.measurement)]
     return views if (seen or readings)[0] is stack else jax.tree.map(lambda x: jnp.asarray(x)[None], views)
-
-
-def one_view(stack: View) -> View:
-    """The structure of one view of a stack."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
 
 
 def _measures(problem, one):

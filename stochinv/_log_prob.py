@@ -23,7 +23,7 @@ from ._data_info import check_measurement, check_structure
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.base import draw_keys
 from ._sampler.diffrax_terms import reverse_drift
-from ._structure import count_entries
+from ._structure import count_entries, zeros_of
 
 # The largest measurement, in entries, whose divergence is exact by default, and the probes of larger ones.
 EXACT_SIZE, NUM_PROBES = 64, 16
@@ -119,8 +119,7 @@ def sample_measurement(
     """A draw from the density that `problem.log_prob` evaluates, by the same ODE backwards, in raw units."""
     problem = problem.noised
     context = problem.as_context(context)
-    struct = problem.observation_structure(params)
-    flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), struct))
+    flat, unravel = zeros_of(problem.observation_structure(params))
     draws_key = jr.fold_in(key, 1) if draws_key is None else jr.split(draws_key)[1]
     keys = draw_keys(problem, num_draws, draws_key)
     drift = reverse_drift(problem, encode_context(problem, context), params, keys, unravel, 0.0)

@@ -21,6 +21,7 @@ from ._custom_types import Context, Key, Signal
 from ._problem_base import encode_context
 from ._sampler.importance import ImportanceSampling, log_density
 from ._schedule import NoiseLevel
+from ._structure import zeros_of
 
 # The largest signal, in entries, whose density is maximised.
 LARGEST_MAXIMISED = 64
@@ -45,8 +46,7 @@ def find_mode(
     - `likelihood_known`: whether the likelihood is, besides the prior, rather than the posterior alone.
     """
     encoded = encode_context(problem, context)
-    structure = problem.observation_structure(None)
-    zeros, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure))
+    zeros, unravel = zeros_of(problem.observation_structure(None))
     raw = lambda z: problem.units.destandardise(unravel(z))
     if zeros.size > LARGEST_MAXIMISED:
         return raw(_follow(problem, encoded, zeros, unravel))

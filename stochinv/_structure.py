@@ -14,8 +14,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
 
 from ._archive import DTYPES
+from ._custom_types import AnyCallable, Structure
 from ._describe import describe_part, name_of, names_of, of_type, one_line, rebuild_part, shape_of, walk
 
 _KEY = 200
@@ -115,6 +118,11 @@ def named_leaves(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def count_entries(tree: Any) -> int:
     """How many numbers the arrays or the structures of a PyTree hold together."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def zeros_of(structure: Structure) -> tuple[Float[Array, " n"], AnyCallable]:
+    """Zeros in some structure as a vector, and the way back."""
+    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure))
 
 
 def same_structure(a: Any, b: Any) -> bool:

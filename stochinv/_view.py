@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ._checks import as_range, check_instance, check_integer, is_integer, shown
-from ._custom_types import ArrayLike, Context, Key, Observation, Params
+from ._custom_types import ArrayLike, Context, Key, Observation, Params, PyTree
 
 
 def as_floating(observation: Observation) -> Observation:
@@ -172,6 +172,21 @@ def num_views(views: View) -> int:
 def take_views(views: View, index: Int[Array, "..."]) -> View:
     """The views at `index`; a scalar index takes one view and drops the views axis."""
     return jax.tree.map(lambda x: x[index], views)
+
+
+def first_view(stack: Any) -> Any:
+    """The structure of one view of a stack, or of one record of many, given theirs."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
+
+
+def first(records: PyTree) -> PyTree:
+    """The first of records along a leading axis."""
+    return jax.tree.map(lambda x: x[0], records)
+
+
+def count(records: PyTree) -> int:
+    """The length of the record axis."""
+    return jax.tree.leaves(records)[0].shape[0]
 
 
 def view_mask(views: View) -> Bool[Array, " views"]:

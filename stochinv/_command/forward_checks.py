@@ -21,6 +21,7 @@ from .._complex import as_parts
 from .._coordinates import Coordinates, RealForward
 from .._custom_types import AnyCallable, Params, Structure, summary
 from .._data_info import describe
+from .._structure import count_entries, zeros_of
 from .._training.probe import is_affine
 from ..diagnostics import identifiability
 
@@ -75,15 +76,9 @@ class Subject(eqx.Module):
     params: Params
     number: int
 
-    @property
-    def size(self) -> int:
-        """The number of entries of a signal."""
-        return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(self.signal))
-
     def signals(self, number: int, seed: int = 0) -> Any:
         """Random signals, along a first axis."""
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.signal)
-        flat, unravel = ravel_pytree(zeros)
+        flat, unravel = zeros_of(self.signal)
         return jax.vmap(unravel)(jr.normal(jr.key(seed), (number, flat.size), flat.dtype))
 
     def params_of(self, index: Any) -> Params:
@@ -205,8 +200,7 @@ def dependent(one: Any, other: Any) -> Row:
 
 def slopes(subject: Subject) -> list[Row]:
     """Derivatives in both modes beside finite differences."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), subject.signal)
-    flat, unravel = ravel_pytree(zeros)
+    flat, unravel = zeros_of(subject.signal)
     places, directions = jr.normal(jr.key(2), (2, POINTS, flat.size), flat.dtype)
     model = lambda s, index: ravel_pytree(subject.forward(unravel(s), subject.params_of(index)))[0]
 
@@ -262,7 +256,7 @@ def _slope(what: str, along: Callable, remedy: str, wanted: list) -> Row:
 
 def identifiable(subject: Subject, affine: bool) -> Row:
     """How many directions of signal space all measurements together see."""
-    what, size = SEEN, subject.size
+    what, size = SEEN, count_entries(subject.signal)
     measurements = f"{subject.number} measurements" if subject.number > 1 else "one measurement"
     if size > LARGEST:
         return Row(what, f"not looked at: {size} entries, of at most {LARGEST}")

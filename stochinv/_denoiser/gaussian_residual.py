@@ -30,6 +30,7 @@ from .._frozen import Found, Frozen
 from .._mixture import Mixture
 from .._noise import AbstractNoise, is_sized
 from .._schedule import NoiseLevel
+from .._structure import zeros_of
 from .._view import View
 from .base import AbstractSignalDenoiser
 from .correction import AbstractCorrection
@@ -95,27 +96,24 @@ class GaussianResidual(AbstractSignalDenoiser):
         """Those in which the signal is noised."""
         return self.known.value[0]
 
-    def _zeros(self):
-        return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.signal))
-
     def _signal(self, flat):
         """The signal in raw units behind raveled coordinates."""
-        return self.coordinates.destandardise(self._zeros()[1](flat))
+        return self.coordinates.destandardise(zeros_of(self.signal)[1](flat))
 
     def encode(self, context: Context) -> PyTree:
         _, measured = self.known.value
         if not is_sized(measured.noise, jax.tree.map(lambda x: x[0], context.observation)):
-            return nothing(context, self._zeros()[0])
+            return nothing(context, zeros_of(self.signal)[0])
         return self.evidence(measured, self.form, context)
 
     def evidence(self, measured: Measured, form: Form, views: View) -> AbstractEvidence:
         """What views by any instrument say of a Gaussian signal, their measurements in that instrument's units."""
-        return measured.evidence(form, self._signal, self._zeros()[0], views, self.network.weights)
+        return measured.evidence(form, self._signal, zeros_of(self.signal)[0], views, self.network.weights)
 
     def encode_again(self, context: PyTree, view: View) -> PyTree:
         """What `encode` makes of measurements that differ from those of `context` in their values alone, for an affine
         forward model and noise whose size does not depend on these."""
-        return context.update(view, self.known.value[1].shift(self._signal, self._zeros()[0], view))
+        return context.update(view, self.known.value[1].shift(self._signal, zeros_of(self.signal)[0], view))
 
     def _estimate(self, noisy, level, context):
         """`g`, the mean of the signal given its noised version and the context."""

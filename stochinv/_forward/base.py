@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .._checks import check_callable, shown
 from .._custom_types import AnyCallable, Observation, Params, PyTree, Signal, Structure
-from .._view import structure
+from .._view import first_view, structure
 
 
 class AbstractForwardModel(eqx.Module):
@@ -154,8 +154,7 @@ class MultiView(AbstractForwardModel):
 
     def signal_structure(self, observation: Structure, params: Params) -> Structure | None:
         """The signal's structure as the forward model of one view knows it."""
-        first = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        return known_signal_structure(self.forward, jax.tree.map(first, observation), jax.tree.map(first, params))
+        return known_signal_structure(self.forward, *first_view((observation, params)))
 
 
 def as_forward_model(forward: AbstractForwardModel | AnyCallable) -> AbstractForwardModel:

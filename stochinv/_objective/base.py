@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from .._checks import check_callable
 from .._custom_types import FloatScalar, Key
 from .._forward.base import as_multi_view
-from .._structure import count_entries
+from .._structure import count_entries, zeros_of
 from .._view import Example, is_view
 
 # The largest signal, in entries, whose measurements' rank is computed.
@@ -87,8 +87,7 @@ def left_open(problem: Any, example: Example) -> bool:
     signals by the rank of the measurements' derivative at a random signal."""
     if not is_view(example.context) and example.context is not None:
         return False
-    signal = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), problem.signal)
-    flat, unravel = ravel_pytree(signal)
+    flat, unravel = zeros_of(problem.signal)
     measured = (example.target.observation, None if example.context is None else example.context.observation)
     if count_entries(measured) < flat.size:
         return True

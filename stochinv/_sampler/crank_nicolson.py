@@ -24,7 +24,7 @@ from .._data_info import describe, destandardise_view
 from .._noising import numbered_key
 from .._normal import check_law, from_normal, normal_structure, to_normal
 from .._problem_base import context_units, encode_context
-from .._structure import same_structure
+from .._structure import same_structure, zeros_of
 from .base import AbstractIndependentSampler, AbstractSampler, Sample
 from .exponential_adams import ExponentialAdams
 from .importance import angles_to_noise, flow, view_of
@@ -127,7 +127,7 @@ class CrankNicolson(AbstractIndependentSampler):
     def _maps(self, problem):
         """Zeros like the normal numbers behind a signal, how to unravel them, and the map to a signal and back."""
         if self.prior is None:
-            zeros, unravel = _raveled(problem.observation_structure(None))
+            zeros, unravel = zeros_of(problem.observation_structure(None))
             nothing = encode_context(problem, problem.as_context(None))
             angles = angles_to_noise(problem, self.num_steps, zeros.dtype)
             run = lambda z, angles: unravel(flow(problem, nothing, unravel, ravel_pytree(z)[0], angles)[0])
@@ -140,8 +140,4 @@ class CrankNicolson(AbstractIndependentSampler):
                 f"{describe(coordinates.like)}; give the law of whole signals."
             )
         to_signal = lambda z: coordinates.from_signal(from_normal(self.prior, z))
-        return *_raveled(like), to_signal, lambda s: to_normal(self.prior, coordinates.to_signal(s))
-
-
-def _raveled(structure):
-    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure))
+        return *zeros_of(like), to_signal, lambda s: to_normal(self.prior, coordinates.to_signal(s))

@@ -27,6 +27,7 @@ from .._custom_types import AnyCallable, BoolScalarLike, Context, FloatScalar, K
 from .._data_info import destandardise_view
 from .._problem_base import context_units, encode_context
 from .._schedule import NoiseLevel
+from .._structure import zeros_of
 from .._view import View, is_view
 from .base import AbstractSampler, Sample
 
@@ -126,8 +127,7 @@ class ImportanceSampling(AbstractSampler):
         view = destandardise_view(context_units(problem), view_of(context))
         nothing = encode_context(problem, problem.as_context(None))
         contexts = jax.tree.map(lambda *x: jnp.stack(x), context, nothing)
-        structure = problem.observation_structure(None)
-        flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), structure))
+        flat, unravel = zeros_of(problem.observation_structure(None))
 
         def weigh(start: Any, drawn: Any = True):
             z, logs = two_densities(problem, contexts, unravel, start, self.num_steps, drawn)

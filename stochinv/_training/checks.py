@@ -25,11 +25,10 @@ from .._checks import (
     shorten,
     shown,
 )
-from .._custom_types import Structure
 from .._data_info import describe
 from .._forward.base import AbstractForwardModel, measures_stack
 from .._tracker import Tracker
-from .._view import Example, RandomViews, View, is_view, structure
+from .._view import Example, RandomViews, View, first_view, is_view, structure
 from .ema import AbstractEMA
 
 FILL = "remove or fill them (missing parts belong in `params`, as a mask)"
@@ -266,16 +265,6 @@ def measured_otherwise(example: Example, forward: AbstractForwardModel) -> bool:
     if measures_stack(forward):
         params = first_view(params)
     return example.novel is not None and describe(first_view(structure(example.novel.params))) != describe(params)
-
-
-def first_view(stack: Structure) -> Structure:
-    """The structure of one view of a stack."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
-
-
-def first_record(records: Any) -> Any:
-    """The first of records with a leading axis."""
-    return jax.tree.map(lambda x: x[0], records)
 
 
 def refuse_rounds(**given: Any):

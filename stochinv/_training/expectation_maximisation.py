@@ -38,7 +38,7 @@ from .._sampling import OF_ROUNDS, corrects_rounds, sampler_of_rounds
 from .._schedule import NoiseLevel
 from .._signal_problem import SignalProblem
 from .._structure import count_entries, same_structure
-from .._view import Example, View, structure, take_views
+from .._view import Example, View, count, structure, take_views
 from ..nn import signal_denoiser
 from .contexts import simulated_context
 from .gaussian_start import Start, find_start, first_signal
@@ -46,7 +46,7 @@ from .known_signals import AbstractRounds, encode_records
 from .law_of_draws import find_law, no_law, with_law
 from .plan import Plan
 from .probe import is_affine
-from .records import Records, count
+from .records import Records
 from .residual import residual, root_mean_square
 from .shrinkage import shrink, shrinks
 

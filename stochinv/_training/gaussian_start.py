@@ -19,8 +19,8 @@ from .._grid import LARGEST_VECTOR, smooth_covariance
 from .._mixture import Mixture
 from .._noise import is_sized
 from .._sampling import LARGEST_CORRECTED
-from .._structure import count_entries
-from .._view import View, take_views, view_mask
+from .._structure import count_entries, zeros_of
+from .._view import View, count, take_views, view_mask
 from .._whitening import Whitening, whitening
 from .gaussian import (
     GAUSSIAN_ROUNDS,
@@ -34,8 +34,8 @@ from .gaussian import (
     pairwise_gaussian,
 )
 from .mixture import best_mixture, may_be_mixed
-from .records import Records, count
-from .rows import records_as_rows, zeros_of
+from .records import Records
+from .rows import records_as_rows
 
 # The most numbers that the evidence of the records may take from which the Gaussian is found.
 LARGEST_EVIDENCE = 2**28

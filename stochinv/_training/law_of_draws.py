@@ -18,10 +18,9 @@ from .._denoiser.evidence import LEAST_NOISE
 from .._mixture import MOST_COMPONENTS, Mixture
 from .._sampler.guidance import guides
 from .._sampling import corrects_rounds
-from .._structure import count_entries
+from .._structure import count_entries, zeros_of
 from .gaussian_start import gaussian_of_signals
 from .mixture import best_mixture, fit_mixture, may_be_mixed
-from .rows import zeros_of
 
 _mixture_of = lambda problem: problem.denoiser.mixture.value
 

@@ -20,10 +20,10 @@ from .._custom_types import Key
 from .._data_info import check_structure
 from .._problem_base import AbstractProblem
 from .._tracker import Tracker
-from .._view import Example, RandomViews, View, structure
+from .._view import Example, RandomViews, View, first_view, structure
 from .batches import ArrayBatches, IterableBatches, as_batches, seed_of, warn_exhausted
 from .checkpoint import Checkpoints
-from .checks import check_batch, check_compute, check_data, check_loop, check_training, first_view
+from .checks import check_batch, check_compute, check_data, check_loop, check_training
 from .diagnose import all_finite, diagnose
 from .ema import AbstractEMA
 from .history import History, Progress

@@ -14,11 +14,12 @@ from .._custom_types import Key, Structure, summary
 from .._data_info import DataInfo, describe, measure_units, witness
 from .._denoiser.base import components, is_standardised
 from .._forward.base import known_signal_structure, measures_stack
+from .._noising import noise_level
 from .._problem_base import AbstractProblem
 from .._structure import count_entries
-from .._view import Example, RandomViews, View, check_signal, is_view, structure
+from .._view import Example, RandomViews, View, check_signal, first, first_view, is_view, structure
 from ..nn import default_denoiser
-from .checks import check_example, first_record, first_view, measured_otherwise
+from .checks import check_example, measured_otherwise
 from .probe import probe
 
 # The most parameters of a measurement, in entries, that are kept to tell forward models apart.
@@ -52,7 +53,7 @@ def prepare(
     probe_key: Key,
 ) -> AbstractProblem:
     """A problem that knows the structure and the units of its data, and has a denoiser, all of it checked."""
-    record = jax.tree.map(jnp.asarray, first_record(records))
+    record = jax.tree.map(jnp.asarray, first(records))
     example: Any = record if roles is None else roles(record, key=probe_key)
     target = structure(example.target)
     affine = probe(problem.forward, signal, example.target.params, probe_key)
@@ -95,8 +96,8 @@ def _check_draws(problem, example):
     """Whether the denoiser of an objective that compares draws makes use of its key."""
     if not problem.objective.stochastic:
         return
-    level = _some_level(problem, example)
     noisy, context, params = example.target.observation, example.context, example.target.params
+    level = noise_level(problem.schedule, 0.5, noisy)
     # A mixture draws by its choice alone.
     draw = lambda key: components(problem.denoiser, noisy, level, context, params, key=key)
     traced = jax.make_jaxpr(draw)(jr.key(0)).jaxpr
@@ -107,11 +108,6 @@ def _check_draws(problem, example):
             f"`denoiser` makes no use of its `key`, but `objective` is a {type(problem.objective).__name__}, which "
             "compares draws; use `SquaredError()`, or a denoiser that draws."
         )
-
-
-def _some_level(problem, example):
-    dtype = jax.tree.leaves(example.target.observation)[0].dtype
-    return jax.tree.map(lambda x: x.astype(dtype), problem.schedule.level(0.5))
 
 
 def measured_structure(forward, signal, params):
@@ -212,10 +208,12 @@ def _denoised(problem, example):
         )
     try:
         signal = eqx.filter_eval_shape(
-            lambda e: problem.denoiser(
-                e.target.observation, _some_level(problem, e), e.context, e.target.params, key=None
+            lambda noisy, context, params: problem.denoiser(
+                noisy, noise_level(problem.schedule, 0.5, noisy), context, params, key=None
             ),
-            example,
+            example.target.observation,
+            example.context,
+            example.target.params,
         )
     except Exception as error:
         raise ValueError(

@@ -13,13 +13,13 @@ import numpy as np
 from .._checks import check_arrays, check_finite, check_instance
 from .._complex import parts_structure, view_as_parts
 from .._coordinates import Coordinates
-from .._custom_types import AnyCallable, Key, PyTree, Signal, Structure, summary
+from .._custom_types import AnyCallable, Key, Signal, Structure, summary
 from .._data_info import check_structure, describe
 from .._forward.base import measures_stack
 from .._pairs import Pairs, in_coordinates
 from .._simulated import Region, Simulated, holds_signals, simulate_pairs
 from .._structure import count_entries, same_structure
-from .._view import View, check_signal, structure, view_mask
+from .._view import View, check_signal, count, first, structure, view_mask
 from .checks import FILL, check_number_of_records
 from .plan import batch_size_of
 from .prepare import check_output, known_signal, measured_structure
@@ -89,11 +89,6 @@ class Records(eqx.Module):
             return Records(of(self.views, kept), self.signals), Records(of(self.views, order[:number]), None)
         rest, out = (Records(of(self.views, i), of(self.signals, i)) for i in (kept, order[:number]))
         return rest, out
-
-
-def count(records: PyTree) -> int:
-    """The length of the record axis."""
-    return jax.tree.leaves(records)[0].shape[0]
 
 
 def as_records(
@@ -179,10 +174,6 @@ def draw_structure(name: str, law: AnyCallable) -> Structure:
         return eqx.filter_eval_shape(law, jr.key(0))
     except Exception as error:
         raise ValueError(f"{name} fails to draw from a key ({summary(error)}); give one that JAX can trace.") from error
-
-
-def first(records: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x[0], records)
 
 
 def as_masked(views: View) -> View:

@@ -6,15 +6,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from .._chunks import in_chunks
-from .._custom_types import AnyCallable, Signal, Structure
+from .._custom_types import Signal, Structure
 from .._data_info import AbstractUnits
 from .._denoiser.evidence import LEAST_NOISE, Measured, as_rows
+from .._structure import zeros_of
 from .._view import View
-
-
-def zeros_of(signal: Structure) -> tuple[Float[Array, " n"], AnyCallable]:
-    """The signal of zeros as a vector, and the way back."""
-    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signal))
 
 
 def records_as_rows(

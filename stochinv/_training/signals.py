@@ -17,7 +17,7 @@ from .._grid import is_costly
 from .._pairs import Pairs
 from .._simulated import Simulated, as_law
 from .._structure import same_structure
-from .._view import View
+from .._view import View, count
 from .batches import ArrayBatches, seed_of
 from .checks import check_closures, check_training
 from .ema import AbstractEMA
@@ -27,7 +27,7 @@ from .known_signals import KnownSignals
 from .law_of_draws import room_for_law, told
 from .loop import Options, Run, check_options, check_parts
 from .plan import LAST, MOST_ROUNDS, RATE, RATE_FOR_IMAGES, EMAOfRounds, Plan, batch_size_of, plan_of
-from .records import Records, as_records, count
+from .records import Records, as_records
 from .shrinkage import shrinks
 from .state import start_state
 from .watch import Watch, number_held_out, warn_never_close

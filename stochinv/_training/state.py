@@ -17,7 +17,7 @@ from .._checks import check_finite, check_instance, check_key
 from .._custom_types import AnyCallable, FloatScalar, Key, PyTree
 from .._frozen import trainable
 from .._problem_base import AbstractProblem
-from .._view import Example, RandomViews, View
+from .._view import Example, RandomViews, View, count, first
 from .checks import FILL, check_batch, check_closures, check_compute, check_training
 from .ema import AbstractEMA, PowerEMA
 from .prepare import find_structures, prepare
@@ -194,7 +194,7 @@ def batch_loss(
     problem: AbstractProblem, roles: RandomViews | None, batch: Example | View, key: Key
 ) -> tuple[FloatScalar, dict[str, FloatScalar]]:
     """The mean loss of records, each with noise and roles of its own, and the means of its parts."""
-    return mean_loss(problem, roles, batch, jr.split(key, count_records(batch)))
+    return mean_loss(problem, roles, batch, jr.split(key, count(batch)))
 
 
 def mean_loss(
@@ -214,15 +214,11 @@ def loss_of_records(
     problem: AbstractProblem, roles: RandomViews | None, records: Example | View, key: Key, chunk_size: int
 ) -> FloatScalar:
     """The mean loss of any number of records, so many of them at a time."""
-    number = count_records(records)
+    number = count(records)
     keys = jax.vmap(lambda index: jr.fold_in(key, index))(jnp.arange(number))
     one = lambda inputs: batch_loss(problem, roles, jax.tree.map(lambda x: x[None], inputs[0]), inputs[1])[0]
     mapped = jax.vmap(one) if number <= chunk_size else lambda x: jax.lax.map(one, x, batch_size=chunk_size)
     return jnp.mean(mapped((records, keys)))
-
-
-def count_records(batch: Example | View) -> int:
-    return jax.tree.leaves(batch)[0].shape[0]
 
 
 def accumulated(
@@ -230,7 +226,7 @@ def accumulated(
 ) -> tuple[tuple[FloatScalar, dict[str, FloatScalar]], PyTree]:
     """The loss of a batch, its parts and the gradient, as means of those of so many parts of the batch, which are
     worked on one after the other: memory for activations is that of a part."""
-    keys = jr.split(key, count_records(batch))
+    keys = jr.split(key, count(batch))
     if number == 1:
         return value_and_grad(params, batch, keys)
     # Each part is spread over the whole batch, as the batch is over devices.
@@ -240,10 +236,6 @@ def accumulated(
     add = lambda total, part: (jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None)
     total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda x: x / number, total)
-
-
-def first(records: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x[0], records)
 
 
 def compute_dtype(params: PyTree, precision: Precision) -> PyTree:

@@ -16,7 +16,7 @@ from .._denoiser.network import AbstractEncoder, NetworkDenoiser, is_image, sign
 from .._forward.base import AbstractForwardModel
 from .._frozen import trainable
 from .._structure import count_entries
-from .._view import is_view
+from .._view import first_view, is_view
 from ..forward._camera import Camera
 from ..forward._volume import VolumeRenderer
 from ..forward._volume_voxels import VoxelField
@@ -144,10 +144,8 @@ def _vector_parts(forward, signal, info, *, width, latent_size, key, view_key):
         width = 128 if size <= 16 else 256
     context, context_size, view_network = info.context, _entries(info.context), None
     if is_view(context):
-        one_view = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (context.observation, context.params)
-        )
-        view_network = eqx.nn.MLP(_entries(one_view), width, width, 1, jax.nn.silu, key=view_key)
+        one = first_view((context.observation, context.params))
+        view_network = eqx.nn.MLP(_entries(one), width, width, 1, jax.nn.silu, key=view_key)
         context_size = width + 1
     features = _entries(info.observation) + _entries(info.params) + context_size
     network = MLP(features + latent_size, size, embedding_size=_EMBEDDING_SIZE, width=width, key=key)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_arrays, check_finite, is_traced
+from ._checks import check_arrays
 from ._custom_types import Context
-from ._data_info import FINITE, DataInfo, check_structure, describe
+from ._data_info import DataInfo, check_counted, check_structure, describe, filled
 from ._structure import same_structure
-from ._view import View, is_view, num_views, structure, view_mask
+from ._view import View, is_view, num_views, structure
 
 
 def as_views(info: DataInfo, context: Context, name: str = "context") -> View:
@@ -38,17 +38,15 @@ def as_views(info: DataInfo, context: Context, name: str = "context") -> View:
     one = info.measurement
     if same_structure(structure(View(views.observation, views.params)), one) and views.mask is None:
         views = jax.tree.map(lambda x: jnp.asarray(x)[None], views)
-    number = num_views(views) if jax.tree.leaves(views.observation) and np.ndim(_first(views)) else 0
+    leaves = jax.tree.leaves(views.observation)
+    number = num_views(views) if leaves and np.ndim(leaves[0]) else 0
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype), one)
     remedy = f"give 1 to {capacity} views like those of the training data, with a leading views axis"
     check_structure(name, views, given, remedy)
     if number > capacity:
         raise ValueError(f"`{name}` has {number} views, but records of training had {capacity}; give at most as many.")
-    mask = view_mask(views)
-    if not is_traced(mask):
-        kept = lambda x: x if is_traced(x) else np.asarray(x)[np.asarray(mask)]
-        check_finite(name, jax.tree.map(kept, View(views.observation, views.params)), FINITE)
-    return _fill(views, mask, capacity)
+    check_counted(name, views)
+    return filled(views, capacity)
 
 
 def as_view(context: Any, wanted: str, name: str = "context") -> View:
@@ -62,22 +60,3 @@ def as_view(context: Any, wanted: str, name: str = "context") -> View:
         raise ValueError(f"`{name}` is {describe(context)}, but {wanted}.")
     check_arrays(name, context)
     return cast(View, context)
-
-
-def _first(views: View) -> Any:
-    return jax.tree.leaves(views.observation)[0]
-
-
-def _fill(views: View, mask, capacity: int) -> View:
-    """`capacity` views: those that count are as they were, the others zero with the parameters of one that counts."""
-    missing = capacity - mask.shape[0]
-    stand_in = jnp.where(mask, jnp.arange(mask.shape[0]), jnp.argmax(mask))
-    stand_in = jnp.concatenate([stand_in, jnp.full(missing, jnp.argmax(mask), stand_in.dtype)])
-    mask = jnp.concatenate([mask, jnp.zeros(missing, bool)])
-
-    def observed(x):
-        x = jnp.asarray(x)[stand_in]
-        return jnp.where(mask.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
-
-    params = jax.tree.map(lambda x: jnp.asarray(x)[stand_in], views.params)
-    return View(jax.tree.map(observed, views.observation), params, mask)

@@ -15,7 +15,7 @@ from ._checks import check_arrays, check_finite, is_traced, numbers, shorten
 from ._custom_types import AnyCallable, Context, FloatScalar, Observation, PyTree, Structure
 from ._mixture import Mixture
 from ._structure import same_structure
-from ._view import View, first_view, is_view, structure
+from ._view import View, first_view, is_view, structure, view_mask
 
 FINITE = "remove them, fill them, or mask their view out"
 
@@ -237,23 +237,39 @@ def check_context(info: DataInfo | None, context: Context):
     check_arrays("context", context)
     if info is not None:
         check_structure("context", context, info.context, "give a context like those of the training data")
+    check_counted("context", context)
+
+
+def check_counted(name: str, context: Context, remedy: str = FINITE):
+    """Raises a `ValueError` if a context, or views with any leading axes, are not finite where they count."""
     mask = context.mask if is_view(context) else None
     if is_traced(mask):
         return
     seen = lambda x: x if mask is None or is_traced(x) else np.asarray(x)[np.asarray(mask)]
-    check_finite("context", jax.tree.map(seen, context), FINITE)
+    check_finite(name, jax.tree.map(seen, context), remedy)
 
 
 def as_context(context: Context) -> Context:
     """A context as arrays, whose views that are masked out are zero, whatever they held."""
     context = jax.tree.map(jnp.asarray, context)
-    if not is_view(context) or context.mask is None:
-        return context
-    mask = context.mask
-    blank = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
-    # Zeros are no parameters of many forward models, cameras among them: those of a view that counts stand in.
-    stand_in = jnp.where(mask, jnp.arange(mask.size), jnp.argmax(mask))
-    return View(jax.tree.map(blank, context.observation), jax.tree.map(lambda x: x[stand_in], context.params), mask)
+    return context if not is_view(context) or context.mask is None else filled(context, context.mask.shape[0])
+
+
+def filled(views: View, capacity: int) -> View:
+    """`capacity` views: those that count are as they were, the others zero with the parameters of one that counts.
+
+    Zeros are no parameters of many forward models, cameras among them.
+    """
+    mask = view_mask(views)
+    mask = jnp.pad(mask, (0, capacity - mask.size))
+    stand_in = jnp.where(mask, jnp.arange(capacity), jnp.argmax(mask))
+
+    def observed(x):
+        x = jnp.asarray(x)[stand_in]
+        return jnp.where(mask.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    params = jax.tree.map(lambda x: jnp.asarray(x)[stand_in], views.params)
+    return View(jax.tree.map(observed, views.observation), params, mask)
 
 
 def check_measurement(name: str, tree: Any):

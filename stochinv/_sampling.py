@@ -6,12 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 
-from ._checks import check_arrays, check_finite, check_integer, check_key, is_traced
+from ._checks import check_arrays, check_integer, check_key
 from ._chunks import in_chunks, rounded
 from ._custom_types import AnyCallable, Context, Key, Params
-from ._data_info import FINITE, check_measurement
+from ._data_info import check_counted, check_measurement
 from ._grid import is_costly, is_large
 from ._problem_base import AbstractProblem, encode_context, trained_denoiser
 from ._sampler.ancestral import Ancestral
@@ -20,7 +19,6 @@ from ._sampler.exponential_adams import ExponentialAdams
 from ._sampler.guidance import guides
 from ._sampler.importance import ImportanceSampling
 from ._structure import count_entries
-from ._view import is_view
 
 # The largest signal, in entries, whose draws are chosen by importance weights.
 LARGEST_CORRECTED = 16
@@ -176,8 +174,5 @@ def check_contexts(contexts: Context, params: Params) -> int:
             f"`contexts` and `params` have arrays of shapes {shapes}, but all must have one leading contexts axis; "
             "stack the contexts, or take `posterior(context)` for one, or for nothing given."
         )
-    mask = contexts.mask if is_view(contexts) else None
-    if not is_traced(mask):
-        seen = lambda x: x if mask is None or is_traced(x) else np.asarray(x)[np.asarray(mask)]
-        check_finite("contexts", jax.tree.map(seen, contexts), FINITE)
+    check_counted("contexts", contexts)
     return shapes[0][0]

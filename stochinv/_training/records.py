@@ -14,7 +14,7 @@ from .._checks import check_arrays, check_finite, check_instance
 from .._complex import parts_structure, view_as_parts
 from .._coordinates import Coordinates
 from .._custom_types import AnyCallable, Key, Signal, Structure, summary
-from .._data_info import check_structure, describe
+from .._data_info import check_counted, check_structure, describe
 from .._forward.base import measures_stack
 from .._pairs import Pairs, in_coordinates
 from .._simulated import Region, Simulated, holds_signals, simulate_pairs
@@ -178,15 +178,11 @@ def draw_structure(name: str, law: AnyCallable) -> Structure:
 
 def as_masked(views: View) -> View:
     """Records of views as arrays, with a mask."""
-    return jax.tree.map(jnp.asarray, View(views.observation, views.params, np.asarray(_masks(views))))
+    return jax.tree.map(jnp.asarray, View(views.observation, views.params, np.asarray(jax.vmap(view_mask)(views))))
 
 
 def as_arrays(pairs: Pairs) -> Pairs:
     return Pairs(jax.tree.map(jnp.asarray, pairs.signal), as_masked(pairs.view))
-
-
-def _masks(views: View):
-    return jax.vmap(view_mask)(views)
 
 
 def check_pairs(name: str, pairs: Pairs, problem: Any, batch_size: int):
@@ -217,8 +213,7 @@ def check_views(name: str, data: View, problem: Any, batch_size: int):
         raise ValueError(f"`{name}.mask` has shape {np.shape(data.mask)}, but must have the shape {shapes[0][:2]}.")
     if measures_stack(problem.forward):
         raise ValueError("`forward` is a `MultiView`, but in signal space views are stacked already; give that of one.")
-    mask = np.asarray(_masks(data))
-    check_finite(name, jax.tree.map(lambda x: np.asarray(x)[mask], View(data.observation, data.params)), FILL)
+    check_counted(name, data, FILL)
     for path, x in jtu.tree_flatten_with_path(data.observation)[0]:
         if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
             raise ValueError(

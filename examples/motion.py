@@ -67,10 +67,6 @@ class Config:
     """Features of a cell in the network."""
     depth: int = 1
     """Residual blocks of the network."""
-    radius: int = 0
-    """Largest displacement matched with the noisy frame; 0 trains and samples from pure noise alone, in one step."""
-    sampler_steps: int = 1
-    """Noise levels that a sample goes through."""
     noise: float = 0.01
     """Standard deviation of what no motion explains, in grey values from 0 to 1."""
     smoothness: float = 0.002
@@ -115,7 +111,7 @@ def main(argv=None):
 
     # One frame in, motions out; here for many held-out frames at once. For a single one it reads
     # `fit.problem.posterior(None, params=frame).sample(key, (8,))`.
-    sampler = si.Ancestral(config.sampler_steps)
+    sampler = si.Ancestral(1)
     samples = sample(fit.problem, test.params, sampler, config.samples, keys[2])
 
     # How good they are, beside simpler answers, and one that was shown both frames.
@@ -177,7 +173,6 @@ def make_problem(config, data, *, key):
         std=float(np.std(data.observation)),
         width=config.width,
         depth=config.depth,
-        radius=config.radius,
         spread=0.5 * config.margin,
         key=key,
     )
@@ -186,7 +181,7 @@ def make_problem(config, data, *, key):
         si.Patches(whole, config.patch) + 0.05 * whole if config.patch else whole,
         num_draws=config.draws,
         fair=config.fair,
-        sample_time=si.mostly_noise if config.radius else si.pure_noise,
+        sample_time=si.pure_noise,
         regulariser=si.forward.FlowSmoothness(config.smoothness, margin=config.margin),
     )
     return si.StochasticInverseProblem(forward, denoiser, noise=config.noise, objective=objective)

@@ -57,27 +57,6 @@ def test_denoiser_is_a_draw_with_a_key_and_fixed_without():
     assert jnp.max(jnp.abs(call(jr.key(0)) - call(jr.key(1)))) > 1e-3
 
 
-@pytest.mark.parametrize(("margin", "radius"), [(4, 3), (2, 4), (0, 4)])
-def test_matching_finds_a_translation_and_knows_when_it_cannot(margin, radius):
-    """At low noise the estimate is the translation, with a small deviation; at pure noise it is the prior's, 0 and 1.
-
-    Whole pixels, and cells away from the border.
-    """
-    source = jnp.asarray(PHOTO[20:60, 100:140, None])
-    moved = jnp.asarray(PHOTO[20 - 1 : 60 - 1, 100 + 2 : 140 + 2, None])
-    cut = slice(margin, 40 - margin)
-    observed = (moved[cut, cut] - 0.5) / 0.25
-    network = denoiser(margin=margin, radius=radius, mean=0.5, std=0.25)
-    match = eqx.filter_jit(lambda noisy, level: network._match(noisy, level, (source - 0.5) / 0.25))
-    schedule = si.CosineSchedule()
-    for t, expected, error, deviation in ((0.05, (-1.0, 2.0), 0.15, (0.0, 0.3)), (1.0, (0.0, 0.0), 0.3, (0.8, 1.1))):
-        level = schedule.level(jnp.asarray(t))
-        noise = jr.normal(jr.key(0), observed.shape)
-        _, mean, spread = match(level.alpha * observed + level.sigma * noise, level)
-        np.testing.assert_allclose(np.median(mean, (0, 1)), expected, atol=error)
-        assert deviation[0] < np.median(spread) < deviation[1]
-
-
 @pytest.mark.parametrize(
     ("options", "words"), [({"width": 12}, "width"), ({"scale": 0}, "scale"), ({"spread": 0.0}, "spread")]
 )

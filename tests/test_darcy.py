@@ -79,12 +79,14 @@ def test_wild_permeabilities():
     assert relative_error(Darcy((32, 32))(jnp.asarray(signal), None), by_scipy(signal)) < 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("level", [-100.0, 100.0])
 def test_permeabilities_beyond_float32_give_nan(level):
     value, slope = jax.value_and_grad(lambda s: jnp.sum(Darcy((4, 5))(s, None)))(jnp.full((4, 5), level))
     assert jnp.isnan(value) and not jnp.any(jnp.isfinite(slope))
 
 
+@pytest.mark.thorough
 def test_constant_permeability_equals_the_series():
     """The pressure in the middle of the square is a known series; 64 cells err by about 1e-4 of it."""
     odd = np.arange(1, 400, 2)
@@ -95,6 +97,7 @@ def test_constant_permeability_equals_the_series():
     np.testing.assert_allclose(got, expected, rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_second_order(x64):
     """A pressure is made up, and its source found by derivatives. Half as wide cells: a quarter of the error.
 
@@ -168,6 +171,7 @@ def test_derivatives_are_finite_differences(x64):
     np.testing.assert_allclose(curvature, central(lambda h: slope(signal + h * direction)), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_forward_and_reverse_derivatives_are_adjoint():
     """To the rounding of float32 in sums of a hundred entries."""
     signal, direction = jr.normal(jr.key(2), (2, 12, 10))

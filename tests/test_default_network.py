@@ -231,6 +231,7 @@ def test_a_signal_without_a_slope_at_zero_is_left():
         assert jnp.max(jnp.abs(slope)) > 0.1
 
 
+@pytest.mark.thorough
 def test_default_denoiser_of_a_volume_renderer():
     """It makes voxels like those that the forward model takes for its signal; without a camera there is none."""
     forward = si.forward.VolumeRenderer(4)

@@ -131,6 +131,7 @@ def test_false_alarms_at_one_context():
     assert 0 < alarms <= most_alarms(repeats)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", [{"width": 0.6}, {"width": 1.5}, {"shift": 0.5}], ids=str)
 def test_faults_at_one_context_are_found(fault):
     assert local_p_value(np.random.default_rng(0), 300, jr.key(0), **fault) == 0.01

@@ -75,6 +75,7 @@ def test_mlp_generator_is_a_perceptron(tmp_path):
     np.testing.assert_allclose(si.nn.load_weights(mlp(), path)(jnp.asarray(latent)), expected, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_dcgan_generator_layer_by_layer(tmp_path):
     """Against sums over input pixels, in the layout of files."""
     path = tmp_path / "weights.npz"

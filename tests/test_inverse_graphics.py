@@ -150,6 +150,7 @@ def test_a_field_in_the_ball_is_empty_outside_and_the_same_inside():
     assert np.all(np.asarray(ball.density)[radius > 1.4] == -20)
 
 
+@pytest.mark.thorough
 def test_turning_the_world_turns_the_features():
     """Image features lie where the cameras see them: a quarter turn of the cameras turns what is lifted."""
     denoiser = make_denoiser()

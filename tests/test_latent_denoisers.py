@@ -66,6 +66,7 @@ def test_arguments_are_checked():
         si.AmortisedGaussian(read, 0, 3, key=jr.key(0))
 
 
+@pytest.mark.thorough
 def test_image_encoder():
     network = si.nn.ImageEncoder(2, 5, image_size=(33, 20), embedding_size=8, channels=4, key=jr.key(0))
     image, embedding = jr.normal(jr.key(1), (33, 20, 2)), jr.normal(jr.key(2), (8,))

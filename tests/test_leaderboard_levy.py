@@ -72,6 +72,7 @@ def test_gaussian_posterior(part):
     assert np.allclose(estimate, gain @ measured[0], atol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_coverage(part, share):
     """Regions of exact draws have nine true signals in ten; those of draws that are too narrow have fewer."""
@@ -142,12 +143,12 @@ def test_orders(part):
     """In their own order the forward model is the operator; in another, all jumps are in it."""
     levy = part("levy")
     operator = part("levy_problem").OPERATORS["imputation"](64)
-    jumps = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    jumps = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
     view = levy.records(np.zeros((5, 33)), 64, told=True, reordered=True)
     assert len({tuple(order) for order in view.params[:, 0]}) == 5
     order = np.round(64 * view.params[0, 0]).astype(int)
     assert sorted(order) == list(range(64)) and list(order) != sorted(order)
-    reordered = np.cumsum(jumps[order])
+    reordered = np.cumsum(jumps[order, 0])
     told, untold = levy.forward_of(operator, True), levy.forward_of(operator, False)
     assert np.allclose(told(jumps, view.params[0, 0]), operator @ reordered, atol=1e-4)
     still = levy.records(np.zeros((1, 33)), 64, told=True, reordered=False)

@@ -90,6 +90,7 @@ def test_sbibm(run, tmp_path):
         run("sbibm", "--sbibm", str(tmp_path / "nothing"), "--problems", "bernoulli_glm")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_posterior_of_25_gaussians(load, rows):
     """Shares, means and covariance of the posterior, against draws of the prior weighted by the likelihood."""

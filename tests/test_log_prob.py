@@ -146,6 +146,7 @@ def test_stochastic_denoiser_averages_draws():
     assert abs(values.mean() - gaussian_log_prob(mean, mean, covariance)) < 0.1
 
 
+@pytest.mark.thorough
 def test_large_measurements_take_probes():
     size = 65
     denoiser = si.GaussianDenoiser(lambda s, p: s, jnp.zeros(size), jnp.eye(size))

@@ -65,6 +65,7 @@ def test_what_is_wrong_is_said(options, words):
         denoiser(**options)
 
 
+@pytest.mark.thorough
 def test_scores_of_known_predictions(motion):
     """Two fields, of which one is the truth: scores, PSNR, distances and directions by hand."""
     source, observed = frames([0.0, 2.0])

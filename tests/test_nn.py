@@ -153,6 +153,7 @@ def test_every_parameter_gets_a_gradient(case):
         assert np.all(np.asarray(g) != 0), jtu.keystr(path)
 
 
+@pytest.mark.thorough
 def test_fresh_network_starts_to_learn(case):
     network = case.network()
     x, embedding = inputs(case, batch=(2,))

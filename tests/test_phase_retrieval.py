@@ -113,6 +113,7 @@ def test_a_mask_that_is_symmetric_breaks_nothing(masked):
     np.testing.assert_allclose(forward(SYMMETRIES["turned"](image), mask), forward(image, mask), atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_derivative(name):
     """Of weighted intensities, which are quadratic, so that central differences are exact."""

@@ -56,6 +56,7 @@ def test_a_turned_digit_has_the_same_intensities(example):
     assert jnp.max(jnp.abs(example.forward(turned, 1.0) - example.forward(modes, 1.0))) > 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("beacon", [0.0, 1.0])
 def test_intensities_are_those_of_numpy(example, beacon):
     """Each of the 49 lowest frequencies once, up to the zero frequency; a real image has the others twice."""

@@ -125,6 +125,7 @@ def test_sums_to_one_and_is_symmetric(name):
         np.testing.assert_allclose(kernel, other, atol=1e-8)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_derivatives_against_finite_differences(name):
     """Of the closed form in double precision, by central differences, right to 1e-6."""

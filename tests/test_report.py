@@ -57,6 +57,7 @@ def passed(findings):
     return not any(test.wrong for test in findings.tests.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("problem", "fault", "name"), FAULTS, ids=str)
 def test_wrong_posteriors_are_found(problem, fault, name):
     found = judged(problem=problem, known=False, **fault)
@@ -155,6 +156,7 @@ def test_coverage_of_few_counts_is_its_level():
     assert np.all(np.abs(shares - levels) < 4 * np.sqrt(levels * (1 - levels) / unseen.size))
 
 
+@pytest.mark.thorough
 def test_draws_that_repeat_are_warned_of():
     found = arrays(np.random.default_rng(0))._replace(effective=np.full(RECORDS, 0.02))
     assert "Only 2.0% of the network's draws" in _findings.judge(found, jr.key(0)).warnings[0]

@@ -55,6 +55,7 @@ def reweighted():
     return si.diagnostics.reweighted_posterior(prior, measure, TAU, contexts(), **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("index", range(4))
 def test_moments_are_those_of_the_closed_form(reweighted, index):
     mean, covariance, evidence = closed_form(contexts(), index)
@@ -71,6 +72,7 @@ def test_moments_are_those_of_the_closed_form(reweighted, index):
     helpers.assert_gaussian(samples, mean, covariance, bias=5 / np.sqrt(ess), name="resampled signals")
 
 
+@pytest.mark.thorough
 def test_ess_and_means_do_not_depend_on_chunks():
     """Against weights of all draws at once, in double precision."""
     key, views = jr.key(3), contexts()

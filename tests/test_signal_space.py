@@ -141,6 +141,7 @@ def test_predictions_are_measurements(fitted):
     np.testing.assert_allclose(predicted.std(0), spread, rtol=4 / np.sqrt(1000) + 0.05)
 
 
+@pytest.mark.thorough
 def test_effective_sample_size(fitted):
     posterior = fitted.problem.posterior(given(2))
     assert posterior.effective_sample_size(jr.key(0), 200) > 150

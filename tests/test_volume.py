@@ -135,6 +135,7 @@ def test_against_numeric_integration():
     np.testing.assert_allclose(measure(si.forward.VolumeRenderer(4000), field, one), expected, atol=2e-3)
 
 
+@pytest.mark.thorough
 def test_gradients_by_finite_differences():
     forward = si.forward.VolumeRenderer(12, background=None)
     field = random_field()
@@ -225,6 +226,7 @@ def with_offsets(number):
     return si.forward.Rays(rays.origins, rays.directions, jnp.zeros((16, 16, number)))
 
 
+@pytest.mark.thorough
 def test_tri_planes_against_scipy():
     keys = jr.split(jr.key(4), 6)
     box = {"lower": (-1.0, -0.5, -2.0), "upper": (1.0, 1.5, 2.0)}

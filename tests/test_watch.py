@@ -143,6 +143,7 @@ def test_scores_and_coverage_of_exact_posteriors_are_theirs(monkeypatch):
     assert coverage is not None and coverage[-1] < 0.8
 
 
+@pytest.mark.thorough
 def test_coverage_of_few_counts_is_its_level():
     """Nine in ten are 0, and so are most of their predictions at the true rate."""
     problem = types.SimpleNamespace(
